@@ -1,0 +1,3 @@
+"""Headrace carries data from the lakehouse into distributed training."""
+
+__version__ = "0.1.0"
