@@ -1,0 +1,1 @@
+"""Composition: what jobs, notebooks and the console command call."""

@@ -1,0 +1,195 @@
+"""The console command `headrace <verb>`; every job file is a shim over it.
+
+Standard output ends with one line of JSON; what people read goes to standard error. Exit status: 0 done, 1 a fault of
+ours or of the machine, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from types import FrameType, ModuleType
+from typing import Any, NamedTuple
+
+from headrace import __version__
+from headrace.config import nearest, parse
+from headrace.errors import UserError
+from headrace.report import PROGRESS_MODES, Report
+
+
+class Verb(NamedTuple):
+    """One verb: the module in `headrace.pipelines` with `Config` and `run`, its line of help, whether it needs Spark."""
+
+    module: str
+    help: str
+    spark: bool = True
+
+
+VERBS = {
+    "doctor": Verb("doctor", "is this machine ready? what to type if not", spark=False),
+    "demo": Verb("demo", "the main job on generated data, end to end"),
+    "demo-crash": Verb("demo_crash", "the same killed and resumed: same table, same weights", spark=False),
+    "generate-criteo": Verb("generate_criteo", "write files in the Criteo Terabyte format with a planted model"),
+    "ingest-criteo": Verb("ingest_criteo", "Criteo logs -> bronze/criteo, every line accounted for"),
+    "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
+    "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
+    "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
+    "rows": Verb("rows", "what became of one input file's rows"),
+    "quarantine": Verb("quarantine", "refused rows: reasons, counts, examples"),
+    "catalog": Verb("catalog", "tables: list, show, validate, report"),
+    "compare": Verb("compare", "runs beside each other: quality against seconds and bytes", spark=False),
+    "sync-runs": Verb("sync_runs", "send to the tracking store what it missed while it was down", spark=False),
+}
+
+
+@dataclass(kw_only=True)
+class SessionConfig:
+    """Where Spark runs; under spark-submit its own options come first.
+
+    Args:
+        master: Spark master, for example local[4] or local-cluster[2,1,2048]; the default is spark-submit's or local.
+        driver_memory: heap of the driver, for example 4g (only where this process starts the JVM).
+        conf: further Spark settings, for example --session.conf.spark.sql.shuffle.partitions 200.
+    """
+
+    master: str | None = None
+    driver_memory: str | None = None
+    conf: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class ScreenConfig:
+    """What is shown while it runs.
+
+    Args:
+        progress: auto (a bar on a terminal, a line every 10 s elsewhere), bar, log or none.
+        trace: show the stack trace of an unexpected error.
+    """
+
+    progress: str = "auto"
+    trace: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; the return value is the exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if not args or args[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if args[0] in ("-V", "--version"):
+        print(f"headrace {__version__}")
+        return 0
+    if args[0] not in VERBS:
+        hint = nearest(args[0], list(VERBS)) or "headrace --help lists the verbs"
+        print(f"error: no verb {args[0]!r}\n  -> {hint}", file=sys.stderr)
+        return 2
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    trace = "--screen.trace" in args or bool(os.environ.get("HEADRACE_TRACE"))
+    try:
+        return _run(args[0], args[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+    except Exception as error:
+        return _unexpected(args[0], error, trace)
+
+
+def job(verb: str) -> None:
+    """Entry of `jobs/*.py`: the verb with this process's arguments, then exit with its status."""
+    status = main([verb, *sys.argv[1:]])
+    sys.stdout.flush()
+    if status:
+        sys.exit(status)
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    verb = VERBS[name]
+    module = importlib.import_module(f"headrace.pipelines.{verb.module}")
+    config = parse(
+        {"": module.Config, "session": SessionConfig, "screen": ScreenConfig}, _positional(module, argv), f"headrace {name}"
+    )
+    screen = config["screen"]
+    if screen.progress not in PROGRESS_MODES:
+        raise UserError(f"screen.progress: {screen.progress!r} is not one of {', '.join(PROGRESS_MODES)}")
+    report = Report(name, progress=screen.progress)
+    if not verb.spark:
+        report = module.run(None, config[""], report)
+    else:
+        report = _with_spark(module, config, report)
+    for label, path in report.paths.items():
+        report.say(f"{label}: {path}")
+    print(report.to_json(), flush=True)
+    return int(report.results.get("exit_status", 0))
+
+
+def _with_spark(module: ModuleType, config: dict[str, Any], report: Report) -> Report:
+    from headrace.session import build_session
+
+    session = config["session"]
+    conf = dict(session.conf)
+    if session.driver_memory:
+        conf["spark.driver.memory"] = session.driver_memory
+    slots = module.slots(config[""]) if hasattr(module, "slots") else 0
+    spark = build_session(f"headrace {report.verb}", master=session.master, conf=conf, slots=slots)
+    try:
+        result: Report = module.run(spark, config[""], report)
+        return result
+    finally:
+        spark.stop()
+
+
+def _positional(module: ModuleType, argv: Sequence[str]) -> list[str]:
+    """`headrace rows FILE`: leading bare words fill the fields that the module names in POSITIONAL."""
+    args, fields = list(argv), list(getattr(module, "POSITIONAL", ()))
+    words = []
+    while args and fields and not args[0].startswith("-"):
+        words += [f"--{fields.pop(0)}", args.pop(0)]
+    return words + args
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    lines = [f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            f"headrace {__version__}: from the lakehouse into distributed training",
+            "",
+            "usage: headrace VERB [--config FILE ...] [--key value ...]",
+            "",
+            *lines,
+            "",
+            "headrace VERB --help shows a verb's settings, --print_config prints them resolved. Every setting can also be",
+            "given by environment (HEADRACE_TRAIN__BATCH_SIZE) or in a YAML file; jobs/VERB.py is the same for spark-submit.",
+        ]
+    )
+
+
+def _unexpected(verb: str, error: Exception, trace: bool) -> int:
+    if trace:
+        traceback.print_exc()
+        return 1
+    with tempfile.NamedTemporaryFile("w", prefix=f"headrace-{verb}-", suffix=".trace", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    first = (str(error).strip().splitlines() or [""])[0]
+    print(
+        f"error: {type(error).__name__}: {first[:500]}\n  -> the whole trace is in {file.name} (--screen.trace shows it here)",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    raise SystemExit(143)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
