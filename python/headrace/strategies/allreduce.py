@@ -1,0 +1,43 @@
+"""Synchronous data parallelism: every step uses the sum of all ranks' gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from headrace.comm.base import Collective
+from headrace.strategies.reducers import Reducer
+
+
+class AllReduce:
+    """Replaces gradients by their sum over ranks, every step; parameters stay equal because the updates are.
+
+    Args:
+        reducer: how sums are taken.
+        collective: over whom.
+    """
+
+    def __init__(self, reducer: Reducer, collective: Collective) -> None:
+        self.reducer = reducer
+        self.collective = collective
+
+    def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """Sums over ranks by name; divide by the global number of rows afterwards."""
+        return self.reducer.reduce(grads, self.collective)
+
+    def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
+        """Called after the update; nothing to do, all ranks made the same one."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing is carried from step to step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another strategy.
+        """
+        if state:
+            raise ValueError(f"allreduce keeps no state, the checkpoint has {sorted(state)}: it is another strategy's")

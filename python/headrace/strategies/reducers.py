@@ -1,0 +1,117 @@
+"""Reducers: gradients of all ranks to their sum.
+
+Dense gradients are packed into fixed flat buckets in parameter order, one collective a bucket. `ordered` sums in rank
+order (alltoall of chunks, sum, all-gather): every element is g_0 + g_1 + ... + g_{n-1} from left to right, so the bits
+are the same on every transport and for every bucket size. `ring` leaves the order to the transport's all-reduce.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headrace.comm.base import Collective
+from headrace.strategies.sparse import reduce_sparse
+
+BUCKET_BYTES = 4 << 20
+
+
+class Reducer(Protocol):
+    """Sums gradients over ranks; the caller divides by the global number of rows."""
+
+    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sums by name, dense and row-sparse alike; every rank gives the same names in the same order."""
+
+
+SumFlat = Callable[[Tensor, Collective], Tensor]
+
+
+@dataclass(frozen=True)
+class BucketReducer:
+    """Packs gradients into buckets and sums each by `sum_flat`.
+
+    Args:
+        sum_flat: sum of a flat tensor `[n]` over ranks.
+        bucket_bytes: a bucket is closed when it holds this much; a larger tensor has its own.
+    """
+
+    sum_flat: SumFlat
+    bucket_bytes: int = BUCKET_BYTES
+
+    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `Reducer.reduce`. At one rank dense gradients come back as they are, sparse ones coalesced."""
+        sparse = {name: g for name, g in grads.items() if g.is_sparse}
+        dense = {name: g for name, g in grads.items() if not g.is_sparse}
+        summed = reduce_sparse(sparse, collective)
+        for bucket in buckets(dense, self.bucket_bytes):
+            summed |= self.reduce_bucket(bucket, collective)
+        return {name: summed[name] for name in grads}
+
+    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sum one bucket of dense gradients of one dtype by one collective."""
+        if collective.size == 1:
+            return bucket
+        total = self.sum_flat(torch.cat([g.reshape(-1) for g in bucket.values()]), collective)
+        parts = torch.split(total, [g.numel() for g in bucket.values()])
+        return {name: part.view(g.shape) for (name, g), part in zip(bucket.items(), parts, strict=True)}
+
+
+def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:
+    """Cut dense gradients, in the given order, into buckets of one dtype and device of about `bucket_bytes`."""
+    bucket: dict[str, Tensor] = {}
+    held, kind = 0, None
+    for name, grad in grads.items():
+        if bucket and (held + grad.nbytes > bucket_bytes or kind != (grad.dtype, grad.device)):
+            yield bucket
+            bucket, held = {}, 0
+        bucket[name], kind = grad, (grad.dtype, grad.device)
+        held += grad.nbytes
+    if bucket:
+        yield bucket
+
+
+def sum_in_rank_order(flat: Tensor, collective: Collective) -> Tensor:
+    """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`.
+
+    Bytes on the wire are those of a ring: 2 (size - 1) / size of the tensor's.
+    """
+    size, rank = collective.size, collective.rank
+    chunks = flat.tensor_split(size)
+    rows = [c.numel() for c in chunks]
+    parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
+    total = parts[0]
+    for part in parts[1:]:
+        total += part
+    return torch.cat(collective.allgather(total, rows=rows))
+
+
+def sum_by_allreduce(flat: Tensor, collective: Collective) -> Tensor:
+    """The transport's own all-reduce; `[n]` to `[n]`."""
+    return collective.allreduce(flat)
+
+
+@dataclass(frozen=True)
+class ReducerSpec:
+    """A reducer and its traits.
+
+    Args:
+        factory: `factory(bucket_bytes=...)` makes one.
+        same_bits: the sum has the same bits on every transport at the same number of ranks.
+    """
+
+    factory: Callable[..., BucketReducer]
+    same_bits: bool
+
+
+def ordered(bucket_bytes: int = BUCKET_BYTES) -> BucketReducer:
+    """Sums in rank order: the same bits on every transport."""
+    return BucketReducer(sum_in_rank_order, bucket_bytes)
+
+
+def ring(bucket_bytes: int = BUCKET_BYTES) -> BucketReducer:
+    """The transport's all-reduce for dense gradients; row-sparse ones are merged in rank order all the same."""
+    return BucketReducer(sum_by_allreduce, bucket_bytes)
