@@ -1,0 +1,57 @@
+"""Fixtures for all tests: one Spark session for the process, the real data sets, a fresh lake."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+PROJECT = Path(__file__).resolve().parents[1]
+REAL_DATA = PROJECT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
+    """The process's only Spark session: small, with Delta; four slots, so that four ranks fit."""
+    from headrace.session import build_session
+
+    conf = {
+        "spark.driver.memory": "1g",
+        "spark.sql.shuffle.partitions": "4",
+        "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
+    }
+    session = build_session("headrace-tests", master="local[4]", conf=conf)
+    yield session
+    session.stop()
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    """An empty folder for tables."""
+    folder = tmp_path / "lake"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def criteo_kaggle() -> Path:
+    """Folder of the real Criteo Kaggle sample: train.tsv, dev.tsv, test.tsv, 7,200 / 409 / 391 rows."""
+    return _real("criteo_kaggle_8k")
+
+
+@pytest.fixture(scope="session")
+def criteo_short() -> Path:
+    """Folder of the damaged Criteo sample: 502 whole rows of 1,000."""
+    return _real("criteo_short_rows_1k")
+
+
+def _real(name: str) -> Path:
+    folder = REAL_DATA / name
+    if not folder.is_dir():
+        pytest.skip(f"the real data set {name} is not on this machine (licence: it may not be shipped)")
+    return folder
