@@ -1,0 +1,81 @@
+"""The console command: verbs, exit statuses, the last line, and `headrace compare`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from headrace.pipelines import cli
+from headrace.pipelines.compare import table
+
+
+def write_run(lake, name, **results):
+    folder = lake / "runs" / name
+    folder.mkdir(parents=True)
+    (folder / "report.json").write_text(json.dumps({"verb": "train-ctr", "results": results}))
+
+
+def test_help_lists_every_verb_and_a_typo_names_the_nearest(capsys):
+    assert cli.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {verb} " in shown for verb in cli.VERBS)
+    assert cli.main(["train_ctr"]) == 2
+    assert "did you mean train-ctr?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", list(cli.VERBS))
+def test_every_verb_documents_every_setting(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([verb, "--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    undocumented = [
+        block.split()[1]
+        for block in shown.split("  ARG:   --")[1:]
+        if block.split()[0] not in ("config", "session", "screen") and "CONFIG" not in block and "\n                        (" in block
+    ]
+    assert not undocumented, f"{verb}: no help for {undocumented}"
+
+
+def test_compare_sorts_draws_and_ends_with_json(tmp_path, capsys):
+    write_run(tmp_path, "a", model="logistic", ranks=2, test_auc=0.70, train_seconds=10.0, megabytes_sent=3.0)
+    write_run(tmp_path, "b", model="deepfm", ranks=2, test_auc=0.75, train_seconds=30.0, megabytes_sent=9.0)
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    last = json.loads(shown.out.strip().splitlines()[-1])
+    assert [run["run_id"] for run in last["results"]["runs"]] == ["b", "a"]
+    assert shown.err.index("0.7500") < shown.err.index("0.7000")
+    assert (tmp_path / "runs" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["compare", "--lake", str(tmp_path), "--sort", "train_seconds"]) == 0
+    last = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert [run["run_id"] for run in last["results"]["runs"]] == ["a", "b"]
+
+
+def test_mistakes_of_the_user_exit_2_with_a_remedy_and_no_trace(tmp_path, capsys):
+    assert cli.main(["compare", "--lake", str(tmp_path)]) == 2
+    shown = capsys.readouterr().err
+    assert f"headrace train-ctr --lake {tmp_path}" in shown
+    assert "Traceback" not in shown
+    assert cli.main(["compare", "--lak", str(tmp_path)]) == 2
+    assert "did you mean lake?" in capsys.readouterr().err
+    write_run(tmp_path, "a", test_auc=0.5)
+    assert cli.main(["compare", "--lake", str(tmp_path), "--runs", "zzz"]) == 2
+    assert "there are: a" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_keeps_its_trace_in_a_file(tmp_path, capsys):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    (tmp_path / "runs" / "a" / "report.json").write_text("{")
+    assert cli.main(["compare", "--lake", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    trace = shown.split("the whole trace is in ")[1].split(" (")[0]
+    with open(trace) as file:
+        assert "JSONDecodeError" in file.read()
+    assert shown.count("\n") == 2
+
+
+def test_a_run_without_a_figure_shows_a_dash():
+    lines = table([{"run_id": "a", "test_auc": 0.5}]).splitlines()
+    assert lines[1].split()[0] == "a"
+    assert lines[1].split().count("-") == 9
