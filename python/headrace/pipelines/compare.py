@@ -79,7 +79,8 @@ def _load(lake: Path, wanted: list[str] | None) -> list[dict[str, Any]]:
     found = {path.parent.name: path for path in sorted(lake.glob("runs/*/report.json"))}
     missing = [run for run in wanted or [] if run not in found]
     if missing:
-        raise UserError(f"no finished run {', '.join(missing)} in {lake}/runs", f"there are: {', '.join(found) or 'none'}")
+        there = ", ".join(found) or "none"
+        raise UserError(f"no finished run {', '.join(missing)} in {lake}/runs", f"there are: {there}")
     if not found:
         raise UserError(f"no finished training run in {lake}/runs", f"headrace train-ctr --lake {lake}")
     return [json.loads(found[run].read_text())["results"] | {"run_id": run} for run in wanted or found]
@@ -100,7 +101,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axis, key, label in zip(axes, ("train_seconds", "megabytes_sent"), ("seconds", "MB sent by a rank"), strict=True):
+    costs = (("train_seconds", "seconds"), ("megabytes_sent", "MB sent by a rank"))
+    for axis, (key, label) in zip(axes, costs, strict=True):
         for row in rows:
             if row.get(key) is None or row.get("test_auc") is None:
                 continue
