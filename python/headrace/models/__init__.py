@@ -1,0 +1,56 @@
+"""Click models over the same batch: `create("deepfm", cardinalities, num_dense=13)`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from headrace.errors import UserError
+from headrace.models.base import ClickModel, ModelOptions
+from headrace.models.deepfm import DeepFM
+from headrace.models.dlrm import DLRM
+from headrace.models.fm import FactorizationMachine
+from headrace.models.logistic import Logistic
+
+MODELS: dict[str, type[ClickModel]] = {
+    "logistic": Logistic,
+    "fm": FactorizationMachine,
+    "deepfm": DeepFM,
+    "dlrm": DLRM,
+}
+
+
+def create(name: str, cardinalities: Mapping[str, int], num_dense: int, **options: Any) -> ClickModel:
+    """Make a model.
+
+    Args:
+        name: a key of MODELS.
+        cardinalities: rows of each categorical column's table, in column order.
+        num_dense: number of dense columns.
+        options: fields of ModelOptions.
+
+    Raises:
+        UserError: an unknown model or option, or an option out of range.
+    """
+    if name not in MODELS:
+        near = difflib.get_close_matches(name, MODELS, 1)
+        raise UserError(
+            f"there is no model {name!r}", f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}"
+        )
+    known = [f.name for f in fields(ModelOptions)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+        raise UserError(f"model {name} has no option {unknown[0]!r}", hint)
+    settings = ModelOptions(**options)
+    if settings.embedding_dim < 1 or any(width < 1 for width in (*settings.hidden, *settings.bottom)):
+        raise UserError("model.embedding_dim and the widths of layers must be at least 1", "set them in model.*")
+    constructor: Any = MODELS[name]
+    model: ClickModel = constructor(dict(cardinalities), num_dense, settings)
+    return model
+
+
+__all__ = ["MODELS", "ClickModel", "ModelOptions", "create"]

@@ -1,0 +1,107 @@
+"""One embedding table for all categorical columns: one gather forward, one sort and one segmented sum backward.
+
+    rows(b, c) = W[offset_c + id_bc]          dL/dW = sum over (b, c) of dL/drows(b, c) at row offset_c + id_bc, as (row numbers, rows)
+
+Column c owns the rows [offset_c, offset_c + cardinality_c); its id 0 is padding: the row is zero and receives no gradient. The gradient is a
+coalesced `torch.sparse_coo` tensor made by a stable sort of the row numbers and sums in that order, so it is the same bits at any number of
+threads. (`Tensor.coalesce` of the same gradient takes five times as long: docs/training.md.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.errors import UserError
+
+PADDING_ID = 0
+torch.sparse.check_sparse_tensor_invariants.disable()  # the default, said aloud: torch warns once a process where it is not
+
+
+def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the values of equal rows.
+
+    Args:
+        rows: int64 [N], any order.
+        values: float [N, D].
+
+    Returns:
+        Sorted distinct rows int64 [U] and their sums [U, D]; the order of summation is the order of appearance.
+    """
+    if rows.numel() == 0:
+        return rows, values
+    ordered, place = torch.sort(rows, stable=True)
+    unique, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = torch.cumsum(counts, 0) - counts
+    return unique, nn.functional.embedding_bag(place, values, starts, mode="sum")
+
+
+class _Gather(torch.autograd.Function):
+    """`weight[rows]` whose gradient is row-sparse, coalesced, and skips padding."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, padding: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, padding)
+        ctx.shape = weight.shape
+        return weight.index_select(0, rows.reshape(-1)).view(*rows.shape, weight.shape[1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        rows, padding = ctx.saved_tensors
+        unique, sums = sum_by_row(rows.reshape(-1), grads[0].reshape(-1, ctx.shape[1]))
+        keep = ~torch.isin(unique, padding, assume_unique=True)
+        if not bool(keep.all()):
+            unique, sums = unique[keep], sums[keep]
+        grad = torch.sparse_coo_tensor(unique[None], sums, ctx.shape, is_coalesced=True, check_invariants=False)
+        return grad, None, None
+
+
+class FusedEmbedding(nn.Module):
+    """The tables of all categorical columns as one parameter [sum of cardinalities, dim].
+
+    Args:
+        cardinalities: rows of each column's table, in the order of the columns; ids are in [0, cardinality).
+        dim: floats a row.
+    """
+
+    offsets: Tensor
+    limits: Tensor
+
+    def __init__(self, cardinalities: Mapping[str, int], dim: int) -> None:
+        super().__init__()
+        bad = [name for name, size in cardinalities.items() if size < 1]
+        if bad or not cardinalities:
+            raise UserError(
+                f"no rows for the embedding of column {bad[0] if bad else '(none)'}", "run `headrace featurize-ctr` again"
+            )
+        sizes = torch.tensor(list(cardinalities.values()), dtype=torch.int64)
+        self.columns = tuple(cardinalities)
+        self.weight = nn.Parameter(torch.zeros(int(sizes.sum()), dim))
+        self.register_buffer("limits", sizes, persistent=False)
+        self.register_buffer("offsets", torch.cumsum(sizes, 0) - sizes, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows of ids int64 [B, C] -> float [B, C, dim].
+
+        Raises:
+            UserError: an id is outside its column's table.
+        """
+        if bool(((ids < 0) | (ids >= self.limits)).any()):
+            self._refuse(ids)
+        gathered: Tensor = _Gather.apply(self.weight, ids + self.offsets, self.offsets)  # type: ignore[no-untyped-call]
+        return gathered
+
+    @torch.no_grad()
+    def zero_padding(self) -> None:
+        """Set the padding row of every column to zero (after initialization)."""
+        self.weight[self.offsets + PADDING_ID] = 0.0
+
+    def _refuse(self, ids: Tensor) -> None:
+        column = int(((ids < 0) | (ids >= self.limits)).any(0).nonzero()[0, 0])
+        raise UserError(
+            f"column {self.columns[column]} holds id {int(ids[:, column].max())}, its table has {int(self.limits[column])} rows",
+            "train on the table version whose vocabulary the model was made for",
+        )

@@ -1,0 +1,48 @@
+"""What a run says while it goes on: JSON objects with a `type`, one a line in events.jsonl, in the order they happened.
+
+start, resume, batches (fingerprint of the first global batches), step (loss, rows a second), eval, epoch (the audit), checkpoint, damaged (a
+checkpoint that was passed over), nonfinite (a step that was skipped), stop, end.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+OnEvent = Callable[[Event], None]
+
+
+class EventLog:
+    """Appends events to a file; a full disk loses the log, never the run.
+
+    Args:
+        path: of events.jsonl; its directory exists.
+        on_failure: told once, with the reason, when the file cannot be written.
+    """
+
+    def __init__(self, path: Path, on_failure: Callable[[str], None]) -> None:
+        self._path, self._on_failure, self._failed = path, on_failure, False
+
+    def write(self, event: Event) -> None:
+        """Append one event with the time (seconds since 1970)."""
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3)} | event) + "\n")
+        except OSError as error:
+            if not self._failed:
+                self._on_failure(f"events are no longer written to {self._path}: {error}")
+            self._failed = True
+
+
+def read_events(path: Path) -> list[Event]:
+    """All whole events of a file; a last line cut by a crash is left out."""
+    events = []
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            if line.endswith("\n"):
+                events.append(json.loads(line))
+    return events

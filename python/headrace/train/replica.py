@@ -1,0 +1,162 @@
+"""One rank's copy of what is trained: model, optimizers, strategy; the parts of a step, and its way into and out of checkpoints."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headrace.comm.base import Collective
+from headrace.data.batch import LABEL, Batch
+from headrace.errors import UserError
+from headrace.optim import RuleOptimizer, StepContext
+from headrace.strategies import Strategy
+from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
+from headrace.train.events import Event
+
+
+class Replica:
+    """See the module's docstring. Gradients between the calls live in `param.grad`."""
+
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[RuleOptimizer], strategy: Strategy, collective: Collective
+    ) -> None:
+        self.model, self.optimizers, self.strategy, self.collective = model, list(optimizers), strategy, collective
+        self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        left = [name for name, p in self.params.items() if id(p) not in held]
+        if left:
+            raise UserError(f"no optimizer has parameter {left[0]}", "give every parameter to one optimizer")
+
+    def backward(self, batch: Batch, bf16: bool) -> tuple[float, Tensor]:
+        """Gradients of the sum of losses over this rank's rows; the sum and the logits."""
+        self.clear()
+        with torch.autocast(batch.tensors[LABEL].device.type, torch.bfloat16, enabled=bf16):
+            logits = self.model(**batch.inputs())
+        loss = sum_of_losses(logits.float(), batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        for param in self.params.values():
+            if param.grad is not None and param.grad.is_sparse:
+                param.grad = as_coalesced(param.grad)
+        return float(loss.detach()), logits.detach()
+
+    def bad_gradient(self) -> bool:
+        """Whether a gradient of this rank holds NaN or Inf. (A sum is one pass; only if it is bad every number is looked at.)"""
+        for param in self.params.values():
+            if param.grad is None:
+                continue
+            values = param.grad._values() if param.grad.is_sparse else param.grad
+            if not torch.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
+                return True
+        return False
+
+    def exchange(self, step: int, rows: int) -> None:
+        """Replace gradients by what the strategy makes of all ranks', divided by the global number of rows."""
+        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+        for name, grad in self.strategy.on_gradients(grads, step).items():
+            values = grad._values() if grad.is_sparse else grad
+            values.div_(max(1, rows))
+            self.params[name].grad = grad
+
+    def update(self, ctx: StepContext, step: int) -> None:
+        """Run the optimizers, then the strategy's turn on parameters."""
+        for optimizer in self.optimizers:
+            optimizer.step(ctx)
+        self.strategy.on_parameters({name: p.data for name, p in self.params.items()}, step)
+
+    def clear(self) -> None:
+        """Forget gradients."""
+        for param in self.params.values():
+            param.grad = None
+
+    def set_lr(self, factor: float) -> None:
+        """Scale every group's base learning rate."""
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+    def loss_at(self, batch: Batch, rows: int) -> Callable[[Mapping[str, Tensor] | None], Tensor]:
+        """The function that rules with a closure call (see StepContext.loss_at)."""
+
+        def loss(params: Mapping[str, Tensor] | None = None) -> Tensor:
+            values = dict(params or {})
+            logits = torch.func.functional_call(self.model, values, kwargs=batch.inputs())
+            return sum_of_losses(logits.float(), batch) / max(1, rows)
+
+        return loss
+
+    def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
+        """Everything that a resumed run needs."""
+        return Checkpoint(
+            model=self.model.state_dict(),
+            optimizer=[optimizer.state_dict() for optimizer in self.optimizers],
+            rank={"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()},
+            state=state | {"ranks": self.collective.size},
+        )
+
+    def restore(self, store: CheckpointStore, on_event: Callable[[Event], None]) -> dict[str, Any] | None:
+        """Load the newest good checkpoint, the same on every rank; its `state`, or None where there is none."""
+        path = None
+        if self.collective.rank == 0:
+            path = store.latest(lambda name, why: on_event({"type": "damaged", "path": name, "reason": why}))
+        name = self.collective.allgather_object(path.name if path else "")[0]
+        if not name:
+            return None
+        saved = load(store.directory / name, self.collective.rank)
+        same = saved.state["ranks"] == self.collective.size
+        self._load(saved, same, str(store.directory / name))
+        if not same:
+            on_event({"type": "reset", "what": "strategy and random state", "was": saved.state["ranks"]})
+        return saved.state
+
+    def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
+        try:
+            self.model.load_state_dict(saved.model)
+            for optimizer, state in zip(self.optimizers, saved.optimizer, strict=True):
+                optimizer.load_state_dict(state)
+            if same_ranks:
+                self.strategy.load_state_dict(saved.rank["strategy"])
+                torch.set_rng_state(saved.rank["random"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"checkpoint {path} is of another model, optimizer or strategy: {str(error)[:500]}",
+                "resume with the settings in the run's config.yaml",
+            ) from error
+
+
+def sum_of_losses(logits: Tensor, batch: Batch) -> Tensor:
+    """Sum of binary cross-entropies over the rows that are not padding."""
+    losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.tensors[LABEL], reduction="none")
+    if batch.mask is not None:
+        losses = torch.where(batch.mask, losses, torch.zeros_like(losses))
+    return losses.sum()
+
+
+def as_coalesced(grad: Tensor) -> Tensor:
+    """Autograd forgets that a gradient is coalesced; say it again where rows are distinct and rising, else make it so."""
+    ids = grad._indices()[0]
+    if bool((ids[1:] > ids[:-1]).all()):
+        return torch.sparse_coo_tensor(
+            grad._indices(), grad._values(), grad.shape, is_coalesced=True, check_invariants=False
+        )
+    return grad.coalesce()
+
+
+def weights_sha256(model: nn.Module, collective: Collective | None = None) -> str:
+    """sha256 over names and bytes of parameters and buffers; with a collective, checked to be equal on all ranks.
+
+    Raises:
+        RuntimeError: ranks hold different weights after a synchronous run.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+    own = digest.hexdigest()
+    everyone = collective.allgather_object(own) if collective else [own]
+    if len(set(everyone)) > 1:
+        raise RuntimeError(f"ranks hold different weights: {', '.join(d[:12] for d in everyone)}")
+    return own

@@ -1,0 +1,206 @@
+"""The loop on threads: learns, gives the same bits after a stop, skips or stops on bad numbers, proves what it read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from headrace import models, optim
+from headrace.catalog.fingerprint import key_sum
+from headrace.data.batch import Batch
+from headrace.data.plan import permutation
+from headrace.launch import LaunchOptions, RankFailed, Worker, launch, values
+from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.train.checkpoint import CheckpointStore
+from headrace.train.loop import FitConfig, Hooks, fit
+
+ROWS, BATCH, CARDS = 1000, 96, {"c1": 40, "c2": 7}
+
+
+@dataclass
+class Audit:
+    seen: int
+    dropped: int
+    key_sum: int
+
+
+@dataclass
+class Source:
+    """Rows in memory, in an order of (seed, epoch) alone; rank r has the r-th part of every global batch."""
+
+    rank: int
+    size: int
+    rows: int = ROWS
+    spoil: tuple[int, int] | None = None  # (step, rank) whose dense values become NaN
+    lose: bool = False
+    seen: int = 0
+    keys: int = 0
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(7)
+        dense = rng.normal(size=(self.rows, 13)).astype(np.float32)
+        sparse = np.stack([rng.integers(1, n, self.rows) for n in CARDS.values()], axis=1)
+        effect = rng.normal(size=40)
+        logit = dense[:, 0] + effect[sparse[:, 0]] - 0.5
+        label = (rng.random(self.rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+        self.data = {"dense": dense, "sparse": sparse, "label": label, "key": np.arange(self.rows) << 40}
+
+    def steps(self, epoch: int) -> int:
+        return self.rows // BATCH
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        order = permutation(self.rows, 3, epoch)
+        self.seen = self.keys = 0
+        for step in range(start_step, self.steps(epoch)):
+            rows = order[step * BATCH : (step + 1) * BATCH][self.rank :: self.size]
+            batch = Batch({name: torch.from_numpy(value[rows]) for name, value in self.data.items()}, None, step)
+            if self.spoil == (step, self.rank):
+                batch.tensors["dense"][0, 0] = float("nan")
+            self._count(rows[1:] if self.lose else rows)
+            yield batch
+
+    def audit(self, epoch: int) -> Audit:
+        left = permutation(self.rows, 3, epoch)[self.steps(epoch) * BATCH :][self.rank :: self.size]
+        return Audit(self.seen, len(left), self.keys + key_sum(self.data["key"][left]))
+
+    def _count(self, rows: np.ndarray[Any, Any]) -> None:
+        self.seen += len(rows)
+        self.keys += key_sum(self.data["key"][rows])
+
+    def whole(self) -> list[Batch]:
+        return [Batch({name: torch.from_numpy(value[self.rank :: self.size]) for name, value in self.data.items()})]
+
+
+@dataclass
+class Job:
+    """A rank's function: DeepFM on the source."""
+
+    directory: Path | None = None
+    cfg: FitConfig = field(default_factory=lambda: FitConfig(epochs=3, checkpoint_every=5, eval_every=7))
+    stop_at: int | None = None
+    model: str = "deepfm"
+    dense: str = "adam"
+    source: dict[str, Any] = field(default_factory=dict)
+    keep: int = 20
+
+    def __call__(self, worker: Worker) -> dict[str, Any]:
+        with worker.alone():
+            model = models.create(self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1)
+        optimizers = [
+            optim.create(self.dense, model.dense_parameters(), lr=0.02),
+            optim.create("rowwise_adagrad", model.sparse_parameters(), row_sparse=True, lr=0.1),
+        ]
+        source = Source(worker.rank, worker.size, **self.source)
+        strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), worker.collective)
+        steps = 0
+
+        def asked() -> bool:
+            nonlocal steps
+            steps += 1
+            return self.stop_at is not None and steps > self.stop_at and worker.rank == worker.size - 1
+
+        hooks = Hooks(
+            validation=source.whole,
+            store=CheckpointStore(self.directory, self.keep) if self.directory else None,
+            should_stop=asked,
+            rows=ROWS,
+            fingerprint=key_sum(source.data["key"]),
+        )
+        result = fit(model, source, optimizers, strategy, worker.collective, self.cfg, worker.emit, hooks)
+        assert not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
+        metrics = result.evaluation.metrics.to_dict() if result.evaluation else None
+        return {
+            "sha": result.weights_sha256,
+            "stopped": result.stopped,
+            "metrics": metrics,
+            "step": result.cursor.global_step,
+            "skipped": result.cursor.skipped,
+            "audits": [a.to_dict() for a in result.audits],
+        }
+
+
+def run(job: Callable[[Worker], Any], ranks: int = 1, events: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    kept = events if events is not None else []
+    results = launch(job, ranks, launcher="local", on_event=lambda rank, e: kept.append(e), timeout_s=120, options=LaunchOptions())
+    answers = values(results)
+    assert all(answer == answers[0] for answer in answers)
+    return answers[0]
+
+
+@pytest.mark.parametrize("name", sorted(models.MODELS))
+def test_every_model_learns(name: str) -> None:
+    metrics = run(Job(model=name))["metrics"]
+    assert metrics["auc"] > 0.75
+    assert metrics["normalized_entropy"] < 0.9
+
+
+def test_ranks_agree_and_prove_their_rows() -> None:
+    events: list[dict[str, Any]] = []
+    one, four = run(Job(cfg=FitConfig(epochs=3)), 1), run(Job(cfg=FitConfig(epochs=3)), 4, events)
+    assert one["metrics"]["logloss"] == pytest.approx(four["metrics"]["logloss"], abs=0.05)  # dropout masks differ
+    assert [a["rows"] + a["dropped"] for a in four["audits"]] == [ROWS] * 3
+    assert one["audits"] == four["audits"]
+    assert sum(event["type"] == "epoch" for event in events) == 3
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 7, 10, 23])
+def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, stop_at: int) -> None:
+    whole = run(Job(tmp_path / "whole"), 2)
+    first = run(Job(tmp_path / "cut", stop_at=stop_at), 2)
+    assert first["stopped"] == "asked"
+    assert first["step"] <= stop_at + 1
+    events: list[dict[str, Any]] = []
+    second = run(Job(tmp_path / "cut"), 2, events)
+    assert events[0]["type"] == "resume"
+    assert {k: second[k] for k in ("sha", "metrics", "audits", "stopped")} == {
+        k: whole[k] for k in ("sha", "metrics", "audits", "stopped")
+    }
+
+
+def test_bad_number_stops_all_ranks_with_a_clean_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match=r"not a finite number in step 3 on rank 1"):
+        run(Job(tmp_path, source={"spoil": (3, 1)}), 2)
+    events: list[dict[str, Any]] = []
+    healed = run(Job(tmp_path), 2, events)
+    assert (events[0]["type"], events[0]["epoch"], events[0]["step"]) == ("resume", 0, 3)
+    assert healed["sha"] == run(Job(), 2)["sha"]
+
+
+def test_bad_number_is_skipped_by_all_ranks() -> None:
+    events: list[dict[str, Any]] = []
+    result = run(Job(cfg=FitConfig(epochs=2, on_nonfinite="skip"), source={"spoil": (3, 1)}), 2, events)
+    bad = [event for event in events if event["type"] == "nonfinite"]
+    assert [event["ranks"] for event in bad] == [[1], [1]]
+    assert result["skipped"] == 2
+    assert [a["rows"] + a["dropped"] for a in result["audits"]] == [ROWS] * 2
+
+
+def test_lost_row_is_a_loud_error() -> None:
+    with pytest.raises(RankFailed, match="did NOT read every row once"):
+        run(Job(source={"lose": True}), 2)
+
+
+def test_early_stopping_and_resume_after_it(tmp_path: Path) -> None:
+    cfg = FitConfig(epochs=40, eval_every=2, patience=2, schedule="linear", warmup=3)
+    result = run(Job(tmp_path, cfg=cfg))
+    assert result["stopped"] == "early"
+    assert run(Job(tmp_path, cfg=cfg))["sha"] == result["sha"]
+
+
+def test_another_number_of_ranks_resumes(tmp_path: Path) -> None:
+    run(Job(tmp_path, stop_at=4), 2)
+    events: list[dict[str, Any]] = []
+    result = run(Job(tmp_path), 4, events)
+    assert [event["type"] for event in events[:2]] == ["reset", "resume"]
+    assert [a["rows"] + a["dropped"] for a in result["audits"]] == [ROWS] * 3
+
+
+def test_bf16_learns() -> None:
+    assert run(Job(cfg=FitConfig(epochs=3, bf16=True)))["metrics"]["auc"] > 0.75
