@@ -5,34 +5,25 @@ The row groups of a pinned table version are permuted by (seed, epoch) and laid 
 rows are permuted by (seed, epoch, group). A group on a border is read by both lanes. A global batch is `batch_size /
 lanes` rows of every lane, in lane order; rank r serves lanes r, r + size, r + 2 size, ....
 
-Permutations are sorts of splitmix64 keys: bits that count, not a library's generator, so the order is the same under
-every version of numpy and on every machine. numpy is the only import.
+Permutations are sorts of splitmix64 keys, not a library's generator: the order is the same under every version of
+numpy and on every machine. Nothing is read here; numpy is all it needs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from headrace.catalog.fingerprint import splitmix64
 from headrace.errors import UserError
 
-UInt64Array = npt.NDArray[np.uint64]
 Int64Array = npt.NDArray[np.int64]
 
 REMAINDERS = ("drop", "pad", "wrap")
 _GROUP_ORDER, _ROW_ORDER = 1, 2
 _MASK = (1 << 64) - 1
-
-
-def splitmix64(values: npt.NDArray[Any]) -> UInt64Array:
-    """splitmix64 of every element modulo 2^64 (Steele, Lea, Flood 2014): a bijection on 64 bits. Same shape, uint64."""
-    z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 def permutation(n: int, *seed: int) -> Int64Array:
@@ -220,11 +211,6 @@ def row_order(spec: PlanSpec, epoch: int, group: int) -> Int64Array:
     if not spec.shuffle:
         return np.arange(rows, dtype=np.int64)
     return permutation(rows, spec.seed, epoch, _ROW_ORDER, group)
-
-
-def key_sum(keys: npt.NDArray[np.int64]) -> int:
-    """Sum of splitmix64(key) modulo 2^64: the same for a set of rows in any order, on any number of ranks."""
-    return int(splitmix64(keys).sum(dtype=np.uint64))
 
 
 def fingerprint(keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> int:

@@ -1,0 +1,150 @@
+"""Batches rendered from a table's description: which columns become which tensor is said by TableSpec.tensors alone.
+
+A row group is held as numpy arrays with the columns of a tensor one after the other ([columns, rows]: each column is
+gathered from Arrow in one pass); a batch is made from them row by row, and cast to the tensor's type on the way, so
+that ids wait as int32 and train as int64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from headrace.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from headrace.catalog.spec import TableSpec
+
+Array = npt.NDArray[Any]
+
+LABEL, KEY = "label", "key"
+PAD_KEY = -1
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """How one tensor of a batch is made of a table's columns.
+
+    Args:
+        name: of the tensor.
+        columns: scalar columns, side by side; or one column, scalar or a list of fixed length.
+        dtype: of the tensor.
+        shape: of one row: (number of columns,) for several, () for one scalar column, the list's shape otherwise.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+    @property
+    def stacked(self) -> bool:
+        """Several scalar columns, held as [columns, rows]."""
+        return len(self.columns) > 1
+
+    def hold(self, table: pa.Table, rows: npt.NDArray[np.int64]) -> Array:
+        """The chosen rows of one row group.
+
+        Args:
+            table: the row group with (at least) this tensor's columns.
+            rows: [n] which rows, in which order.
+
+        Returns:
+            [columns, n] where several columns are stacked, else [n, *shape], in the file's own type.
+        """
+        if not self.stacked:
+            return self._values(table, self.columns[0])[rows]
+        columns = [self._values(table, name) for name in self.columns]
+        held = np.empty((len(columns), len(rows)), dtype=np.result_type(*columns))
+        for row, column in zip(held, columns, strict=True):
+            row[:] = column[rows]
+        return held
+
+    def empty(self, rows: int) -> Array:
+        """Room for a batch of this tensor: [rows, *shape], not initialized."""
+        return np.empty((rows, *self.shape), dtype=self.dtype)
+
+    def put(self, batch: Array, at: slice, held: Array, start: int, stop: int) -> None:
+        """Copy places [start, stop) of a held group to the rows `at` of a batch, casting to the tensor's type."""
+        batch[at] = held[:, start:stop].T if self.stacked else held[start:stop]
+
+    def _values(self, table: pa.Table, name: str) -> Array:
+        column = table.column(name).combine_chunks()
+        if column.null_count:
+            raise UserError(
+                f"column {name} holds {column.null_count} nulls", "training needs every cell filled: see jobs/featurize"
+            )
+        if self.shape and not self.stacked:
+            flat = column.flatten().to_numpy(zero_copy_only=False)
+            if len(flat) != len(column) * math.prod(self.shape):
+                raise UserError(f"column {name} holds lists that are not of shape {self.shape}", "rewrite the table")
+            return flat.reshape(len(column), *self.shape)
+        values: Array = column.to_numpy(zero_copy_only=False)
+        return values
+
+
+def layouts(spec: TableSpec) -> tuple[TensorLayout, ...]:
+    """The layout of every tensor of a table.
+
+    Raises:
+        UserError: the table has no tensor, none called "key", or one made of a partition column (not in the files).
+    """
+    columns = {column.name: column for column in spec.columns}
+    if KEY not in {tensor.name for tensor in spec.tensors}:
+        raise UserError(f"table {spec.name} has no tensor named {KEY!r}", "add it in data_catalog/: it proves the reading")
+    made = []
+    for tensor in spec.tensors:
+        lost = [name for name in tensor.columns if name not in columns or name in spec.partition_by]
+        if lost:
+            raise UserError(
+                f"tensor {tensor.name!r} of {spec.name} needs {', '.join(lost)}, not among the columns in its files",
+                "name other columns under tensors: in data_catalog/",
+            )
+        shape = tuple(columns[tensor.columns[0]].shape) if len(tensor.columns) == 1 else (len(tensor.columns),)
+        made.append(TensorLayout(tensor.name, tuple(tensor.columns), np.dtype(tensor.dtype), shape))
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one step on one rank, as named tensors.
+
+    Args:
+        tensors: by name, each [B, ...]; always with "key" [B] int64.
+        mask: [B] bool, False where a row is padding; None where all rows are real.
+        step: the step of the epoch that the batch belongs to.
+        fingerprint: ordered hash of the keys; those of all ranks add up (modulo 2^64) to the global batch's.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    mask: torch.Tensor | None = None
+    step: int = 0
+    fingerprint: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tensors[KEY])
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self.tensors[name]
+
+    @property
+    def rows(self) -> int:
+        """Rows that are not padding."""
+        return len(self) if self.mask is None else int(self.mask.sum())
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on another device."""
+        tensors = {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in self.tensors.items()}
+        mask = None if self.mask is None else self.mask.to(device, non_blocking=non_blocking)
+        return replace(self, tensors=tensors, mask=mask)
+
+    def inputs(self) -> dict[str, torch.Tensor]:
+        """What a model sees: every tensor but the label and the key."""
+        return {name: tensor for name, tensor in self.tensors.items() if name not in (LABEL, KEY)}
