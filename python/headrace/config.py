@@ -46,9 +46,7 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     keys = dict(_all_keys(sections))
     args = _normalize(argv, keys)
     sources = _check_arguments(args, keys) | _check_files(args, keys)
-    parser = ArgumentParser(
-        prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False
-    )
+    parser = ArgumentParser(prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given again, later ones win")
     for key, cls in sections.items():
         parser.add_class_arguments(cls, key or None)
@@ -218,5 +216,3 @@ def _in_the_users_words(error: Exception, sources: Mapping[str, str]) -> UserErr
         where = sources.get(key) or f"environment variable {ENV_PREFIX}_{key.upper().replace('.', '__')}"
         return UserError(f"{key}: {detail} ({where})", "--help shows what it takes")
     return UserError(text, "--help lists the options")
-
-

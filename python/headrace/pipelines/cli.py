@@ -24,7 +24,7 @@ from headrace.report import PROGRESS_MODES, Report
 
 
 class Verb(NamedTuple):
-    """One verb: the module in `headrace.pipelines` with `Config` and `run`, its line of help, whether it needs Spark."""
+    """One verb: the module in `headrace.pipelines` with `Config` and `run`, its line of help, does it need Spark."""
 
     module: str
     help: str
@@ -114,17 +114,13 @@ def job(verb: str) -> None:
 def _run(name: str, argv: Sequence[str]) -> int:
     verb = VERBS[name]
     module = importlib.import_module(f"headrace.pipelines.{verb.module}")
-    config = parse(
-        {"": module.Config, "session": SessionConfig, "screen": ScreenConfig}, _positional(module, argv), f"headrace {name}"
-    )
+    sections = {"": module.Config, "session": SessionConfig, "screen": ScreenConfig}
+    config = parse(sections, _positional(module, argv), f"headrace {name}")
     screen = config["screen"]
     if screen.progress not in PROGRESS_MODES:
         raise UserError(f"screen.progress: {screen.progress!r} is not one of {', '.join(PROGRESS_MODES)}")
     report = Report(name, progress=screen.progress)
-    if not verb.spark:
-        report = module.run(None, config[""], report)
-    else:
-        report = _with_spark(module, config, report)
+    report = _with_spark(module, config, report) if verb.spark else module.run(None, config[""], report)
     for label, path in report.paths.items():
         report.say(f"{label}: {path}")
     print(report.to_json(), flush=True)
@@ -167,8 +163,9 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "headrace VERB --help shows a verb's settings, --print_config prints them resolved. Every setting can also be",
-            "given by environment (HEADRACE_TRAIN__BATCH_SIZE) or in a YAML file; jobs/VERB.py is the same for spark-submit.",
+            "headrace VERB --help shows a verb's settings, --print_config prints them resolved. Every setting can also",
+            "be given by environment (HEADRACE_TRAIN__BATCH_SIZE) or in a YAML file; jobs/VERB.py is the same for",
+            "spark-submit.",
         ]
     )
 
@@ -180,10 +177,8 @@ def _unexpected(verb: str, error: Exception, trace: bool) -> int:
     with tempfile.NamedTemporaryFile("w", prefix=f"headrace-{verb}-", suffix=".trace", delete=False) as file:
         traceback.print_exception(error, file=file)
     first = (str(error).strip().splitlines() or [""])[0]
-    print(
-        f"error: {type(error).__name__}: {first[:500]}\n  -> the whole trace is in {file.name} (--screen.trace shows it here)",
-        file=sys.stderr,
-    )
+    print(f"error: {type(error).__name__}: {first[:500]}", file=sys.stderr)
+    print(f"  -> the whole trace is in {file.name} (--screen.trace shows it here)", file=sys.stderr)
     return 1
 
 
