@@ -2,5 +2,6 @@
 
 from headrace.comm.base import Collective, CollectiveError
 from headrace.comm.local import LocalCollective, LocalGroup
+from headrace.comm.metered import Metered
 
-__all__ = ["Collective", "CollectiveError", "LocalCollective", "LocalGroup"]
+__all__ = ["Collective", "CollectiveError", "LocalCollective", "LocalGroup", "Metered"]

@@ -32,7 +32,7 @@ class Collective(Protocol):
     def name(self) -> str: ...
 
     def allreduce(self, x: Tensor) -> Tensor:
-        """Sum over ranks, any shape equal on all ranks. Integers are exact; the order of a float sum is the transport's."""
+        """Sum over ranks; one shape on all. Integers are exact, the order of a float sum is the transport's."""
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """Every rank's `x`, in rank order: dim 0 may differ, the rest is equal.

@@ -1,0 +1,90 @@
+"""A Collective that counts what this rank puts on the wire.
+
+Bytes sent by rank r of n, for the algorithms the transports use (payload; packet headers and the size exchange of 8
+bytes a rank are left out), with B_r the bytes of rank r's own tensor:
+
+    allreduce   2 (n - 1) / n * B      ring: reduce-scatter and all-gather (what the CPU transports and NCCL do at size)
+    allgather   (n - 1) * B_r          every rank's piece reaches n - 1 others; a ring forwards as much in the mean
+    alltoall    sum over j != r of the bytes of chunk j
+    broadcast   (n - 1) * B at the root, 0 elsewhere: what enters the network, however a tree spreads it
+    object      as allgather, of the value's JSON
+
+The in-process transport moves nothing over a wire and is counted alike, so that strategies can be compared without one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from headrace.comm.base import Collective
+
+
+class Metered:
+    """Wraps any Collective; results are those of the wrapped one.
+
+    Attributes:
+        sent: bytes by kind of operation, on this rank.
+        calls: operations by kind.
+    """
+
+    def __init__(self, inner: Collective) -> None:
+        self.inner = inner
+        self.sent: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+
+    @property
+    def rank(self) -> int:
+        return self.inner.rank
+
+    @property
+    def size(self) -> int:
+        return self.inner.size
+
+    @property
+    def name(self) -> str:
+        return self.inner.name
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of all kinds together."""
+        return self.sent.total()
+
+    def allreduce(self, x: Tensor) -> Tensor:
+        """See `Collective.allreduce`."""
+        width = max(x.element_size(), 4 if x.is_floating_point() else 1)  # bfloat16 travels as float32
+        self._count("allreduce", 2 * (self.size - 1) * x.numel() * width // self.size)
+        return self.inner.allreduce(x)
+
+    def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
+        """See `Collective.allgather`."""
+        self._count("allgather", (self.size - 1) * x.nbytes)
+        return self.inner.allgather(x, rows)
+
+    def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
+        """See `Collective.alltoall`."""
+        self._count("alltoall", sum(c.nbytes for j, c in enumerate(chunks) if j != self.rank))
+        return self.inner.alltoall(chunks, rows)
+
+    def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
+        """See `Collective.broadcast`."""
+        self._count("broadcast", (self.size - 1) * x.nbytes if self.rank == root else 0)
+        return self.inner.broadcast(x, root)
+
+    def barrier(self) -> None:
+        """See `Collective.barrier`."""
+        self._count("barrier", 0)
+        self.inner.barrier()
+
+    def allgather_object(self, value: Any) -> list[Any]:
+        """See `Collective.allgather_object`."""
+        self._count("object", (self.size - 1) * len(json.dumps(value)))
+        return self.inner.allgather_object(value)
+
+    def _count(self, kind: str, nbytes: int) -> None:
+        self.sent[kind] += nbytes
+        self.calls[kind] += 1
