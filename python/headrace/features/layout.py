@@ -1,0 +1,54 @@
+"""The layout of silver/ctr: how many files from how many rows, and row groups of one size.
+
+Parquet 1.15 has no limit on the rows of a group: it looks at the buffered bytes, and at some row counts only. Asked to
+look first, and then only, after N rows, with a byte limit that N rows always pass, it ends every group after exactly N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+# Passed by N = 1,024 rows already: a row's key alone, in the order of a hash, does not compress below 4 bytes.
+_BLOCK_BYTES = 4096
+MIN_GROUP_ROWS = 1024
+
+
+def files_for(rows: Mapping[str, int], rows_per_file: int) -> dict[str, int]:
+    """Files by split, from rows alone: cores and cluster must not show in the table.
+
+    Args:
+        rows: rows by split.
+        rows_per_file: about so many in a file.
+    """
+    return {name: max(1, -(-count // rows_per_file)) for name, count in rows.items()}
+
+
+@contextmanager
+def row_groups(spark: SparkSession, rows: int) -> Iterator[None]:
+    """Write Parquet in row groups of `rows` rows (the last of a file has the rest), zstd, inside the `with`.
+
+    These are settings of the session, since Delta's writer does not pass its options on; they are put back.
+    """
+    settings = {
+        "parquet.block.size": str(_BLOCK_BYTES),
+        "parquet.page.size.row.check.min": str(rows),
+        "parquet.page.size.row.check.max": str(rows),
+        "spark.sql.parquet.compression.codec": "zstd",
+        "spark.sql.files.maxRecordsPerFile": "0",
+    }
+    before = {key: spark.conf.get(key, None) for key in settings}
+    try:
+        for key, value in settings.items():
+            spark.conf.set(key, value)
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                spark.conf.unset(key)
+            else:
+                spark.conf.set(key, old)
