@@ -1,0 +1,51 @@
+# The project's verbs; CI runs the same ones. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-crash test lint fmt scala campaign bench docs clean
+BIN := .venv/bin
+PACKAGE := python/headrace
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: ## tools, environment, jar, Spark's settings: what is missing is named; redone only when its inputs change
+	@scripts/python scripts/setup.py
+
+demo: setup ## the main job on generated data, end to end
+	@$(BIN)/headrace demo
+
+demo-crash: setup ## the same killed and resumed: same table, same weights
+	@$(BIN)/headrace demo-crash
+
+test: setup ## all tests: the JVM's, then Python's
+	scripts/sbt test
+	$(BIN)/python -m pytest -m "not campaign"
+
+lint: setup ## ruff, mypy --strict, import contracts, scalafmt
+	$(BIN)/ruff check --no-cache .
+	$(BIN)/ruff format --no-cache --check .
+	$(BIN)/mypy --strict $(PACKAGE)
+	PYTHONPATH=python $(BIN)/lint-imports --no-cache
+	scripts/sbt scalafmtCheckAll scalafmtSbtCheck
+
+fmt: setup ## format Python, notebooks, Scala
+	$(BIN)/ruff check --no-cache --fix .
+	$(BIN)/ruff format --no-cache .
+	for notebook in notebooks/*.ipynb; do [ ! -f "$$notebook" ] || $(BIN)/nbstripout "$$notebook"; done
+	scripts/sbt scalafmtAll scalafmtSbt
+
+scala: setup ## compile and test the JVM side, build the jars
+	scripts/sbt test assembly package deltaJars
+	@$(BIN)/python scripts/spark_settings.py "$$($(BIN)/python -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')"
+
+campaign: setup ## the long tests: thousands of races, dozens of kills
+	$(BIN)/python -m pytest -m campaign --timeout 3600
+
+bench: setup ## the main job timed by stage, into docs/results/
+	@$(BIN)/python -m bench
+
+docs: setup ## check that links inside README and docs lead somewhere
+	@$(BIN)/python scripts/check_links.py README.md docs
+
+clean: ## remove what builds and demos made (the environment stays: remove .venv and .tools yourself)
+	rm -rf .build scala/target project/target project/project build dist demo lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis
