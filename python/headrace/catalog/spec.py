@@ -13,7 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.strict_yaml import At, load as load_yaml, nearest
+from headrace.catalog.strict_yaml import At, nearest
+from headrace.catalog.strict_yaml import load as load_yaml
 from headrace.errors import UserError
 
 if TYPE_CHECKING:
