@@ -6,19 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from headrace.data.plan import (
-    EpochPlan,
-    PlanSpec,
-    Read,
-    fingerprint,
-    key_sum,
-    permutation,
-    row_order,
-    splitmix64,
-)
-from headrace.errors import UserError
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from headrace.catalog.fingerprint import splitmix64
+from headrace.data.plan import EpochPlan, PlanSpec, Read, fingerprint, permutation, row_order
+from headrace.errors import UserError
 
 Row = tuple[int, int]
 PERMUTATION_8 = [4, 1, 2, 0, 5, 3, 7, 6]
@@ -200,7 +193,6 @@ def test_permutations_stay_the_same() -> None:
     """Written down once: another numpy or machine must give these, or a resumed run is another experiment."""
     assert permutation(8, 42, 0, 1).tolist() == PERMUTATION_8
     assert int(np.dot(permutation(31_201, 7, 3, 2, 11), np.arange(31_201))) == PERMUTATION_31201_DOT
-    assert splitmix64(np.array([0], dtype=np.uint64))[0] == 0xE220A8397B1DCDAF  # published first output for seed 0
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 3, 1024, 1025])
@@ -227,10 +219,8 @@ def test_refusals_name_numbers_and_remedy() -> None:
 
 @given(st.lists(st.integers(0, 2**62), min_size=1, max_size=50, unique=True), st.integers(0, 49))
 def test_fingerprints_add_up_and_see_the_order(keys: list[int], cut: int) -> None:
-    array, places = np.array(keys, dtype=np.int64), np.arange(len(keys), dtype=np.int64)
+    array, places = splitmix64(np.array(keys, dtype=np.int64)), np.arange(len(keys), dtype=np.int64)
     parts = [slice(0, cut), slice(cut, None)]
-    assert sum(key_sum(array[part]) for part in parts) % 2**64 == key_sum(array)
     assert sum(fingerprint(array[part], places[part]) for part in parts) % 2**64 == fingerprint(array, places)
-    assert key_sum(array[::-1]) == key_sum(array)
     if len(keys) > 1:
         assert fingerprint(array[::-1].copy(), places) != fingerprint(array, places)

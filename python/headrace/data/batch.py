@@ -1,8 +1,8 @@
 """Batches rendered from a table's description: which columns become which tensor is said by TableSpec.tensors alone.
 
-A row group is held as numpy arrays with the columns of a tensor one after the other ([columns, rows]: each column is
-gathered from Arrow in one pass); a batch is made from them row by row, and cast to the tensor's type on the way, so
-that ids wait as int32 and train as int64.
+A tensor of several columns lies column after column in memory, from Parquet to the model: every copy on the way is one
+of contiguous runs, a column of ids is contiguous for its embedding table, and matrix products take the layout as it is
+([B, C] with strides (1, B): use reshape, not view). Ids wait as the file's int32 and are cast on the way into a batch.
 """
 
 from __future__ import annotations
@@ -68,12 +68,24 @@ class TensorLayout:
         return held
 
     def empty(self, rows: int) -> Array:
-        """Room for a batch of this tensor: [rows, *shape], not initialized."""
-        return np.empty((rows, *self.shape), dtype=self.dtype)
+        """Room for a batch of this tensor: [columns, rows] or [rows, *shape] as in `hold`, not initialized."""
+        return np.empty((*self.shape, rows) if self.stacked else (rows, *self.shape), dtype=self.dtype)
 
-    def put(self, batch: Array, at: slice, held: Array, start: int, stop: int) -> None:
-        """Copy places [start, stop) of a held group to the rows `at` of a batch, casting to the tensor's type."""
-        batch[at] = held[:, start:stop].T if self.stacked else held[start:stop]
+    def put(self, batch: Array, at: int, held: Array, start: int, stop: int) -> None:
+        """Copy places [start, stop) of a held group to row `at` and on of a batch, casting to the tensor's type."""
+        end = at + stop - start
+        if self.stacked:
+            batch[:, at:end] = held[:, start:stop]
+        else:
+            batch[at:end] = held[start:stop]
+
+    def pad(self, batch: Array, where: npt.NDArray[np.bool_]) -> None:
+        """Fill the rows of a batch that are padding: zeros, and PAD_KEY for the key."""
+        (batch.T if self.stacked else batch)[where] = PAD_KEY if self.name == KEY else 0
+
+    def tensor(self, batch: Array) -> torch.Tensor:
+        """A filled batch as [B, *shape], sharing its memory."""
+        return torch.from_numpy(batch.T if self.stacked else batch)
 
     def _values(self, table: pa.Table, name: str) -> Array:
         column = table.column(name).combine_chunks()
@@ -98,7 +110,7 @@ def layouts(spec: TableSpec) -> tuple[TensorLayout, ...]:
     """
     columns = {column.name: column for column in spec.columns}
     if KEY not in {tensor.name for tensor in spec.tensors}:
-        raise UserError(f"table {spec.name} has no tensor named {KEY!r}", "add it in data_catalog/: it proves the reading")
+        raise UserError(f"table {spec.name} has no tensor {KEY!r}", "add it in data_catalog/: it is what is proved")
     made = []
     for tensor in spec.tensors:
         lost = [name for name in tensor.columns if name not in columns or name in spec.partition_by]

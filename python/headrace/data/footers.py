@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from headrace.catalog.delta import DataFile, PinnedTable
+    from headrace.catalog.log import DataFile
+    from headrace.catalog.pinned import PinnedTable
 
 PICKLED_KEYS = b"dataset-toolkit."
 _THREADS = 8
@@ -72,7 +73,7 @@ def _footer(file: DataFile, table: PinnedTable) -> pq.FileMetaData:
             f"{file.path} holds pickled objects in its footer ({', '.join(sorted(pickles))}); loading them runs code",
             "write the table with headrace or Spark, not with Petastorm's materialize_dataset",
         )
-    if file.rows is not None and file.rows != footer.num_rows:
+    if file.rows != footer.num_rows:
         raise UserError(
             f"{file.path} holds {footer.num_rows} rows, {file.rows} were committed", "restore the file from a backup"
         )

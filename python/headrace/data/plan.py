@@ -161,7 +161,7 @@ class EpochPlan:
 
     def taken(self, lane: int, step: int) -> int:
         """Rows (not masked ones) that `lane` gives to the batch of `step`."""
-        if self.spec.remainder != "pad":
+        if self.spec.remainder != "pad" or step < self.spec.rows // self.spec.batch_size:
             return self.spec.lane_batch
         return max(0, min(self.spec.lane_batch, len(self.lane_rows(lane)) - step * self.spec.lane_batch))
 
@@ -213,14 +213,14 @@ def row_order(spec: PlanSpec, epoch: int, group: int) -> Int64Array:
     return permutation(rows, spec.seed, epoch, _ROW_ORDER, group)
 
 
-def fingerprint(keys: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> int:
+def fingerprint(mixed: npt.NDArray[np.uint64], places: npt.NDArray[np.int64]) -> int:
     """An ordered hash of rows: sum of splitmix64(splitmix64(key) xor splitmix64(not place)) modulo 2^64.
 
     Args:
-        keys: [n] row keys.
+        mixed: [n] splitmix64 of the row keys.
         places: [n] where each stands in the epoch: step * batch_size + place in the global batch.
 
     Returns:
         A number in [0, 2^64). Those of several ranks (or steps) add up, modulo 2^64, to that of the whole.
     """
-    return int(splitmix64(splitmix64(keys) ^ splitmix64(~places)).sum(dtype=np.uint64))
+    return int(splitmix64(mixed ^ splitmix64(~places)).sum(dtype=np.uint64))

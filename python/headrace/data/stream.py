@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from headrace.catalog.fingerprint import MODULUS, key_sum
-from headrace.data.batch import KEY, PAD_KEY, Array, Batch, TensorLayout, layouts
+from headrace.catalog.fingerprint import MODULUS, key_sum, splitmix64
+from headrace.data.batch import KEY, Array, Batch, TensorLayout, layouts
 from headrace.data.footers import row_groups
 from headrace.data.plan import EpochPlan, PlanSpec, Read, fingerprint
 from headrace.errors import UserError
 
 if TYPE_CHECKING:
-    from headrace.catalog.delta import PinnedTable
+    from headrace.catalog.pinned import PinnedTable
     from headrace.data.petastorm import HeldGroup
 
 
@@ -213,9 +213,9 @@ class Stream:
         mask = None if real.all() else torch.from_numpy(real)
         if mask is not None:
             for layout in self.layouts:
-                arrays[layout.name][~real] = PAD_KEY if layout.name == KEY else 0
-        print_ = self._account(plan, step, arrays[KEY], real)
-        return Batch({name: torch.from_numpy(array) for name, array in arrays.items()}, mask, step, print_)
+                layout.pad(arrays[layout.name], ~real)
+        mark = self._account(plan, step, arrays[KEY], real)
+        return Batch({layout.name: layout.tensor(arrays[layout.name]) for layout in self.layouts}, mask, step, mark)
 
     def _account(self, plan: EpochPlan, step: int, keys: Array, real: npt.NDArray[np.bool_]) -> int:
         """Add a batch to the audit; gives the batch's fingerprint."""
@@ -226,10 +226,11 @@ class Stream:
         if step == self.spec.steps - 1 and self.spec.remainder == "wrap":
             kept = [len(plan.lane_rows(lane)) - step * size for lane in self.lanes]
             own &= np.concatenate([inside < count for count in kept])
-        print_ = fingerprint(keys[real], places[real])
+        mixed = splitmix64(keys)
+        mark, total = fingerprint(mixed[real], places[real]), int(mixed[own].sum(dtype=np.uint64))
         seen, repeated = int(own.sum()), int(real.sum() - own.sum())
-        self._audit += Audit(self._audit.epoch, step + 1, seen, 0, repeated, key_sum(keys[own]), print_)
-        return print_
+        self._audit += Audit(self._audit.epoch, step + 1, seen, 0, repeated, total, mark)
+        return mark
 
     def _drop_rest(self, lanes: dict[int, _Lane], supply: Iterator[tuple[Read, HeldGroup]]) -> None:
         """Read what is left of the rank's lanes, for the audit."""
@@ -268,7 +269,7 @@ class _Lane:
             group = self._groups[0]
             taken = min(count, len(group[KEY]) - self._at)
             for tensor in tensors:
-                tensor.put(arrays[tensor.name], slice(at, at + taken), group[tensor.name], self._at, self._at + taken)
+                tensor.put(arrays[tensor.name], at, group[tensor.name], self._at, self._at + taken)
             at, count, self._at = at + taken, count - taken, self._at + taken
             if self._at == len(group[KEY]):
                 self._groups.pop(0)
