@@ -100,7 +100,7 @@ def test_ragged_lists_are_refused() -> None:
         (TensorSpec("t", ("x", "y"), "int64"), {"x": pa.int64(), "y": pa.list_(pa.int64())}),
     ],
 )
-def test_columns_that_would_become_wrong_values_are_refused(tensor: TensorSpec, columns: dict[str, pa.DataType]) -> None:
+def test_columns_that_would_give_wrong_values_are_refused(tensor: TensorSpec, columns: dict[str, pa.DataType]) -> None:
     with pytest.raises(UserError, match=r"part\.parquet is .*, tensor 't'"):
         _check_schema("part.parquet", pa.schema(columns), layouts(spec(tensor))[1:])
 
