@@ -28,6 +28,7 @@ class Audit:
     seen: int
     dropped: int
     key_sum: int
+    repeated: int = 0
 
 
 @dataclass
@@ -92,7 +93,9 @@ class Job:
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         with worker.alone():
-            model = models.create(self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1)
+            model = models.create(
+                self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
+            )
         optimizers = [
             optim.create(self.dense, model.dense_parameters(), lr=0.02),
             optim.create("rowwise_adagrad", model.sparse_parameters(), row_sparse=True, lr=0.1),
@@ -128,7 +131,9 @@ class Job:
 
 def run(job: Callable[[Worker], Any], ranks: int = 1, events: list[dict[str, Any]] | None = None) -> dict[str, Any]:
     kept = events if events is not None else []
-    results = launch(job, ranks, launcher="local", on_event=lambda rank, e: kept.append(e), timeout_s=120, options=LaunchOptions())
+    results = launch(
+        job, ranks, launcher="local", on_event=lambda rank, e: kept.append(e), timeout_s=120, options=LaunchOptions()
+    )
     answers = values(results)
     assert all(answer == answers[0] for answer in answers)
     return answers[0]

@@ -1,4 +1,5 @@
-"""What every click model promises: dense [B, num_dense] and sparse [B, C] in, logits [B] out, and two groups of parameters."""
+"""What every click model promises: dense [B, num_dense] and sparse [B, C] in, logits [B] out, and two groups of
+parameters."""
 
 from __future__ import annotations
 

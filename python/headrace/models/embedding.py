@@ -1,10 +1,12 @@
 """One embedding table for all categorical columns: one gather forward, one sort and one segmented sum backward.
 
-    rows(b, c) = W[offset_c + id_bc]          dL/dW = sum over (b, c) of dL/drows(b, c) at row offset_c + id_bc, as (row numbers, rows)
+    rows(b, c) = W[offset_c + id_bc]          dL/dW = sum over (b, c) of dL/drows(b, c) at row offset_c + id_bc, as
+    (row numbers, rows)
 
-Column c owns the rows [offset_c, offset_c + cardinality_c); its id 0 is padding: the row is zero and receives no gradient. The gradient is a
-coalesced `torch.sparse_coo` tensor made by a stable sort of the row numbers and sums in that order, so it is the same bits at any number of
-threads. (`Tensor.coalesce` of the same gradient takes five times as long: docs/training.md.)
+Column c owns the rows [offset_c, offset_c + cardinality_c); its id 0 is padding: the row is zero and receives no
+gradient. The gradient is a coalesced `torch.sparse_coo` tensor made by a stable sort of the row numbers and sums in
+that order, so it is the same bits at any number of threads. (`Tensor.coalesce` of the same gradient takes five times
+as long: docs/training.md.)
 """
 
 from __future__ import annotations
@@ -75,7 +77,8 @@ class FusedEmbedding(nn.Module):
         bad = [name for name, size in cardinalities.items() if size < 1]
         if bad or not cardinalities:
             raise UserError(
-                f"no rows for the embedding of column {bad[0] if bad else '(none)'}", "run `headrace featurize-ctr` again"
+                f"no rows for the embedding of column {bad[0] if bad else '(none)'}",
+                "run `headrace featurize-ctr` again",
             )
         sizes = torch.tensor(list(cardinalities.values()), dtype=torch.int64)
         self.columns = tuple(cardinalities)
@@ -91,7 +94,7 @@ class FusedEmbedding(nn.Module):
         """
         if bool(((ids < 0) | (ids >= self.limits)).any()):
             self._refuse(ids)
-        gathered: Tensor = _Gather.apply(self.weight, ids + self.offsets, self.offsets)  # type: ignore[no-untyped-call]
+        gathered: Tensor = _Gather.apply(self.weight, ids + self.offsets, self.offsets)
         return gathered
 
     @torch.no_grad()

@@ -1,8 +1,10 @@
-"""What the click models share: dense standardization, a multi-layer perceptron, dropout that needs no random state, initialization.
+"""What the click models share: dense standardization, a multi-layer perceptron, dropout that needs no random state,
+initialization.
 
     standardize(x) = (x - mean) / std          dropout mask = f(seed, step, rank, layer)
 
-Initialization is drawn from one seeded generator in parameter order, so every rank starts from the same bits without a broadcast.
+Initialization is drawn from one seeded generator in parameter order, so every rank starts from the same bits without a
+broadcast.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Standardize(nn.Module):
 
 
 class SeededDropout(nn.Module):
-    """Dropout whose mask is a function of a seed set before each step: nothing to save, the same under every launcher."""
+    """Dropout whose mask is a function of a seed set before each step: nothing to save, the same under every
+    launcher."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
@@ -70,7 +73,8 @@ def reseed_dropout(model: nn.Module, seed: int, step: int, rank: int) -> None:
 
 
 def perceptron(sizes: Sequence[int], dropout: float, last: bool) -> nn.Sequential:
-    """Linear layers sizes[0] -> sizes[1] -> ... with ReLU between; `last` puts ReLU (and dropout) after the last one too."""
+    """Linear layers sizes[0] -> sizes[1] -> ... with ReLU between; `last` puts ReLU (and dropout) after the last one
+    too."""
     layers: list[nn.Module] = []
     for number, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
         layers.append(nn.Linear(fan_in, fan_out))
@@ -85,8 +89,9 @@ def perceptron(sizes: Sequence[int], dropout: float, last: bool) -> nn.Sequentia
 def initialize(model: nn.Module, seed: int, embedding_std: float) -> None:
     """Draw all parameters from one generator.
 
-    Linear layers: weights N(0, 2 / (fan_in + fan_out)), biases N(0, 1 / fan_out), as in the DLRM reference. Embedding rows: N(0, embedding_std^2)
-    but for columns declared in `model.first_order` (weights of the linear part), which start at zero; padding rows are zero.
+    Linear layers: weights N(0, 2 / (fan_in + fan_out)), biases N(0, 1 / fan_out), as in the DLRM reference. Embedding
+    rows: N(0, embedding_std^2) but for columns declared in `model.first_order` (weights of the linear part), which
+    start at zero; padding rows are zero.
     """
     generator = torch.Generator().manual_seed(seed)
     first_order = int(getattr(model, "first_order", 0))

@@ -2,7 +2,8 @@
 
     logit = b + w . x + sum over columns c of v_c[id_c]
 
-Reference: D. R. Cox, "The regression analysis of binary sequences", 1958. All weights start at zero (the loss is convex); no regularization here:
+Reference: D. R. Cox, "The regression analysis of binary sequences", 1958. All weights start at zero (the loss is
+convex); no regularization here:
 it belongs to the optimizer.
 """
 

@@ -39,7 +39,9 @@ def spec_of(name: str) -> OptimizerSpec:
     return OPTIMIZERS[name]
 
 
-def create(name: str, model_or_params: nn.Module | Iterable[Tensor], *, row_sparse: bool = False, **options: Any) -> RuleOptimizer:
+def create(
+    name: str, model_or_params: nn.Module | Iterable[Tensor], *, row_sparse: bool = False, **options: Any
+) -> RuleOptimizer:
     """Make an optimizer.
 
     Args:
@@ -54,9 +56,7 @@ def create(name: str, model_or_params: nn.Module | Iterable[Tensor], *, row_spar
     spec = spec_of(name)
     unknown = sorted(set(options) - set(spec.defaults))
     if unknown:
-        raise UserError(
-            f"optimizer {name} has no option {unknown[0]!r}", f"its options are {', '.join(spec.defaults)}"
-        )
+        raise UserError(f"optimizer {name} has no option {unknown[0]!r}", f"its options are {', '.join(spec.defaults)}")
     params: Any = model_or_params
     if isinstance(model_or_params, nn.Module):
         params = model_or_params.parameters()

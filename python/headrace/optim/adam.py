@@ -1,8 +1,12 @@
 """Adam.
 
-    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps),   g including weight_decay w
+    m <- b1 m + (1 - b1) g,
+    v <- b2 v + (1 - b2) g^2,
+    w <- w - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps),
+    g including weight_decay w
 
-Reference: D. P. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015. As in the paper but for the optional L2 term.
+Reference: D. P. Kingma and J. Ba, "Adam: A method for stochastic optimization", ICLR 2015. As in the paper but for the
+optional L2 term.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
     m <- momentum m + g + weight_decay w,     w <- w - lr m
 
-Reference: B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Differs from the paper as all of deep learning
+Reference: B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Differs from the
+paper as all of deep learning
 does: lr stands outside of m, so a changed lr acts at once.
 """
 

@@ -2,7 +2,8 @@
 
     w <- w - lr (g + weight_decay w)
 
-Reference: H. Robbins and S. Monro, "A stochastic approximation method", 1951. Row-sparse gradients: only rows with a gradient move, so weight
+Reference: H. Robbins and S. Monro, "A stochastic approximation method", 1951. Row-sparse gradients: only rows with a
+gradient move, so weight
 decay is refused there (it would move all rows).
 """
 

@@ -14,7 +14,7 @@ from headrace.comm.base import Collective
 from headrace.errors import UserError
 
 ACCEPTS_SPARSE = "accepts_sparse"  # row-sparse gradients are updated row by row; rows without gradient do not change
-DENSE_ONLY = "dense_only"  # the rule changes parameters (or state) where the gradient is zero: row-sparse gradients are refused
+DENSE_ONLY = "dense_only"  # moves parameters or state where the gradient is zero: row-sparse gradients are refused
 ROW_SPARSE_REMEDY = "--optimizer.sparse.name rowwise_adagrad"
 STATEFUL = "stateful"  # keeps state between steps
 NEEDS_CLOSURE = "needs_closure"  # calls ctx.loss_at
@@ -32,7 +32,8 @@ class StepContext:
     """What a rule may use beyond gradients. Plain rules ignore it.
 
     Args:
-        loss_at: mean loss of this global batch at other values of the parameters (by name), as a differentiable scalar of this rank's rows;
+        loss_at: mean loss of this global batch at other values of the parameters (by name), as a differentiable scalar
+            of this rank's rows;
             None: at the present ones.
         outputs: logits of this rank's rows [B].
         keys: row keys of this rank's rows [B], int64.
@@ -72,8 +73,9 @@ class OptimizerSpec:
 class RuleOptimizer(torch.optim.Optimizer):
     """A torch optimizer around one rule: `update(param, grad, state, options)` changes the first and third in place.
 
-    A row-sparse gradient (coalesced torch.sparse_coo) of an optimizer that accepts them runs the same rule on the rows that have a gradient,
-    with the same rows of the state; where a state holds one number a row (row-wise rules) it is cut alike.
+    A row-sparse gradient (coalesced torch.sparse_coo) of an optimizer that accepts them runs the same rule on the rows
+    that have a gradient, with the same rows of the state; where a state holds one number a row (row-wise rules) it is
+    cut alike.
 
     Args:
         params: tensors or torch parameter groups.

@@ -1,9 +1,11 @@
 """Checkpoints that are whole or not there: safetensors and JSON, checksummed, renamed into place.
 
-    checkpoints/step-000000120/  model.safetensors  optimizer.safetensors  rank-0.safetensors ...  state.json  manifest.json
+    checkpoints/step-000000120/  model.safetensors  optimizer.safetensors  rank-0.safetensors ...  state.json
+    manifest.json
 
-A checkpoint is written under a hidden name, synced to disk, and renamed; manifest.json holds size and sha256 of every other file and is checked
-before anything is parsed. Nothing in it is executed on loading. The run directory must be one that all ranks see.
+A checkpoint is written under a hidden name, synced to disk, and renamed; manifest.json holds size and sha256 of every
+other file and is checked before anything is parsed. Nothing in it is executed on loading. The run directory must be
+one that all ranks see.
 """
 
 from __future__ import annotations
@@ -86,7 +88,8 @@ class CheckpointStore:
         return None
 
     def save(self, checkpoint: Checkpoint, step: int, collective: Collective) -> Path:
-        """Write a checkpoint: rank 0 the shared part, every rank its own. All ranks call it with equal `model` and `optimizer`.
+        """Write a checkpoint: rank 0 the shared part, every rank its own. All ranks call it with equal `model` and
+        `optimizer`.
 
         Raises:
             CheckpointError: on every rank, if any could not write; the checkpoints before stay as they were.
@@ -129,7 +132,8 @@ def verify(path: Path) -> None:
 
 
 def load(path: Path, rank: int) -> Checkpoint:
-    """Read a checkpoint after `verify`. `rank` gives `Checkpoint.rank`: {} where the run that wrote it had no such rank.
+    """Read a checkpoint after `verify`. `rank` gives `Checkpoint.rank`: {} where the run that wrote it had no such
+    rank.
 
     Raises:
         CheckpointError: it is damaged, or not a checkpoint of this format.

@@ -1,7 +1,7 @@
 """Where a run is, and the proof of what it has read.
 
-Key sums are sums of splitmix64(key) modulo 2^64: they add up over batches, ranks and restarts, so a checkpoint holds the part of the epoch that was
-read before it and the end of the epoch proves the whole.
+Key sums are sums of splitmix64(key) modulo 2^64: they add up over batches, ranks and restarts, so a checkpoint holds
+the part of the epoch that was read before it and the end of the epoch proves the whole.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ class EpochAudit:
         if self.rows + self.dropped == rows and self.keys == fingerprint % MODULUS:
             return
         raise AuditError(
-            f"epoch {self.epoch + 1} did NOT read every row once: {self.rows:,} rows seen + {self.dropped:,} dropped, the table has {rows:,}; "
-            f"key sum {self.keys}, the table's is {fingerprint % MODULUS}. The model of this run must not be used."
+            f"epoch {self.epoch + 1} did NOT read every row once: {self.rows:,} rows seen + {self.dropped:,} dropped, "
+            f"the table has {rows:,}; key sum {self.keys}, the table's is {fingerprint % MODULUS}. "
+            "The model of this run must not be used."
         )
 
     def to_dict(self) -> dict[str, int]:
@@ -116,26 +117,26 @@ class EpochAudit:
 
 
 class SourceAudit(Protocol):
-    """What this rank's source says of the steps it served since the start or the resume, and of the dropped rows (data.Audit)."""
+    """What this rank's source says of the steps since the start or the resume, and of dropped rows (data.Audit)."""
 
     @property
     def seen(self) -> int: ...
     @property
     def dropped(self) -> int: ...
     @property
+    def repeated(self) -> int: ...
+    @property
     def key_sum(self) -> int: ...
 
 
 def close_epoch(cursor: Cursor, source: SourceAudit, collective: Collective) -> EpochAudit:
     """Add up what was read before a resume and what every rank has read since; the same on every rank."""
-    own, seen, dropped, keys = total(collective, cursor.rows, source.seen, source.dropped, source.key_sum)
-    return EpochAudit(
-        epoch=cursor.epoch,
-        rows=cursor.rows_before + seen,
-        dropped=dropped,
-        repeated=own - seen,
-        keys=(cursor.keys_before + keys) % MODULUS,
-    )
+    numbers = (cursor.rows, source.seen, source.dropped, source.repeated, source.key_sum)
+    trained, seen, dropped, repeated, keys = total(collective, *numbers)
+    if trained != seen + repeated:
+        raise AuditError(f"epoch {cursor.epoch + 1}: {trained:,} rows were trained on, {seen + repeated:,} were read")
+    keys = (cursor.keys_before + keys) % MODULUS
+    return EpochAudit(cursor.epoch, cursor.rows_before + seen, dropped, repeated, keys)
 
 
 def total(collective: Collective, *numbers: int) -> list[int]:

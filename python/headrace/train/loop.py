@@ -1,10 +1,11 @@
 """The training loop: one for one rank and many.
 
-    every step: forward, backward of the SUM of losses over this rank's rows -> control word (loss, rows, bad?, stop?) gathered from all ranks
-    -> strategy.on_gradients (sums over ranks) -> divided by the global number of rows -> optimizers -> strategy.on_parameters
+    every step: forward, backward of the SUM of losses over this rank's rows -> control word (loss, rows, bad?, stop?)
+    gathered from all ranks -> strategy.on_gradients (sums over ranks) -> divided by the global number of rows ->
+    optimizers -> strategy.on_parameters
 
-All ranks see a bad number and a wish to stop in the same step. What the loop read is proved at the end of every epoch: the sum of splitmix64 of
-the keys of all rows seen and dropped, over all ranks, must be the table's.
+All ranks see a bad number and a wish to stop in the same step. What the loop read is proved at the end of every epoch:
+the sum of splitmix64 of the keys of all rows seen and dropped, over all ranks, must be the table's.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ class FitConfig:
         checkpoint_every: steps between checkpoints; 0 saves at the end of every epoch only.
         checkpoint_minutes: save as well when so many minutes have passed (rank 0's clock); 0 never.
         log_every: steps between `step` events.
-        on_nonfinite: "stop" (checkpoint of the state before the step, then an error) or "skip" (the step is left out and counted).
+        on_nonfinite: "stop" (checkpoint of the state before the step, then an error) or "skip" (the step is left out
+            and counted).
         schedule: of the learning rates, see optim.schedules.
         warmup: steps.
         patience: stop after so many evaluations in a row without a better validation logloss; 0 never.
@@ -117,7 +119,9 @@ class FitResult:
         stopped: "" (all epochs done), "asked" (a signal), "early" (patience).
         evaluation: the last one of the validation data.
         audits: one an epoch that was gone through.
-        rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's part of the run.
+        seconds: of training, without evaluation and checkpoints, in this process's part of the run.
+        rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's
+            part of the run.
         weights_sha256: of parameters and buffers, equal on all ranks.
     """
 
@@ -125,6 +129,7 @@ class FitResult:
     stopped: str
     evaluation: Evaluation | None
     audits: list[EpochAudit]
+    seconds: float
     rows_per_second: float
     weights_sha256: str
 
@@ -141,8 +146,8 @@ def fit(
 ) -> FitResult:
     """Train until the epochs are done, a stop is asked for, or validation gets no better.
 
-    Resumes by itself from the newest good checkpoint in `hooks.store`. Every rank calls it with the same arguments but for `batches` and
-    `collective`; only rank 0 reports events.
+    Resumes by itself from the newest good checkpoint in `hooks.store`. Every rank calls it with the same arguments but
+    for `batches` and `collective`; only rank 0 reports events.
 
     Raises:
         NonFiniteError: see FitConfig.on_nonfinite.
@@ -156,7 +161,9 @@ def fit(
 class _Loop:
     """State of one `fit`."""
 
-    def __init__(self, replica: Replica, batches: Batches, cfg: FitConfig, on_event: Callable[[Event], None], hooks: Hooks) -> None:
+    def __init__(
+        self, replica: Replica, batches: Batches, cfg: FitConfig, on_event: Callable[[Event], None], hooks: Hooks
+    ) -> None:
         self.replica, self.batches, self.cfg, self.on_event, self.hooks = replica, batches, cfg, on_event, hooks
         self.collective = replica.collective
         self.device = next(replica.model.parameters()).device
@@ -176,7 +183,7 @@ class _Loop:
         self._save()
         digest = weights_sha256(self.replica.model, self.collective)
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
-        return FitResult(self.cursor, self.stopped, self.evaluation, self.audits, rate, digest)
+        return FitResult(self.cursor, self.stopped, self.evaluation, self.audits, self.seconds, rate, digest)
 
     def _resume(self) -> None:
         if self.hooks.store is None:
@@ -254,9 +261,9 @@ class _Loop:
 
     def _audit(self) -> EpochAudit:
         audit = close_epoch(self.cursor, self.batches.audit(self.cursor.epoch), self.collective)
-        self.on_event({"type": "epoch", **audit.to_dict()})
         if self.hooks.fingerprint is not None and self.hooks.rows is not None:
             audit.check(self.hooks.rows, self.hooks.fingerprint)
+            self.on_event({"type": "epoch", **audit.to_dict()})
         return audit
 
     def _timed_step(self, batch: Batch) -> bool:
@@ -296,7 +303,10 @@ class _Loop:
             replica.exchange(step, rows)
             bad = [self.collective.rank] if replica.bad_gradient() else []
             if not bad:
-                replica.update(StepContext(replica.loss_at(batch, rows), outputs, batch.tensors.get("key"), None, self.collective), step)
+                replica.update(
+                    StepContext(replica.loss_at(batch, rows), outputs, batch.tensors.get("key"), None, self.collective),
+                    step,
+                )
         if bad:
             self._refuse(bad)
             return 0.0, rows, asked
@@ -304,14 +314,23 @@ class _Loop:
 
     def _agree(self, loss: float, rows: int, bad: bool) -> tuple[float, int, list[int], bool]:
         """Sum of losses and of rows in rank order, ranks with bad numbers, whether anyone wants to stop."""
-        own = torch.tensor([[loss, rows, float(bad or loss != loss or abs(loss) == float("inf")), float(self.hooks.should_stop())]], dtype=torch.float64)
-        everyone = own if self.collective.size == 1 else torch.cat(self.collective.allgather(own, rows=[1] * self.collective.size))
+        own = torch.tensor(
+            [[loss, rows, float(bad or loss != loss or abs(loss) == float("inf")), float(self.hooks.should_stop())]],
+            dtype=torch.float64,
+        )
+        everyone = (
+            own
+            if self.collective.size == 1
+            else torch.cat(self.collective.allgather(own, rows=[1] * self.collective.size))
+        )
         words = everyone.tolist()
         bad_ranks = [rank for rank, word in enumerate(words) if word[2]]
         return sum(w[0] for w in words), int(sum(w[1] for w in words)), bad_ranks, any(w[3] for w in words)
 
     def _refuse(self, ranks: list[int]) -> None:
-        self.on_event({"type": "nonfinite", "step": self.cursor.global_step, "ranks": ranks, "action": self.cfg.on_nonfinite})
+        self.on_event(
+            {"type": "nonfinite", "step": self.cursor.global_step, "ranks": ranks, "action": self.cfg.on_nonfinite}
+        )
         self.replica.clear()
         self.cursor.skipped += 1
         if self.cfg.on_nonfinite == "skip":
@@ -327,7 +346,13 @@ class _Loop:
         if self.hooks.validation is None:
             return
         self.cursor.evaluation_due = True
-        result = evaluate(self.replica.model, self.hooks.validation(), self.collective, bf16=self.cfg.bf16, should_stop=self.hooks.should_stop)
+        result = evaluate(
+            self.replica.model,
+            self.hooks.validation(),
+            self.collective,
+            bf16=self.cfg.bf16,
+            should_stop=self.hooks.should_stop,
+        )
         if result is None:
             self.stopped = "asked"
             return
@@ -343,7 +368,11 @@ class _Loop:
         if self.hooks.store is None or self.last_saved == mark:
             return
         start = time.monotonic()
-        state = {"cursor": self.cursor.to_dict(self.collective), "audits": [a.to_dict() for a in self.audits], "about": self.hooks.about}
+        state = {
+            "cursor": self.cursor.to_dict(self.collective),
+            "audits": [a.to_dict() for a in self.audits],
+            "about": self.hooks.about,
+        }
         path = self.hooks.store.save(self.replica.checkpoint(state), self.cursor.global_step, self.collective)
         self.last_saved, self.saved_at = mark, time.monotonic()
         self.on_event({"type": "checkpoint", "step": mark[0], "path": str(path), "seconds": self.saved_at - start})

@@ -1,11 +1,12 @@
 """Exact quality of click predictions: AUC with ties, logloss, normalized entropy, calibration, and the curves to draw.
 
-    AUC = (pairs won + pairs tied / 2) / (positives x negatives), by one sort of the scores
-    logloss = mean of log(1 + exp(-z)) for clicks, log(1 + exp(z)) for the others
-    normalized entropy = logloss / entropy of the click rate             (X. He et al., "Practical lessons from predicting clicks on ads", 2014)
-    calibration = sum of predicted probabilities / clicks
+    AUC = (pairs won + pairs tied / 2) / (positives x negatives), by one sort of the scores logloss = mean of log(1 +
+    exp(-z)) for clicks, log(1 + exp(z)) for the others normalized entropy = logloss / entropy of the click rate
+    (X. He et al., "Practical lessons from predicting clicks on ads", 2014) calibration = sum of predicted
+    probabilities / clicks
 
-Rows are sorted by (score, label) first and summed in that order, so the figures do not depend on how rows were spread over ranks.
+Rows are sorted by (score, label) first and summed in that order, so the figures do not depend on how rows were spread
+over ranks.
 Memory: 8 bytes a row (score and label as float32) and a sort's working space.
 """
 
@@ -25,7 +26,8 @@ _CALIBRATION_BINS = 20
 
 @dataclass(frozen=True)
 class Metrics:
-    """Quality over a data set; None where it is not defined (one class only, no rows, no clicks, a score that is not a number)."""
+    """Quality over a data set; None where it is not defined (one class only, no rows, no clicks, a score that is not a
+    number)."""
 
     rows: int
     clicks: int
@@ -96,7 +98,8 @@ def sigmoid(logits: Floats) -> Floats:
 
 
 def curves(logits: Floats, labels: Floats) -> dict[str, list[list[float]]]:
-    """What is drawn: at most 200 points [false positive rate, true positive rate], and 20 calibration bins of equal rows
+    """What is drawn: at most 200 points [false positive rate, true positive rate], and 20 calibration bins of equal
+    rows
     [mean predicted, observed rate, rows]."""
     if not len(logits) or not np.isfinite(logits).all():
         return {"roc": [], "calibration": []}

@@ -1,4 +1,5 @@
-"""One rank's copy of what is trained: model, optimizers, strategy; the parts of a step, and its way into and out of checkpoints."""
+"""One rank's copy of what is trained: model, optimizers, strategy; the parts of a step; the way to checkpoints and
+back."""
 
 from __future__ import annotations
 
@@ -37,14 +38,14 @@ class Replica:
         with torch.autocast(batch.tensors[LABEL].device.type, torch.bfloat16, enabled=bf16):
             logits = self.model(**batch.inputs())
         loss = sum_of_losses(logits.float(), batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         for param in self.params.values():
             if param.grad is not None and param.grad.is_sparse:
                 param.grad = as_coalesced(param.grad)
         return float(loss.detach()), logits.detach()
 
     def bad_gradient(self) -> bool:
-        """Whether a gradient of this rank holds NaN or Inf. (A sum is one pass; only if it is bad every number is looked at.)"""
+        """Whether a gradient of this rank holds NaN or Inf; every number is looked at only where the sum is bad."""
         for param in self.params.values():
             if param.grad is None:
                 continue
@@ -136,7 +137,7 @@ def sum_of_losses(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def as_coalesced(grad: Tensor) -> Tensor:
-    """Autograd forgets that a gradient is coalesced; say it again where rows are distinct and rising, else make it so."""
+    """Autograd forgets that a gradient is coalesced: say it again where rows are distinct and rise, else make it so."""
     ids = grad._indices()[0]
     if bool((ids[1:] > ids[:-1]).all()):
         return torch.sparse_coo_tensor(

@@ -1,0 +1,106 @@
+"""What a run would cost, before it runs: rows, steps, memory, bytes on the wire, minutes from a few measured steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from headrace.comm.local import LocalGroup
+from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.train.job import TrainJob, choose_device
+from headrace.train.replica import Replica
+
+_MEASURED = 4
+_START_S = {"local": 1.0, "horovod": 20.0, "torch": 15.0}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Figures of one run; bytes are a rank's."""
+
+    rows: int
+    steps_per_epoch: int
+    epochs: int
+    parameters: int
+    embedding_bytes: int
+    memory_bytes: int
+    wire_bytes_per_step: int
+    seconds_per_step: float
+    minutes: float
+
+    def lines(self) -> list[str]:
+        """For people."""
+        steps = self.steps_per_epoch * self.epochs
+        return [
+            f"rows            {self.rows:,} a epoch, {self.epochs} epochs".replace("a epoch", "an epoch"),
+            f"steps           {self.steps_per_epoch:,} an epoch, {steps:,} in all",
+            f"parameters      {self.parameters:,}",
+            f"embedding       {self.embedding_bytes / 1e6:,.1f} MB",
+            f"memory          {self.memory_bytes / 1e6:,.0f} MB a rank (model, gradients, optimizer, data, exact AUC)",
+            f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank",
+            f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
+            f"estimated       {self.minutes:,.1f} minutes",
+        ]
+
+
+def estimate(job: TrainJob, ranks: int, threads: int, launcher: str) -> Estimate:
+    """Make the model, read a few real batches as rank 0 of `ranks`, time their steps; nothing is kept."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        return _estimate(job, ranks, launcher)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
+    model = job.make_model().to(choose_device(job.device, 0))
+    optimizers = job.make_optimizers(model)
+    alone = LocalGroup(1).collective(0)
+    replica = Replica(
+        model, optimizers, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
+    )
+    stream = job.stream("train", 0, ranks)
+    seconds, touched, served = [0.0], 0, 0
+    for step, batch in enumerate(islice(stream.epoch(0), _MEASURED)):
+        start = time.perf_counter()
+        replica.backward(batch.to(next(model.parameters()).device), job.fit.bf16)
+        replica.exchange(step, batch.rows)
+        touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
+        for optimizer in optimizers:
+            optimizer.step()
+        seconds.append(time.perf_counter() - start)
+        served += 1
+    steps, memory = stream.steps(0), stream.memory_bytes()
+    stream.close()
+    per_step = min(seconds[2:] or seconds[1:] or seconds)
+    evaluated = job.tables["validation"].rows * job.fit.epochs + job.tables["test"].rows
+    total = per_step * job.fit.epochs * steps + 0.5 * per_step * evaluated / max(1, job.batch_size) + _START_S[launcher]
+    return Estimate(
+        rows=job.tables["train"].rows,
+        steps_per_epoch=steps,
+        epochs=job.fit.epochs,
+        parameters=sum(p.numel() for p in model.parameters()),
+        embedding_bytes=sum(p.nbytes for p in model.sparse_parameters()),
+        memory_bytes=memory + _model_bytes(model, optimizers) + 8 * job.tables["validation"].rows,
+        wire_bytes_per_step=_wire(model, ranks, touched),
+        seconds_per_step=per_step,
+        minutes=total / 60.0,
+    )
+
+
+def _model_bytes(model: Any, optimizers: list[Any]) -> int:
+    """Parameters, dense gradients, optimizer state."""
+    state = sum(v.nbytes for o in optimizers for s in o.state.values() for v in s.values() if torch.is_tensor(v))
+    return sum(p.nbytes for p in model.parameters()) + sum(p.nbytes for p in model.dense_parameters()) + state
+
+
+def _wire(model: Any, ranks: int, touched: int) -> int:
+    """Dense gradients go round a ring; the touched rows (id and values) go to every other rank."""
+    dense = sum(p.nbytes for p in model.dense_parameters())
+    row = sum(8 + 4 * p.shape[1] for p in model.sparse_parameters())
+    return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * touched * row

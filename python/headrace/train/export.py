@@ -1,0 +1,74 @@
+"""The trained model as files: model/model.safetensors and model/model.json, written whole or not at all.
+
+model.json says how to make the model again (`models.create`) and how rows were featurized; the driver puts the
+vocabulary beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from headrace import models
+from headrace.catalog.pinned import PinnedTable
+from headrace.errors import UserError
+
+FORMAT = 1
+
+
+def save_model(model: nn.Module, directory: Path, settings: dict[str, Any], about: dict[str, Any]) -> Path:
+    """Write DIRECTORY/model; an older one is replaced."""
+    draft, target = directory / ".draft-model", directory / "model"
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    save_file(tensors, draft / "model.safetensors")
+    described = {"format": FORMAT, "model": settings, **about}
+    (draft / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    return target
+
+
+def load_model(directory: Path) -> tuple[models.ClickModel, dict[str, Any]]:
+    """Read DIRECTORY/model: the model, ready to score, and model.json. Nothing is executed.
+
+    Raises:
+        UserError: there is none, or it is not one of this format.
+    """
+    try:
+        about = json.loads((directory / "model" / "model.json").read_text(encoding="utf-8"))
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']!r}, this version reads {FORMAT}")
+        options = dict(about["model"])
+        model = models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
+        model.load_state_dict(load_file(directory / "model" / "model.safetensors"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no model in {directory}: {error.filename} is missing", "train one: headrace train-ctr"
+        ) from error
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{directory}/model is no model of ours: {str(error)[:500]}", "train again") from error
+    return model.eval(), about
+
+
+def copy_vocabulary(table: PinnedTable, directory: Path) -> Path:
+    """Write DIRECTORY/model/vocabulary.parquet from a pinned version, row group by row group."""
+    import pyarrow.parquet as pq
+
+    target = directory / "model" / "vocabulary.parquet"
+    writer = None
+    for file in table.files:
+        source = pq.ParquetFile(file.path)
+        for group in range(source.num_row_groups):
+            rows = source.read_row_group(group).replace_schema_metadata(None)
+            writer = writer or pq.ParquetWriter(target, rows.schema, compression="zstd")
+            writer.write_table(rows.cast(writer.schema))
+    if writer is not None:
+        writer.close()
+    return target

@@ -1,0 +1,193 @@
+"""What one rank of a training run does: open the pinned data, make model and optimizers, fit, evaluate on test once,
+export.
+
+A TrainJob is pickled to the ranks; it holds values only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from headrace import models, optim
+from headrace.catalog.pinned import PinnedTable
+from headrace.comm.base import Collective
+from headrace.comm.metered import Metered
+from headrace.data.batch import Batch
+from headrace.data.stream import DataConfig, Stream
+from headrace.errors import UserError
+from headrace.optim import RuleOptimizer
+from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.train.checkpoint import CheckpointStore
+from headrace.train.evaluate import Evaluation, evaluate
+from headrace.train.events import Event, OnEvent
+from headrace.train.export import save_model
+from headrace.train.loop import FitConfig, FitResult, Hooks, fit
+
+FAST_STEPS = 8
+_EVALUATION_BATCH = 8192
+
+
+class Worker(Protocol):
+    """What the launcher hands to a rank (launch.Worker)."""
+
+    @property
+    def collective(self) -> Collective: ...
+    @property
+    def local_rank(self) -> int: ...
+    @property
+    def emit(self) -> OnEvent: ...
+    @property
+    def should_stop(self) -> Any: ...
+    def alone(self) -> Any: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """A whole training run, as values.
+
+    Args:
+        tables: pinned splits "train", "validation", "test" (the last two may have no rows).
+        model: name and options of `models.create`.
+        optimizers: {"dense": {"name": ..., options}, "sparse": {...}}.
+        data: of the training stream.
+        batch_size: rows of a global batch.
+        fit: see FitConfig.
+        reduction: a key of REDUCERS.
+        device: "auto", "cpu", "cuda".
+        directory: of the run; all ranks see it.
+        keep: checkpoints kept.
+        about: JSON for checkpoints and model.json: versions, transform, configuration.
+        fast: a few batches of everything.
+    """
+
+    tables: Mapping[str, PinnedTable]
+    model: Mapping[str, Any]
+    optimizers: Mapping[str, Mapping[str, Any]]
+    data: DataConfig
+    batch_size: int
+    fit: FitConfig
+    reduction: str
+    device: str
+    directory: str
+    keep: int = 2
+    about: Mapping[str, Any] = field(default_factory=dict)
+    fast: bool = False
+
+    def __call__(self, worker: Worker) -> dict[str, Any]:
+        """Train; the value is the same on every rank, but for seconds and bytes."""
+        collective = Metered(worker.collective)
+        device = choose_device(self.device, worker.local_rank)
+        with worker.alone():
+            model = self.make_model().to(device)
+        optimizers = self.make_optimizers(model)
+        strategy = STRATEGIES["allreduce"].factory(REDUCERS[self.reduction].factory(), collective)
+        train = self.stream("train", collective.rank, collective.size)
+        worker_events: OnEvent = worker.emit if collective.rank == 0 else _ignore
+        worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
+        try:
+            result = fit(model, train, optimizers, strategy, collective, self.fit, worker_events, self._hooks(worker))
+            test = None if result.stopped == "asked" else self._test(model, worker)
+        finally:
+            train.close()
+        if test is not None and collective.rank == 0:
+            worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
+            save_model(model, Path(self.directory), dict(self.model), dict(self.about))
+        return summary(result, test, collective)
+
+    def make_model(self) -> models.ClickModel:
+        """The model, the same bits on every rank."""
+        options = dict(self.model)
+        return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
+
+    def make_optimizers(self, model: models.ClickModel) -> list[RuleOptimizer]:
+        """One for the dense parameters, one for the tables where there are any."""
+        made = []
+        groups = {"dense": list(model.dense_parameters()), "sparse": list(model.sparse_parameters())}
+        for part, params in groups.items():
+            options = dict(self.optimizers[part])
+            if params:
+                made.append(optim.create(options.pop("name"), params, row_sparse=part == "sparse", **options))
+        return made
+
+    def stream(self, split: str, rank: int, size: int) -> Stream:
+        """A split's batches for a rank: planned and shuffled for training, in the table's order and padded for the
+        others."""
+        if split == "train":
+            return Stream(self.tables[split], self.data, rank, size, batch_size=self.batch_size)
+        plain = DataConfig(lanes=self.data.lanes, remainder="pad", shuffle=False, prefetch=self.data.prefetch)
+        rows = max(self.batch_size, _EVALUATION_BATCH // self.data.lanes * self.data.lanes)
+        return Stream(self.tables[split], plain, rank, size, batch_size=rows)
+
+    def _hooks(self, worker: Worker) -> Hooks:
+        table = self.tables["train"]
+        store = CheckpointStore(Path(self.directory) / "checkpoints", self.keep)
+        return Hooks(
+            validation=(lambda: self._batches("validation", worker)) if self.tables["validation"].rows else None,
+            store=store,
+            about=dict(self.about),
+            should_stop=worker.should_stop,
+            rows=table.rows,
+            fingerprint=table.fingerprint,
+        )
+
+    def _batches(self, split: str, worker: Worker) -> Iterable[Batch]:
+        stream = self.stream(split, worker.collective.rank, worker.collective.size)
+        try:
+            yield from islice(stream.epoch(0), FAST_STEPS if self.fast else None)
+        finally:
+            stream.close()
+
+    def _test(self, model: models.ClickModel, worker: Worker) -> Evaluation | None:
+        return evaluate(
+            model, self._batches("test", worker), worker.collective, bf16=self.fit.bf16, should_stop=worker.should_stop
+        )
+
+
+def choose_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of a rank: a GPU of its own where there is one.
+
+    Raises:
+        UserError: an unknown device, or a GPU asked for where there is none.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise UserError(f"--device {wanted!r} is not one of auto, cpu, cuda")
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise UserError("--device cuda, but torch sees no GPU on this machine", "--device cpu")
+    if wanted == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def describe(model: models.ClickModel) -> dict[str, Any]:
+    """Name, layers and sizes, for people."""
+    sparse = sum(p.numel() for p in model.sparse_parameters())
+    dense = sum(p.numel() for p in model.dense_parameters())
+    return {"model": type(model).__name__, "layers": str(model), "dense_parameters": dense, "sparse_parameters": sparse}
+
+
+def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> dict[str, Any]:
+    """A rank's value: JSON."""
+    return {
+        "stopped": result.stopped,
+        "epochs": result.cursor.epoch,
+        "steps": result.cursor.global_step,
+        "skipped_steps": result.cursor.skipped,
+        "rows_per_second": result.rows_per_second,
+        "train_seconds": result.seconds,
+        "weights_sha256": result.weights_sha256,
+        "audits": [audit.to_dict() for audit in result.audits],
+        "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
+        "test": test.metrics.to_dict() if test else None,
+        "bytes_sent": collective.sent_bytes,
+    }
+
+
+def _ignore(event: Event) -> None:
+    """Only rank 0 reports."""
