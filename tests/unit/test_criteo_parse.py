@@ -87,9 +87,7 @@ def test_block_equals_line_by_line(lines: list[bytes], fmt: Format, first: bool)
 @given(st.lists(good_lines, min_size=1, max_size=8))
 def test_good_lines_keep_their_values(lines: list[bytes]) -> None:
     cells = [raw.decode().split("\t") for raw in lines]
-    expected = [
-        [int(cell, 16 if at > 13 else 10) if cell else None for at, cell in enumerate(row)] for row in cells
-    ]
+    expected = [[int(cell, 16 if at > 13 else 10) if cell else None for at, cell in enumerate(row)] for row in cells]
     assert of_block(lines, LABELLED) == expected
     assert of_block([raw + b"\r" for raw in lines], LABELLED) == expected
 
@@ -186,7 +184,7 @@ def test_gzip_cut_anywhere_is_refused(tmp_path: Path) -> None:
         if length == border:  # two whole members and one whole member look alike: this cut cannot be seen
             continue
         path.write_bytes(whole[:length])
-        with pytest.raises(textfiles.BrokenFile, match="day_0.gz"):
+        with pytest.raises(textfiles.BrokenFileError, match="day_0.gz"):
             textfiles.scan(str(path), 1 << 20)
     path.write_bytes(whole + b"\0" * 100)
     assert textfiles.scan(str(path), 1 << 20).lines == 101
@@ -197,10 +195,10 @@ def test_damaged_gzip_is_refused(tmp_path: Path) -> None:
     content[-6] ^= 1  # in the CRC
     path = tmp_path / "day_0.gz"
     path.write_bytes(content)
-    with pytest.raises(textfiles.BrokenFile, match="damaged"):
+    with pytest.raises(textfiles.BrokenFileError, match="damaged"):
         textfiles.scan(str(path), 1 << 20)
     path.write_bytes(b"plain text")
-    with pytest.raises(textfiles.BrokenFile, match="not a gzip"):
+    with pytest.raises(textfiles.BrokenFileError, match="not a gzip"):
         textfiles.scan(str(path), 1 << 20)
 
 
@@ -219,5 +217,5 @@ def test_a_file_changed_after_its_scan_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"1\n2\n3\n")
     (piece,) = textfiles.scan(str(path), 1 << 20).ranges
     path.write_bytes(b"1\n2\n4\n")
-    with pytest.raises(textfiles.ChangedFile, match="day_0"):
+    with pytest.raises(textfiles.ChangedFileError, match="day_0"):
         list(textfiles.blocks(piece, 100, 100))

@@ -15,7 +15,16 @@ import numpy as np
 import pyarrow as pa
 
 from headrace.ingest.criteo_parse import COLUMNS, Format, Parsed, parse_block, too_long
-from headrace.ingest.textfiles import Block, BrokenFile, ChangedFile, FileRange, FileScan, LongLine, blocks, scan
+from headrace.ingest.textfiles import (
+    Block,
+    BrokenFileError,
+    ChangedFileError,
+    FileRange,
+    FileScan,
+    LongLine,
+    blocks,
+    scan,
+)
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,9 +39,7 @@ REJECTED_DDL = "file string, file_ordinal int, line bigint, offset bigint, raw b
 
 _INT = pa.int32()
 _LONG = pa.int64()
-_ACCEPTED_SCHEMA = pa.schema(
-    [("key", _LONG), ("day", _INT), ("label", _INT), *((name, _LONG) for name in COLUMNS[1:])]
-)
+_ACCEPTED_SCHEMA = pa.schema([("key", _LONG), ("day", _INT), ("label", _INT), *((name, _LONG) for name in COLUMNS[1:])])
 _REJECTED_SCHEMA = pa.schema(
     [
         ("file", pa.string()),
@@ -70,9 +77,7 @@ class InputFile:
         return self.scan.lines - int(self.header)
 
 
-def scan_files(
-    spark: SparkSession, paths: Sequence[str], range_bytes: int = RANGE_BYTES
-) -> dict[str, FileScan | str]:
+def scan_files(spark: SparkSession, paths: Sequence[str], range_bytes: int = RANGE_BYTES) -> dict[str, FileScan | str]:
     """One pass over each file, a task a file: its scan, or in words why it cannot be read.
 
     Args:
@@ -85,9 +90,7 @@ def scan_files(
     return {row.path: FileScan.from_json(json.loads(row.scan)) if row.scan else row.error for row in rows}
 
 
-def read_lines(
-    spark: SparkSession, files: Sequence[InputFile], fmt: Format, part: Part = "accepted"
-) -> DataFrame:
+def read_lines(spark: SparkSession, files: Sequence[InputFile], fmt: Format, part: Part = "accepted") -> DataFrame:
     """The files' accepted lines (`ACCEPTED_DDL`), or the refused ones (`REJECTED_DDL`).
 
     A job over it fails, with nothing written, where a file is no longer what was scanned.
@@ -139,9 +142,7 @@ def range_batches(file: InputFile, piece: FileRange, fmt: Format, part: Part) ->
             yield batch
 
 
-def _per_task(
-    spark: SparkSession, count: int, run: Callable[[int], Iterator[pa.RecordBatch]], ddl: str
-) -> DataFrame:
+def _per_task(spark: SparkSession, count: int, run: Callable[[int], Iterator[pa.RecordBatch]], ddl: str) -> DataFrame:
     """A DataFrame of what `run(i)` yields for i in [0, count), one partition each."""
 
     def of_partition(ids: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -158,7 +159,7 @@ def _scan_task(tasks: list[tuple[str, int]]) -> Callable[[int], Iterator[pa.Reco
         found, error = None, None
         try:
             found = json.dumps(scan(path, range_bytes).to_json())
-        except (BrokenFile, ChangedFile) as problem:
+        except (BrokenFileError, ChangedFileError) as problem:
             error = str(problem)
         except OSError as problem:
             error = f"{path} cannot be read: {problem.strerror}"

@@ -1,7 +1,7 @@
 """Criteo's line format to integers: an exact parser of one line, and the same for a block of lines with numpy.
 
-A line is `label TAB i1 .. i13 TAB c1 .. c26` (Kaggle and Terabyte alike; test files lack the label). Empty is missing; a
-label is 0 or 1; an integer is `-?[0-9]{1,19}` within int64; a category is 1 to 8 hex digits, read as unsigned 32 bit.
+A line is `label TAB i1 .. i13 TAB c1 .. c26` (Kaggle and Terabyte alike; test files lack the label). Empty is missing;
+a label is 0 or 1; an integer is `-?[0-9]{1,19}` within int64; a category is 1 to 8 hex digits, read as unsigned 32 bit.
 `\\r` before the newline belongs to the line end. Whatever the block parser does not accept goes to `parse_line`, which
 accepts it or says why not: the two never disagree on values, and all reasons come from one place.
 """

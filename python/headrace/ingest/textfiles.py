@@ -1,4 +1,4 @@
-"""Text files by (file, byte range): which line and which offset every byte belongs to, plain or gzip, in bounded memory.
+"""Text files by (file, byte range): line and offset of every byte, plain or gzip, in bounded memory.
 
 A file is first scanned once (checksum, number of lines, ranges that begin at line starts); readers then take ranges and
 find out, by the range's CRC, whether they read what was scanned. `\\n` ends a line; the last one may lack it.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import os
 import zlib
 from collections.abc import Iterator
@@ -24,11 +25,11 @@ _HEAD_BYTES = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
 
-class BrokenFile(Exception):
+class BrokenFileError(Exception):
     """A file that cannot be read to its end as what it claims to be (a truncated or damaged gzip)."""
 
 
-class ChangedFile(Exception):
+class ChangedFileError(Exception):
     """A file whose bytes are not those that were scanned."""
 
 
@@ -113,8 +114,8 @@ def scan(path: str, range_bytes: int) -> FileScan:
     """Read a file once: checksum, line count, ranges of about `range_bytes`.
 
     Raises:
-        BrokenFile: a gzip that is truncated or damaged anywhere.
-        ChangedFile: the file was written to meanwhile.
+        BrokenFileError: a gzip that is truncated or damaged anywhere.
+        ChangedFileError: the file was written to meanwhile.
         OSError: it cannot be read.
     """
     before = os.stat(path)
@@ -124,14 +125,12 @@ def scan(path: str, range_bytes: int) -> FileScan:
         chunks = inflate(file, path, digest) if gzip else _raw_chunks(file, digest)
         ranges, head = _cut(chunks, path, None if gzip else range_bytes)
     if (after := os.stat(path)).st_size != before.st_size or after.st_mtime_ns != before.st_mtime_ns:
-        raise ChangedFile(f"{path} was written to while it was read")
+        raise ChangedFileError(f"{path} was written to while it was read")
     lines = sum(piece.lines for piece in ranges)
     ranges = [dataclasses.replace(piece, gzip=gzip) for piece in ranges]
     bom = head.startswith(_BOM)
     head = head.removeprefix(_BOM).split(b"\n", 1)[0][:_HEAD_BYTES]
-    return FileScan(
-        path, before.st_size, before.st_mtime_ns, digest.hexdigest(), lines, head, bom, tuple(ranges)
-    )
+    return FileScan(path, before.st_size, before.st_mtime_ns, digest.hexdigest(), lines, head, bom, tuple(ranges))
 
 
 def is_gzip(path: str) -> bool:
@@ -139,7 +138,7 @@ def is_gzip(path: str) -> bool:
     with open(path, "rb") as file:
         magic = file.read(2)
     if path.endswith(".gz") and magic != _GZIP_MAGIC:
-        raise BrokenFile(f"{path} is named .gz but is not a gzip file")
+        raise BrokenFileError(f"{path} is named .gz but is not a gzip file")
     return magic == _GZIP_MAGIC
 
 
@@ -149,7 +148,7 @@ def blocks(piece: FileRange, max_line_bytes: int, head_bytes: int) -> Iterator[B
     Lines that do not fit a block and are longer than `max_line_bytes` come as `LongLine`.
 
     Raises:
-        ChangedFile: the bytes are not those that were scanned.
+        ChangedFileError: the bytes are not those that were scanned.
     """
     with open(piece.path, "rb") as file:
         if piece.gzip:
@@ -166,33 +165,32 @@ def inflate(file: BinaryIO, path: str, digest: Any = None) -> Iterator[bytes]:
     Zero padding behind the last member is allowed, as gzip does; anything else there is damage.
 
     Raises:
-        BrokenFile: truncated inside a member, a wrong CRC or length, or bytes that are no gzip member.
+        BrokenFileError: truncated inside a member, a wrong CRC or length, or bytes that are no gzip member.
     """
-    engine, pending = None, b""
-    while True:
-        if not pending:
-            pending = file.read(CHUNK_BYTES)
-            if digest is not None:
-                digest.update(pending)
+    engine = None  # within a member, its decompressor
+    for pending in itertools.chain(_raw_chunks(file, digest), [b""]):
         at_end = not pending
-        if engine is None:
-            pending = pending.lstrip(b"\0")
-            if not pending and at_end:
-                return
-            if not pending:
-                continue
-            engine = zlib.decompressobj(_GZIP_WBITS)
-        try:
-            data = engine.decompress(pending, CHUNK_BYTES)
-        except zlib.error as error:
-            raise BrokenFile(f"{path} is a damaged gzip file: {error}") from error
-        if at_end and not data and not engine.eof:
-            raise BrokenFile(f"{path} is truncated: its last gzip member is not complete")
-        pending = engine.unconsumed_tail
-        if engine.eof:
-            pending, engine = engine.unused_data, None
-        if data:
-            yield data
+        while pending or at_end:
+            if engine is None:
+                pending = pending.lstrip(b"\0")
+                if not pending:
+                    break
+                engine = zlib.decompressobj(_GZIP_WBITS)
+            data, pending, ended = _inflate(engine, pending, path)
+            if at_end and not data and not ended:
+                raise BrokenFileError(f"{path} is truncated: its last gzip member is not complete")
+            engine = None if ended else engine
+            if data:
+                yield data
+
+
+def _inflate(engine: Any, pending: bytes, path: str) -> tuple[bytes, bytes, bool]:
+    """At most a chunk of content, the input that is left, and whether the member ended."""
+    try:
+        data = engine.decompress(pending, CHUNK_BYTES)
+    except zlib.error as error:
+        raise BrokenFileError(f"{path} is a damaged gzip file: {error}") from error
+    return data, engine.unused_data if engine.eof else engine.unconsumed_tail, engine.eof
 
 
 def _raw_chunks(file: BinaryIO, digest: Any = None, limit: int | None = None) -> Iterator[bytes]:
@@ -233,7 +231,7 @@ def _checked(chunks: Iterator[bytes], piece: FileRange) -> Iterator[bytes]:
         crc, length = zlib.crc32(chunk, crc), length + len(chunk)
         yield chunk
     if crc != piece.crc32 or length != piece.end - piece.start:
-        raise ChangedFile(f"{piece.path} is no longer what it was when its checksum was taken")
+        raise ChangedFileError(f"{piece.path} is no longer what it was when its checksum was taken")
 
 
 def _blocks(

@@ -1,0 +1,126 @@
+"""The account of one input file: what was read, what became of it, where it is now."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from headrace.catalog import delta
+from headrace.catalog.ledger import FileAccount, Ledger, LedgerBatch, LedgerFile, LedgerState
+from headrace.catalog.spec import load
+from headrace.errors import UserError
+from headrace.ingest.criteo import LINE_BITS
+from headrace.ingest.refused import Refused, by_reason, lines_of
+from headrace.report import Report
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+POSITIONAL = ("file",)
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Print what became of one file's rows.
+
+    Args:
+        file: the input file: its path, or its name if that names one file only.
+        lake: folder of the tables.
+        source: the kind of input, such as criteo.
+        examples: how many refused lines to show for each reason.
+    """
+
+    file: str = ""
+    lake: str = "lake"
+    source: str = "criteo"
+    examples: int = 3
+
+
+def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
+    """Print the account from the ledger, beside it what the tables hold now.
+
+    Raises:
+        UserError: the ledger does not know the file, or knows several of that name.
+    """
+    state = Ledger(spark, cfg.lake, cfg.source).state()
+    batch, file = _find(cfg.file, state)
+    account = state.accounts.get((batch.batch_id, file.path))
+    for line in _facts(batch, file, account):
+        report.say(line)
+    now = _rows_now(spark, cfg, file)
+    refused = _refused(spark, cfg, batch, file)
+    report.say(f"in bronze/{cfg.source} now {now:,} rows")
+    report.say(f"in quarantine/{cfg.source} now {sum(each.rows for each in refused):,} lines")
+    for line in lines_of(refused):
+        report.say(line)
+    report.results |= _results(batch, file, account) | {
+        "rows_now": now,
+        "reasons": {each.reason: each.rows for each in refused},
+    }
+    return report
+
+
+def _find(name: str, state: LedgerState) -> tuple[LedgerBatch, LedgerFile]:
+    every = [(batch, file) for batch in state.batches for file in batch.files]
+    exact = [(batch, file) for batch, file in every if file.path == os.path.abspath(name)]
+    found = exact or [(batch, file) for batch, file in every if file.path.endswith(f"/{name.lstrip('/')}")]
+    if len(found) > 1:
+        raise UserError(f"{len(found)} files are called {name}", f"give the path, such as {found[0][1].path}")
+    if not found:
+        known = ", ".join(sorted(os.path.basename(file.path) for _, file in every)[:5]) or "no file yet"
+        raise UserError(f"the ledger does not know {name or 'a file without a name'}", f"it knows {known}")
+    return found[0]
+
+
+def _facts(batch: LedgerBatch, file: LedgerFile, account: FileAccount | None) -> list[str]:
+    lines = [
+        f"{file.path}: {file.size:,} bytes, {file.checksum}, file {file.ordinal}, day {file.day}",
+        f"batch {batch.batch_id}, {len(batch.files)} files",
+    ]
+    if account is None:
+        return [*lines, "the batch is open: run the same ingest again to finish it"]
+    header = " (and a header)" if file.detail.get("header") else ""
+    lines.append(
+        f"{account.read:,} rows read{header}"
+        f" = {account.committed:,} committed (version {_or_none(account.table_version)})"
+        f" + {account.quarantined:,} in quarantine (version {_or_none(account.quarantine_version)})"
+    )
+    return lines
+
+
+def _or_none(version: int | None) -> str:
+    return "none" if version is None else str(version)
+
+
+def _rows_now(spark: SparkSession, cfg: Config, file: LedgerFile) -> int:
+    from pyspark.sql import functions as F
+
+    first, behind = file.ordinal << LINE_BITS, (file.ordinal + 1) << LINE_BITS
+    spec = load(f"bronze/{cfg.source}")
+    delta.ensure(spark, spec, cfg.lake)
+    return delta.read(spark, spec, cfg.lake).where((F.col("key") >= first) & (F.col("key") < behind)).count()
+
+
+def _refused(spark: SparkSession, cfg: Config, batch: LedgerBatch, file: LedgerFile) -> list[Refused]:
+    from pyspark.sql import functions as F
+
+    condition = (F.col("batch_id") == batch.batch_id) & (F.col("file_ordinal") == file.ordinal)
+    return by_reason(spark, cfg.lake, f"quarantine/{cfg.source}", examples=cfg.examples, condition=condition)
+
+
+def _results(batch: LedgerBatch, file: LedgerFile, account: FileAccount | None) -> dict[str, object]:
+    return {
+        "file": file.path,
+        "file_ordinal": file.ordinal,
+        "day": file.day,
+        "size": file.size,
+        "checksum": file.checksum,
+        "batch_id": batch.batch_id,
+        "closed": account is not None,
+        "rows_read": account.read if account else None,
+        "rows_committed": account.committed if account else None,
+        "rows_quarantined": account.quarantined if account else None,
+        "table_version": account.table_version if account else None,
+        "quarantine_version": account.quarantine_version if account else None,
+    }
