@@ -21,14 +21,14 @@ import org.apache.hadoop.fs.{Path => HadoopPath}
  * line; the content of a version is the racer's number.
  */
 object LogStoreRace {
-  private val longs = MethodHandles.byteBufferViewVarHandle(classOf[Array[Long]], ByteOrder.nativeOrder())
+  private val longs         = MethodHandles.byteBufferViewVarHandle(classOf[Array[Long]], ByteOrder.nativeOrder())
   private val patienceNanos = 120L * 1000 * 1000 * 1000
 
   def main(args: Array[String]): Unit = {
     require(args.length >= 4, "usage: LogStoreRace FOLDER RACER RACERS VERSIONS [STORE CLASS]")
     val (folder, racer, racers, versions) = (args(0), args(1).toInt, args(2).toInt, args(3).toInt)
-    val conf = new Configuration()
-    val store = Class
+    val conf                              = new Configuration()
+    val store                             = Class
       .forName(args.applyOrElse(4, (_: Int) => classOf[HardLinkLogStore].getName))
       .getConstructor(classOf[Configuration])
       .newInstance(conf)
