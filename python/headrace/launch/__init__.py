@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from headrace.errors import UserError
+from headrace.launch.channel import driver, hostname
+from headrace.launch.slots import check_slots, is_local
+from headrace.launch.supervisor import Backend, Limits, Supervisor
 from headrace.launch.worker import LaunchOptions, RankFailed, RankResult, Worker, values
 
 LAUNCHERS = ("horovod", "torch", "local")
@@ -53,7 +56,32 @@ def launch(
             from headrace.launch import local
 
             return local.run(fn, n, options, on_event, stop, timeout_s)
-        raise UserError(f"unknown launcher {launcher!r}", "choose local")
+        check_slots(spark, n)
+        return _on_spark(fn, n, launcher, spark, on_event, Limits(options, stop, timeout_s))
+
+
+def _on_spark(
+    fn: Callable[[Worker], Any],
+    n: int,
+    launcher: str,
+    spark: Any,
+    on_event: Callable[[int, dict[str, Any]], None],
+    limits: Limits,
+) -> list[RankResult]:
+    """Run processes under Spark and follow them over the channel."""
+    host = spark.sparkContext.getConf().get("spark.driver.host", "") or hostname()
+    stall_s = limits.options.stall_timeout_s
+    with driver(n, local=is_local(spark), host=host, stall_timeout_s=stall_s) as end:
+        backend: Backend
+        if launcher == "horovod":
+            from headrace.launch.horovod_spark import HorovodBackend
+
+            backend = HorovodBackend(fn, n, spark, end.address, limits.options)
+        else:
+            from headrace.launch.torch_spark import TorchBackend
+
+            backend = TorchBackend(fn, n, spark, end.address, limits.options)
+        return Supervisor(backend, end, on_event, limits).run()
 
 
 @contextlib.contextmanager

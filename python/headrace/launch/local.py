@@ -40,7 +40,7 @@ class _Run:
             value = fn(Worker(self.group.collective(rank), rank, emit, self._stop.is_set))
             self.results[rank] = RankResult(rank, json.loads(json.dumps(value)))
             self.group.leave(rank)
-        except BaseException as error:  # noqa: BLE001 - a rank's end, whatever it is, must reach the driver
+        except BaseException as error:  # whatever ends a rank must reach the driver
             released = isinstance(error, CollectiveError) and self.group.aborted
             self.results[rank] = RankResult(rank, error=traceback.format_exc(), released=released)
             self.group.abort(f"rank {rank} failed: {error!r}")

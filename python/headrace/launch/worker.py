@@ -11,7 +11,7 @@ from typing import Any
 from headrace.comm.base import Collective
 
 
-class RankFailed(RuntimeError):
+class RankFailed(RuntimeError):  # noqa: N818 - reads as what happened
     """A rank of a launched job failed; the message names it and holds its traceback.
 
     Args:
@@ -91,7 +91,7 @@ class Worker:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One rank of this process at a time: hold it while drawing from torch's global generator. No collectives inside."""
+        """One rank of this process at a time, for torch's global generator; no collectives inside."""
         with _ALONE:
             yield
 
