@@ -76,10 +76,8 @@ def refuse(schema: StructType, spec: TableSpec, live: dict[str, Any], *, merge: 
         remedy = f"make the columns fit data_catalog/{spec.name}.yaml, or merge the schema where new columns are meant"
         raise UserError(f"rows for {spec.name} do not fit its description:\n{table(asked)}", remedy)
     drifted = compare(of_spec(spec, nulls=True), of_schema(live, nulls=True))
-    if not merge:
-        drifted = [d for d in drifted if d.kind != "added"]  # merged earlier: the spec has yet to follow
-    else:
-        drifted = [d for d in drifted if d.kind == "changed"]
+    # Columns more in the table were merged earlier, the description has yet to follow; merging brings those it lacks.
+    drifted = [d for d in drifted if d.kind == "changed" or (d.kind == "missing" and not merge)]
     if drifted:
         remedy = "merge the schema (new columns that may be null), or write the table anew in another lake"
         raise UserError(f"the table {spec.name} is not as data_catalog describes it:\n{table(drifted)}", remedy)

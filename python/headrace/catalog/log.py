@@ -117,13 +117,10 @@ class Log:
 
     def _check_files_written(self, version: int, actions: list[dict[str, Any]]) -> None:
         """An entry cut between two lines still parses: what it says of itself must fit."""
-        info = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
+        info = commit_info(actions)
         promised = (info.get("operationMetrics") or {}).get("numFiles")
-        if (
-            info.get("operation") != "WRITE"
-            or promised is None
-            or not str(info.get("engineInfo", "")).startswith("Apache")
-        ):
+        ours = info.get("operation") == "WRITE" and str(info.get("engineInfo", "")).startswith("Apache")
+        if not ours or promised is None:
             return
         added = sum("add" in action for action in actions)
         if added != int(promised):
@@ -299,11 +296,15 @@ def exists(path: str) -> bool:
     return any(_COMMIT.fullmatch(name) or _CHECKPOINT.fullmatch(name) for name in names)
 
 
+def commit_info(actions: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a commit says of itself; empty if it says nothing."""
+    return next((action["commitInfo"] for action in actions if "commitInfo" in action), {})
+
+
 def headrace_metadata(actions: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The `headrace` object in a commit's userMetadata, if it has one."""
-    info: dict[str, Any] = next((a["commitInfo"] for a in actions if "commitInfo" in a), {})
     try:
-        found = json.loads(info.get("userMetadata") or "null")
+        found = json.loads(commit_info(actions).get("userMetadata") or "null")
     except ValueError:
         return None
     mine = found.get("headrace") if isinstance(found, dict) else None

@@ -114,7 +114,7 @@ class TableSpec:
         import pyarrow as pa
 
         kept = [c for c in self.columns if partitions or c.name not in self.partition_by]
-        return pa.schema([pa.field(c.name, _arrow_type(c.type), c.nullable) for c in kept])
+        return pa.schema([pa.field(c.name, arrow_type(c.type), c.nullable) for c in kept])
 
     def _repr_html_(self) -> str:
         rows = "".join(
@@ -311,7 +311,8 @@ def _spark_type(type_name: str) -> Any:
     return scalar if _element(type_name) == type_name else t.ArrayType(scalar)
 
 
-def _arrow_type(type_name: str) -> Any:
+def arrow_type(type_name: str) -> Any:
+    """A Spark SQL type name as an Arrow type."""
     import pyarrow as pa
 
     scalar = {
