@@ -6,12 +6,11 @@ again, nothing to add to the vocabulary and goes on to the rows; a run with the 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.delta import commit_metadata, ensure, files_at, latest_version, read, write
+from headrace.catalog.delta import commit_metadata, ensure, exists, files_at, latest_version, read, write
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
 from headrace.features import ctr, layout, vocabulary
@@ -166,7 +165,7 @@ def _open(
     from pyspark.sql import functions as F
 
     bronze = load("bronze/criteo")
-    if not os.path.isdir(bronze.path(cfg.lake)) and "://" not in cfg.lake:
+    if not exists(bronze.path(cfg.lake)):
         raise UserError(
             f"there is no bronze/criteo in --lake {cfg.lake}", f"headrace ingest-criteo --lake {cfg.lake} ..."
         )
@@ -192,7 +191,7 @@ def _open(
 
 def _done(silver: TableSpec, cfg: Config, source: _Source, report: Report) -> bool:
     """Is the newest version what this run would make?"""
-    if not os.path.isdir(silver.path(cfg.lake)):
+    if not exists(silver.path(cfg.lake)):
         return False
     version = latest_version(silver.path(cfg.lake))
     made = commit_metadata(silver.path(cfg.lake), version)
