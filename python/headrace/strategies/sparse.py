@@ -10,6 +10,10 @@ from torch import Tensor
 
 from headrace.comm.base import Collective, as_bytes
 
+if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
+    # The default, said aloud: torch warns once a process where nobody has chosen.
+    torch.sparse.check_sparse_tensor_invariants.disable()
+
 
 def sum_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the rows that share an id, each sum taken in order of occurrence.
