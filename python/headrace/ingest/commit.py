@@ -6,7 +6,7 @@ batch in one Delta commit under the batch's own transaction identifier; a commit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -107,7 +107,7 @@ def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile]) -> dict[i
     delta.ensure(batch.spark, spec, batch.lake)
     keys = delta.read(batch.spark, spec, batch.lake).where(F.col("batch_id") == batch.batch_id).selectExpr(key)
 
-    def by_range(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def by_range(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         counts = np.zeros(len(starts), np.int64)
         for each in batches:
             places = np.searchsorted(starts, each.column(0).to_numpy(), side="right") - 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -145,7 +145,7 @@ def range_batches(file: InputFile, piece: FileRange, fmt: Format, part: Part) ->
 def _per_task(spark: SparkSession, count: int, run: Callable[[int], Iterator[pa.RecordBatch]], ddl: str) -> DataFrame:
     """A DataFrame of what `run(i)` yields for i in [0, count), one partition each."""
 
-    def of_partition(ids: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def of_partition(ids: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in ids:
             for task in batch.column(0).to_pylist():
                 yield from run(task)
