@@ -1,4 +1,4 @@
-"""A small silver/ctr without Spark: written by delta-rs, with a planted logistic model, so that training can be tested alone."""
+"""A small silver/ctr without Spark: written by delta-rs, with a planted logistic model, to test training alone."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from headrace.errors import UserError
 
 PADDING_ID = 0
-torch.sparse.check_sparse_tensor_invariants.disable()  # the default, said aloud: torch warns once a process where it is not
+torch.sparse.check_sparse_tensor_invariants.disable()  # the default; unless it is said, torch warns in every process
 
 
 def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,6 +105,7 @@ class FusedEmbedding(nn.Module):
     def _refuse(self, ids: Tensor) -> None:
         column = int(((ids < 0) | (ids >= self.limits)).any(0).nonzero()[0, 0])
         raise UserError(
-            f"column {self.columns[column]} holds id {int(ids[:, column].max())}, its table has {int(self.limits[column])} rows",
+            f"column {self.columns[column]} holds id {int(ids[:, column].max())}, "
+            f"its table has {int(self.limits[column])} rows",
             "train on the table version whose vocabulary the model was made for",
         )

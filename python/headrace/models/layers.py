@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -76,7 +77,7 @@ def perceptron(sizes: Sequence[int], dropout: float, last: bool) -> nn.Sequentia
     """Linear layers sizes[0] -> sizes[1] -> ... with ReLU between; `last` puts ReLU (and dropout) after the last one
     too."""
     layers: list[nn.Module] = []
-    for number, (fan_in, fan_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for number, (fan_in, fan_out) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(fan_in, fan_out))
         if last or number < len(sizes) - 2:
             layers.append(nn.ReLU())

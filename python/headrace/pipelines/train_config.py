@@ -14,7 +14,11 @@ from typing import Any
 import yaml
 
 from headrace.errors import UserError
+from headrace.train.tracking import TrackingConfig
 
+__all__ = [
+    "DataSettings", "LoopSettings", "ModelConfig", "OptimizerConfig", "RuleConfig", "TrackingConfig",
+]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
 )  # fmt: skip
@@ -138,23 +142,6 @@ class DataSettings:
     remainder: str = "drop"
     prefetch: int = 4
     workers: int = 1
-
-
-@dataclass(kw_only=True)
-class TrackingConfig:
-    """Where the run is recorded besides its own directory.
-
-    Args:
-        enabled: false records in the run's directory only.
-        uri: MLflow tracking URI; default: a SQLite file in the lake.
-        experiment: name of the experiment.
-        run_name: name of the run; default: its id.
-    """
-
-    enabled: bool = True
-    uri: str = ""
-    experiment: str = "headrace-ctr"
-    run_name: str = ""
 
 
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:

@@ -284,7 +284,7 @@ def _finish(
 
     first = answers[0]
     version = job.about.get("vocabulary_version")
-    if version is not None and cfg.model.categories:
+    if version is not None:
         copy_vocabulary(pin(load("silver/ctr_vocabulary"), cfg.lake, version), directory)
     test = first["test"] or {}
     names = {

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.report import Report
-from headrace.train.events import Event, EventLog
+from headrace.train.events import Event, EventLog, read_events
+from headrace.train.report_html import figures, warnings_of, write_report
+from headrace.train.tracking import Tracker
 
 if TYPE_CHECKING:
     from headrace.pipelines.train_ctr import Config
@@ -29,28 +32,54 @@ class Monitor:
         self.rows = job.tables["train"].rows
         self.bar = report.bar(self.rows * cfg.train.epochs, "training")
         self.last: dict[str, dict[str, Any]] = {}
+        self.tracker = Tracker(cfg.tracking, cfg.lake, directory, report.warn)
+        self._finished = False
 
     def __enter__(self) -> Monitor:
+        tags = {"model": self.cfg.model.name, "launcher": self.cfg.launcher, "ranks": str(self.cfg.ranks)}
+        tags |= {"vocabulary_version": str(self.job.about.get("vocabulary_version"))}
+        self.tracker.start(asdict(self.cfg), tags, self.job.tables)
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.bar.__exit__(*exc)
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self.bar.__exit__(kind, *exc)
+        if not self._finished:
+            self._tracked(self.tracker.finish("FAILED" if kind else "KILLED"))
 
     def __call__(self, rank: int, event: Event) -> None:
         """Take one event of a rank."""
         self.log.write({"rank": rank, **event})
+        self.tracker.event(event)
         handler = getattr(self, f"_on_{event.get('type', '')}", None)
         if handler is not None:
             handler(event)
 
     def finish(self) -> None:
-        """Warnings about the result, after everything ended well."""
-        test = self.last.get("test") or self.last.get("validation") or {}
-        auc, entropy = test.get("auc"), test.get("normalized_entropy")
-        if auc is not None and abs(auc - 0.5) < 0.005:
-            self.report.warn(f"AUC {auc:.4f}: the model ranks no better than chance")
-        if entropy is not None and entropy >= 1.0:
-            self.report.warn(f"logloss is not under the click rate's entropy (normalized entropy {entropy:.4f})")
+        """After everything ended well: warnings about the result, pictures, report.html, the model to the store."""
+        self._finished = True
+        events = read_events(self.directory / "events.jsonl")
+        for text in warnings_of(self.last.get("test") or self.last.get("validation") or {}):
+            self.report.warn(text)
+        facts = {"results": self.report.results, "settings": asdict(self.cfg), "versions": dict(self.job.about)}
+        write_report(self.directory / "report.html", self.directory.name, facts, events)
+        for name, figure in figures(events).items():
+            self.tracker.figure(name, figure)
+        for name in ("report.html", "config.yaml", "events.jsonl"):
+            self.tracker.artifact(self.directory / name)
+        self.tracker.model(self.directory / "model")
+        self._tracked(self.tracker.finish("FINISHED"))
+        self.report.paths["report"] = str(self.directory / "report.html")
+
+    def _tracked(self, outcome: dict[str, Any]) -> None:
+        """Say where the run is recorded, and what to type where the store did not take all of it."""
+        if not self.cfg.tracking.enabled:
+            return
+        self.report.results |= {"mlflow_run_id": outcome["mlflow_run_id"], "mlflow_ui": outcome["ui"]}
+        self.report.say(outcome["ui"])
+        if outcome["later"]:
+            self.report.warn(
+                f"{outcome['pending']} records wait for the store ({outcome['error']}): {outcome['later']}"
+            )
 
     def _on_start(self, event: Event) -> None:
         dense, sparse = event["dense_parameters"], event["sparse_parameters"]

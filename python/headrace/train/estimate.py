@@ -65,7 +65,7 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         model, optimizers, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
     )
     stream = job.stream("train", 0, ranks)
-    seconds, touched, served = [0.0], 0, 0
+    seconds, touched = [0.0], 0
     for step, batch in enumerate(islice(stream.epoch(0), _MEASURED)):
         start = time.perf_counter()
         replica.backward(batch.to(next(model.parameters()).device), job.fit.bf16)
@@ -74,7 +74,6 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         for optimizer in optimizers:
             optimizer.step()
         seconds.append(time.perf_counter() - start)
-        served += 1
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
     per_step = min(seconds[2:] or seconds[1:] or seconds)

@@ -10,6 +10,7 @@ the sum of splitmix64 of the keys of all rows seen and dropped, over all ranks, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ class Hooks:
 
 @dataclass
 class FitResult:
-    """What became of a run; the same on every rank but for nothing.
+    """What became of a run; the same on every rank but for the seconds.
 
     Args:
         cursor: where it ended.
@@ -315,8 +316,7 @@ class _Loop:
     def _agree(self, loss: float, rows: int, bad: bool) -> tuple[float, int, list[int], bool]:
         """Sum of losses and of rows in rank order, ranks with bad numbers, whether anyone wants to stop."""
         own = torch.tensor(
-            [[loss, rows, float(bad or loss != loss or abs(loss) == float("inf")), float(self.hooks.should_stop())]],
-            dtype=torch.float64,
+            [[loss, rows, float(bad or not math.isfinite(loss)), float(self.hooks.should_stop())]], dtype=torch.float64
         )
         everyone = (
             own
@@ -338,8 +338,9 @@ class _Loop:
         self.cursor.skipped -= 1
         self._save()
         raise NonFiniteError(
-            f"the loss or a gradient is not a finite number in step {self.cursor.global_step} on rank {', '.join(map(str, ranks))}",
-            "lower --optimizer.dense.lr and --optimizer.sparse.lr, or leave such steps out with --train.on_nonfinite skip",
+            f"the loss or a gradient is not a finite number in step {self.cursor.global_step} "
+            f"on rank {', '.join(map(str, ranks))}",
+            "lower --optimizer.dense.lr and --optimizer.sparse.lr, or leave such steps out: --train.on_nonfinite skip",
         )
 
     def _evaluate(self) -> None:
