@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -149,7 +149,7 @@ def _table(cfg: Config) -> tuple[TableSpec, int | None]:
     return load(match.group(1)), int(match.group(2)) if match.group(2) else None
 
 
-def _say_aligned(report: Report, rows: list[tuple[str, ...]]) -> None:
+def _say_aligned(report: Report, rows: Sequence[tuple[str, ...]]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
     for row in rows if len(rows) > 1 or (rows and rows[0][0] not in ("check", "tensor")) else []:
         report.say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
