@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -240,7 +240,7 @@ def check_spark() -> Finding:
     return Finding(OK, f"{version} starts, Delta commits through {store.rpartition('.')[2]}, Python workers answer")
 
 
-def _as_they_are(frames: Iterator[Any]) -> Iterator[Any]:
+def _as_they_are(frames: Iterable[Any]) -> Iterable[Any]:
     yield from frames
 
 
