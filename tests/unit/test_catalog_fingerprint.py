@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from headrace.catalog import fingerprint
 from hypothesis import given
 from hypothesis import strategies as st
+
+from headrace.catalog import fingerprint
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "splitmix64.json"
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+
 from headrace.catalog import datasets, spec, strict_yaml
 from headrace.catalog.differences import compare, table
 from headrace.errors import UserError
@@ -82,7 +83,16 @@ def test_missing_key_is_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "- a\n- b", "a: [1", "a: &x {b: *x}", "? {a: 1}\n: 2", "a: !!python/object/apply:os.getcwd []", "\0", "x" * (1 << 21)],
+    [
+        "",
+        "- a\n- b",
+        "a: [1",
+        "a: &x {b: *x}",
+        "? {a: 1}\n: 2",
+        "a: !!python/object/apply:os.getcwd []",
+        "\0",
+        "x" * (1 << 21),
+    ],
     ids=["empty", "list", "unclosed", "loop", "mapping-key", "python-tag", "nul", "huge"],
 )
 def test_hostile_files_are_refused(tmp_path: Path, text: str) -> None:
