@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,8 +135,14 @@ class RowTransform:
         transform = Transform.from_json(settings.get("transform"), str(config))
         if not transform.vocabulary_columns():
             return cls(transform)
-        table = pq.read_table(Path(folder) / "vocabulary.parquet", columns=["column", "value", "id"])
-        return cls(transform, Vocabulary.from_arrow(table))
+        source = Path(folder) / "vocabulary.parquet"
+        if not source.exists() and not _needs_entries(transform, settings):
+            return cls(transform, Vocabulary(np.zeros(0, np.int64), np.zeros(0, np.int32), {}))
+        try:
+            table = pq.read_table(source, columns=["column", "value", "id"])
+            return cls(transform, Vocabulary.from_arrow(table))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{source}: {str(error)[:500]}", "the model's directory is damaged: train again") from None
 
     def int_column(self, name: str, cells: Cells) -> npt.NDArray[np.float32]:
         """One int column as float32 [N]."""
@@ -166,7 +173,7 @@ class RowTransform:
         """Transform a block of raw rows.
 
         Args:
-            frame: i1 .. i13 as whole numbers and c1 .. c26 as 8 hex digits or as whole numbers; a missing cell is
+            frame: i1 .. i13 as whole numbers and c1 .. c26 as 1 to 8 hex digits or as whole numbers; a missing cell is
                 None, NaN or an empty text. Other columns are ignored, any order will do.
 
         Returns:
@@ -191,6 +198,13 @@ class RowTransform:
         dense = [self.int_column(name, arrow_cells(batch.column(name))) for name in INTS]
         sparse = [self.category_column(name, arrow_cells(batch.column(name))) for name in CATEGORIES]
         return np.stack(dense, 1), np.stack(sparse, 1).astype(np.int64)
+
+
+def _needs_entries(transform: Transform, settings: Mapping[str, Any]) -> bool:
+    """A model without categories, or of columns that hold no frequent value, is kept without a vocabulary."""
+    model = settings.get("model")
+    used = not isinstance(model, Mapping) or model.get("categories", True)
+    return bool(used and any(transform.categories[n].num_ids > FIRST_ID for n in transform.vocabulary_columns()))
 
 
 def arrow_cells(column: pa.Array) -> Cells:
@@ -234,15 +248,17 @@ def _from_floats(x: npt.NDArray[np.float64], missing: npt.NDArray[np.bool_], nam
 
 
 def _from_hex(texts: Iterable[str], name: str) -> npt.NDArray[np.int64]:
-    joined = list(texts)
-    if any(len(text) != 8 or not text.isascii() for text in joined):
-        bad = next(text for text in joined if len(text) != 8 or not text.isascii())
-        raise UserError(f"column {name}: {bad[:40]!r} is not 8 hex digits", "give the raw text of the log")
-    digits = _HEX[np.frombuffer("".join(joined).encode(), np.uint8)].reshape(-1, 8).astype(np.int64)
-    wrong = np.flatnonzero((digits == 255).any(1))
-    if len(wrong):
-        raise UserError(f"column {name}: {joined[wrong[0]]!r} is not 8 hex digits", "give the raw text of the log")
-    return digits @ (16 ** np.arange(7, -1, -1, dtype=np.int64))
+    """1 to 8 hex digits, as in the logs; fewer than 8 are as if zeros led."""
+    cells = list(texts)
+    digits = np.zeros((len(cells), 8), np.uint8)
+    right = all(1 <= len(cell) <= 8 and cell.isascii() for cell in cells)
+    if right:
+        joined = "".join(cell.rjust(8, "0") for cell in cells).encode()
+        digits = _HEX[np.frombuffer(joined, np.uint8)].reshape(-1, 8)
+    if not right or (digits == 255).any():
+        bad = next(cell for cell in cells if re.fullmatch(r"[0-9a-fA-F]{1,8}", cell, re.ASCII) is None)
+        raise UserError(f"column {name}: {bad[:40]!r} is not 1 to 8 hex digits", "give the raw text of the log")
+    return digits.astype(np.int64) @ (16 ** np.arange(7, -1, -1, dtype=np.int64))
 
 
 def _from_object(cell: object, name: str) -> int:

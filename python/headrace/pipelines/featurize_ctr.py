@@ -296,7 +296,8 @@ def _commit_rows(
         # Kept on disk: counted once and written once without encoding and sorting twice.
         rows = ctr.encode(source.rows, transform, shared, order).persist(StorageLevel.DISK_ONLY)
         try:
-            unknown = ctr.unknown_shares(ctr.count_cells(rows).collect(), transform.vocabulary_columns())
+            counts = [row.asDict() for row in ctr.count_cells(rows).collect()]
+            unknown = ctr.unknown_shares(counts, transform.vocabulary_columns())
             stage.rows_in = sum(source.rows_by_split.values())
             metadata = {"request": source.request, "bronze_version": source.version, "unknown": unknown}
             metadata |= {"cardinalities": transform.cardinalities(), "transform": transform.to_json()}
