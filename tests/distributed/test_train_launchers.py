@@ -1,4 +1,4 @@
-"""The same seed gives the same bits as threads, under Horovod and under torch.distributed; a stopped run resumes anywhere."""
+"""The same seed gives the same bits as threads, under Horovod and under torch.distributed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every optimizer of the registry against its rule written again in NumPy float64, for 50 steps, dense and row-sparse."""
+"""Every optimizer of the registry against its rule in NumPy float64, for 50 steps, dense and row-sparse."""
 
 from __future__ import annotations
 

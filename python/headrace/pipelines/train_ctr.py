@@ -244,25 +244,33 @@ def _plan(cfg: Config, job: TrainJob, report: Report) -> Report:
 
 def _train(spark: SparkSession, cfg: Config, job: TrainJob, directory: Path, report: Report) -> Report:
     hint = resume_line(cfg, directory.name)
+    with Monitor(cfg, job, directory, report) as monitor:
+        with report.stage("train") as stage:
+            answers = _launch(spark, cfg, job, monitor, hint)
+            audits = answers[0]["audits"]
+            stage.rows_in = stage.rows_out = sum(a["rows"] + a["dropped"] for a in audits)
+            stage.note = f"{answers[0]['rows_per_second']:,.0f} rows/s in steps"
+        if answers[0]["stopped"] == "asked":
+            report.say(hint)
+            report.results |= {"stopped": "asked", "exit_status": _STOPPED, "resume": hint}
+            return report
+        with report.stage("record"):
+            _finish(cfg, job, directory, answers, report, monitor)
+    return report
+
+
+def _launch(spark: SparkSession, cfg: Config, job: TrainJob, monitor: Monitor, hint: str) -> list[dict[str, Any]]:
+    """The ranks' values; on any failure the line to resume with is printed."""
     options = LaunchOptions(threads=cfg.threads, stall_timeout_s=cfg.stall_timeout_s, resume_hint=hint)
     timeout = 60.0 * cfg.timeout_minutes or None
-    ended = False
-    with report.stage("train") as stage, Monitor(cfg, job, directory, report) as monitor:
-        try:
-            results = launch(
-                job, cfg.ranks, launcher=cfg.launcher, spark=spark, on_event=monitor, timeout_s=timeout, options=options
-            )
-            answers = _answers(results)
-            ended = answers[0]["stopped"] != "asked"
-        finally:
-            if not ended:
-                report.say(hint)
-        stage.rows_in = stage.rows_out = sum(a["rows"] + a["dropped"] for a in answers[0]["audits"])
-        if ended:
-            _finish(cfg, job, directory, answers, report, monitor)
-        else:
-            report.results |= {"stopped": "asked", "exit_status": _STOPPED, "resume": hint}
-    return report
+    try:
+        results = launch(
+            job, cfg.ranks, launcher=cfg.launcher, spark=spark, on_event=monitor, timeout_s=timeout, options=options
+        )
+        return _answers(results)
+    except BaseException:
+        monitor.report.say(hint)
+        raise
 
 
 def _answers(results: list[RankResult]) -> list[dict[str, Any]]:
