@@ -89,6 +89,8 @@ class Driver:
 
     def close(self) -> None:
         """Stop listening and drop every connection: ranks that still run end themselves."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread; closing alone does not
         self._listener.close()
         with self._lock:
             peers = list(self.peers.values())

@@ -64,10 +64,10 @@ class HorovodBackend:
             except Exception as error:
                 raise RuntimeError(f"{error}\nlast output of the ranks:\n{self._output}") from error
 
-    def abort(self) -> None:
-        """See `Backend.abort`."""
+    def abort(self, *, hard: bool) -> None:
+        """See `Backend.abort`. A cancelled job makes Horovod's thread print a long trace: the last resort."""
         self._abort.set()
-        if self._group is not None:
+        if hard and self._group is not None:
             self._spark.sparkContext.cancelJobGroup(self._group)
 
     def _environment(self) -> dict[str, str]:

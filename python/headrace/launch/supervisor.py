@@ -29,8 +29,8 @@ class Backend(Protocol):
     def run(self) -> None:
         """Block until every process has ended; raises where one did not end well."""
 
-    def abort(self) -> None:
-        """Make `run` end soon, from another thread."""
+    def abort(self, *, hard: bool) -> None:
+        """Make `run` end, from another thread: in its own good order, or (hard) by cancelling its Spark job."""
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,10 @@ class Supervisor:
             time.sleep(0.05)
         for peer in list(self._end.peers.values()):
             kill(peer)
-        self._backend.abort()
-        self._thread.join(_JOIN_S)
+        for hard in (False, True):
+            if self._thread.is_alive():
+                self._backend.abort(hard=hard)
+                self._thread.join(_JOIN_S / 2)
         self._end.close()
 
     def _result(self, rank: int) -> RankResult:

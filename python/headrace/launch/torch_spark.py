@@ -35,19 +35,27 @@ class TorchBackend:
         """See `Backend.run`."""
         from pyspark.ml.torch.distributor import TorchDistributor
 
-        gpu = bool(self._options.use_gpu)
+        gpu = self._use_gpu()
         self._spark.sparkContext.setJobGroup(self._group, "headrace: ranks", interruptOnCancel=True)
         distributor = TorchDistributor(num_processes=self._n, local_mode=False, use_gpu=gpu)
         distributor.logger.setLevel(logging.WARNING)
         iface = "lo" if is_local(self._spark) else ""
-        distributor.run(_rank_main, self._fn, self._address, self._options, iface)
+        distributor.run(_rank_main, self._fn, self._address, self._options, iface, gpu)
 
-    def abort(self) -> None:
-        """See `Backend.abort`."""
-        self._spark.sparkContext.cancelJobGroup(self._group)
+    def _use_gpu(self) -> bool:
+        """What the options say, else whether Spark was told to hand out GPUs: a GPU nobody counts is left alone."""
+        if self._options.use_gpu is not None:
+            return self._options.use_gpu
+        amount = self._spark.sparkContext.getConf().get("spark.task.resource.gpu.amount", "0")
+        return float(amount) >= 1.0
+
+    def abort(self, *, hard: bool) -> None:
+        """See `Backend.abort`; its tasks end when the ranks do."""
+        if hard:
+            self._spark.sparkContext.cancelJobGroup(self._group)
 
 
-def _rank_main(fn: Callable[[Worker], Any], address: Address, options: LaunchOptions, iface: str) -> None:
+def _rank_main(fn: Callable[[Worker], Any], address: Address, options: LaunchOptions, iface: str, gpu: bool) -> None:
     """The body of a rank's process; torchrun has set its place in the environment."""
     if iface:
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = iface
@@ -57,6 +65,6 @@ def _rank_main(fn: Callable[[Worker], Any], address: Address, options: LaunchOpt
         from headrace.comm.torch_dist import TorchCollective
 
         # Our own stall detection names the rank, so it must come first.
-        return TorchCollective(2 * options.stall_timeout_s + 60, gpu=bool(options.use_gpu))
+        return TorchCollective(2 * options.stall_timeout_s + 60, gpu=gpu)
 
     run_rank(fn, address, options, rank, local_rank, connect)

@@ -49,7 +49,7 @@ class LaunchOptions:
         stall_timeout_s: a rank that is silent this long is taken for stopped, and the job is ended.
         start_timeout_s: how long ranks may take to come up.
         stop_grace_s: how long ranks have to end by themselves after a stop request.
-        use_gpu: NCCL and one GPU a rank; None: where every rank can have one.
+        use_gpu: NCCL and one GPU a rank under `torch`; None: where spark.task.resource.gpu.amount gives every task one.
         resume_hint: what to type to go on after a failure; ends the message about a dead rank.
     """
 
