@@ -5,7 +5,8 @@ it is at, so memory is bounded by
 
     (lanes of the rank + prefetch + workers) * largest group's rows * bytes of a held row
 
-whatever the number of rows: 16 lanes, 32k rows of 172 bytes and a prefetch of 4 make 116 MB on one rank, 63 MB on two.
+whatever the number of rows: 16 lanes, 32k rows of 168 bytes and a prefetch of 4 make 113 MB on one rank, 70 MB on each
+of two.
 """
 
 from __future__ import annotations
