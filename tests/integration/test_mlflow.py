@@ -141,7 +141,7 @@ def test_the_model_takes_raw_rows(finished: dict[str, Any]) -> None:
     dense, sparse = scorer.transform(rows)
     with torch.no_grad():
         expected = torch.sigmoid(scorer.model(torch.from_numpy(dense), torch.from_numpy(sparse)).double()).numpy()
-    np.testing.assert_allclose(model.predict(rows), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.predict(rows), expected, rtol=1e-12, atol=1e-15)
     assert len(np.unique(expected)) > 150
     assert model.predict(rows.iloc[:0]).shape == (0,)
     assert model.metadata.signature.inputs.input_names() == [*INTS, *CATEGORIES]

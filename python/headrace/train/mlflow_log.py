@@ -165,19 +165,24 @@ def signature(about: Mapping[str, Any]) -> Any:
 
 
 def _dataset(part: str, table: Mapping[str, Any]) -> Any:
-    """The Delta version a run read. (from_spark and load_delta lose version 0 and need a session; this does not.)"""
+    """The Delta version a run read. (from_spark and load_delta lose version 0 and need a session; this does not.)
+
+    The part is in the name: MLflow keeps one of two inputs that are equal in name and source.
+    """
     from mlflow.data.delta_dataset_source import DeltaDatasetSource
     from mlflow.data.meta_dataset import MetaDataset
     from mlflow.entities import DatasetInput, InputTag
 
     source = DeltaDatasetSource(path=table["path"], delta_table_version=table["version"])
-    made = MetaDataset(source, name=f"{table['name']}@{table['version']}")  # type: ignore[abstract]
+    made = MetaDataset(source, name=f"{table['name']}@{table['version']} {part}")  # type: ignore[abstract]
     return DatasetInput(dataset=made._to_mlflow_entity(), tags=[InputTag("mlflow.data.context", part)])
 
 
 def _quiet() -> None:
-    """MLflow tells of every migration of a new store; none of it is the user's business."""
+    """MLflow tells of every migration of a new store, and warns of what is on purpose: none of it is for the user."""
     import logging
+    import warnings
 
-    for name in ("alembic", "mlflow.store", "mlflow.tracking", "mlflow.pyfunc", "mlflow.models"):
+    for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"mlflow\b")
