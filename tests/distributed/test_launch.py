@@ -63,9 +63,9 @@ def test_an_error_comes_back_with_rank_and_cause(request: pytest.FixtureRequest,
 @pytest.mark.parametrize(
     ("launcher", "signum", "words"),
     [
-        ("horovod", signal.SIGKILL, "died: killed by signal 9 (SIGKILL)"),
+        ("horovod", signal.SIGKILL, "died: "),
         ("torch", signal.SIGSTOP, "stalled: not heard of for"),
-        pytest.param("torch", signal.SIGKILL, "died: killed by signal 9 (SIGKILL)", marks=pytest.mark.campaign),
+        pytest.param("torch", signal.SIGKILL, "died: ", marks=pytest.mark.campaign),
         pytest.param("horovod", signal.SIGSTOP, "stalled: not heard of for", marks=pytest.mark.campaign),
     ],
 )
@@ -81,6 +81,7 @@ def test_a_dead_or_stopped_rank_is_named_and_nothing_is_left(
     assert results[0].released
     error = str(results[1].error)
     assert error.startswith("rank 1 (host ") and f"pid {processes[1][0]})" in error and words in error
+    assert signum != signal.SIGKILL or "killed" in error
     assert "resume with: headrace train-ctr --resume" in error
     assert len(processes) == 2 and gone_within(list(processes.values()), 10.0)
 

@@ -184,9 +184,9 @@ def start_rank(driver: Driver, rank: int) -> subprocess.Popen[str]:
 def test_a_rank_whose_driver_goes_ends_itself(driver: Driver, end: str) -> None:
     process = start_rank(driver, 0)
     assert process.stdout is not None and process.stdout.readline() == "up\n"
-    assert driver.inbox.get(timeout=20)[1] == {"type": "hello"}
+    assert driver.inbox.get(timeout=60)[1] == {"type": "hello"}
     driver.close() if end == "close" else driver.tell("abort")
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 70
     assert ("its driver is gone" if end == "close" else "its driver asked it to") in errors
 
@@ -194,10 +194,13 @@ def test_a_rank_whose_driver_goes_ends_itself(driver: Driver, end: str) -> None:
 @pytest.mark.parametrize("rank", [0, 2, -1])
 def test_a_rank_that_is_not_expected_is_ended(driver: Driver, rank: int) -> None:
     first = RankLink(driver.address, 0, grace_s=1)
-    driver.inbox.get(timeout=10)
-    process = start_rank(driver, rank)  # 0 is there already (Spark tries a failed task again), 2 and -1 never will be
-    process.communicate(timeout=30)
-    assert process.returncode == 70
-    with pytest.raises(queue.Empty):
-        driver.inbox.get_nowait()
-    first.close()
+    try:
+        driver.inbox.get(timeout=10)
+        # 0 is there already (Spark tries a failed task again), 2 and -1 never will be
+        process = start_rank(driver, rank)
+        process.communicate(timeout=120)
+        assert process.returncode == 70
+        with pytest.raises(queue.Empty):
+            driver.inbox.get_nowait()
+    finally:
+        first.close()

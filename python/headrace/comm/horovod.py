@@ -29,6 +29,9 @@ from headrace.comm.base import (
 # All operations share one name: ranks that call different ones then get an error at once instead of waiting for ever.
 _NAME = "headrace"
 
+# Dtypes that Horovod does not add: summed in a wider one, then rounded or taken modulo 256.
+_WIDER = {torch.bfloat16: torch.float32, torch.uint8: torch.int32}
+
 
 class HorovodCollective:
     """The calling process's end of Horovod's global process set; `horovod.torch.init()` is called here."""
@@ -50,11 +53,11 @@ class HorovodCollective:
         self._hvd.shutdown()
 
     def allreduce(self, x: Tensor) -> Tensor:
-        """See `Collective.allreduce`; bfloat16 is summed in float32 and rounded once."""
+        """See `Collective.allreduce`; bfloat16 is summed in float32 and rounded once, uint8 in int32."""
         check_reducible(x)
         if x.numel() == 0:
             return x.detach().clone()
-        wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        wide = _WIDER.get(x.dtype, x.dtype)
         flat = self._stage(x.detach().to(wide).contiguous().reshape(-1))
         total: Tensor = self._call(lambda: self._hvd.allreduce(flat, op=self._hvd.Sum, name=_NAME))
         return self._unstage(total, x).to(x.dtype).reshape(x.shape)

@@ -162,7 +162,7 @@ class Supervisor:
         for hard in (False, True):
             if self._thread.is_alive():
                 self._backend.abort(hard=hard)
-                self._thread.join(_JOIN_S / 2)
+                self._thread.join(_JOIN_S)
         self._end.close()
 
     def _result(self, rank: int) -> RankResult:
