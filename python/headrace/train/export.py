@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -52,7 +53,7 @@ def load_model(directory: Path) -> tuple[models.ClickModel, dict[str, Any]]:
         raise UserError(
             f"no model in {directory}: {error.filename} is missing", "train one: headrace train-ctr"
         ) from error
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{directory}/model is no model of ours: {str(error)[:500]}", "train again") from error
     return model.eval(), about
 
