@@ -72,16 +72,16 @@ def _line(rng: random.Random) -> bytes:
     return "\t".join([label, *ints, *categories]).encode()
 
 
-def start(setting: Setting, source: Path, lake: Path, log: Path) -> subprocess.Popen[bytes]:
+def start(setting: Setting, source: str, lake: Path, log: Path) -> subprocess.Popen[bytes]:
     """Ingest in a process group of its own."""
     command = [sys.executable, "-m", "headrace.pipelines.cli", "ingest-criteo", "--lake", str(lake)]
-    command += ["--source", str(source), "--batch_bytes", "1", "--session.master", setting.master]
+    command += ["--source", source, "--batch_bytes", "1", "--session.master", setting.master]
     command += ["--session.driver_memory", "1g", "--session.conf.spark.sql.shuffle.partitions", "2"]
     with open(log, "ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
 
-def complete(setting: Setting, source: Path, lake: Path, log: Path) -> float:
+def complete(setting: Setting, source: str, lake: Path, log: Path) -> float:
     """Run ingest to its end; its duration in seconds."""
     began = time.monotonic()
     process = start(setting, source, lake, log)
@@ -140,17 +140,16 @@ def _content(lake: Path, name: str, order: list[str], files: int) -> list[dict[s
 def _accounts(lake: Path, files: int) -> list[tuple[object, ...]]:
     """Closed accounts, and nothing left open."""
     rows = table(lake, "meta/ledger")
-    columns = ("event", "batch_id", "file", "file_ordinal", "checksum")
-    columns += ("rows_read", "rows_committed", "rows_quarantined")
+    columns = ["event", "batch_id", "file", "file_ordinal", "checksum"]
+    columns += ["rows_read", "rows_committed", "rows_quarantined"]
     found = [tuple(row[column] for column in columns) for row in rows if row["file_ordinal"] < files]
     return sorted(found, key=lambda row: (row[3], row[0]))
 
 
 def undisturbed(setting: Setting) -> float:
     """The reference lake, late file included; how long it took."""
-    source = setting.folder / "source"
-    both = f"{source},{setting.folder / 'late'}"
-    return complete(setting, Path(both), setting.folder / "expected", setting.folder / "expected.log")
+    both = f"{setting.folder / 'source'},{setting.folder / 'late'}"
+    return complete(setting, both, setting.folder / "expected", setting.folder / "expected.log")
 
 
 def trial(setting: Setting, number: int, duration: float) -> Trial:
@@ -158,13 +157,13 @@ def trial(setting: Setting, number: int, duration: float) -> Trial:
     rng = random.Random(setting.seed * 1000 + number)
     at, late = rng.uniform(0, duration), number % 2 == 1
     lake, log = setting.folder / f"lake_{number}", setting.folder / f"trial_{number}.log"
-    source = setting.folder / "source"
+    source = str(setting.folder / "source")
     process = start(setting, source, lake, log)
     with contextlib.suppress(subprocess.TimeoutExpired):  # the usual case: it is at work, and is killed now
         process.wait(at)
     killed = kill(process)
     opened, closed = batches(lake)
-    again = Path(f"{source},{setting.folder / 'late'}") if late else source
+    again = f"{source},{setting.folder / 'late'}" if late else source
     complete(setting, again, lake, log)
     differs = difference(lake, setting.folder / "expected", setting.files + late)
     seconds = (round(duration, 2), round(at, 2))

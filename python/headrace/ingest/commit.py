@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
-from headrace.catalog import delta
+from headrace.catalog import checks, delta
 from headrace.catalog.ledger import FileAccount
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
 from headrace.ingest.criteo import LINE_BITS, InputFile, Part, read_lines, with_ranges
 from headrace.ingest.criteo_parse import Format
+from headrace.ingest.textfiles import ChangedFileError
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -44,9 +45,13 @@ def commit_batch(
     """
     bronze, quarantine = load(BRONZE), load(QUARANTINE)
     batch = _Batch(spark, lake, batch_id, fmt)
-    committed, bronze_version = _once(batch, bronze, files, "accepted")
-    dirty = _dirty(files, committed)
-    refused, quarantine_version = _once(batch, quarantine, dirty, "rejected")
+    bronze_version = _write(batch, bronze, files, "accepted")
+    committed = _count(batch, bronze, files)
+    refused: dict[int, int] = {}
+    quarantine_version = None
+    if dirty := _dirty(files, committed):
+        quarantine_version = _write(batch, quarantine, dirty, "rejected")
+        refused = _count(batch, quarantine, files)
     versions = (bronze_version, quarantine_version)
     return {file.scan.path: _account(file, committed, refused, versions) for file in files}
 
@@ -59,30 +64,23 @@ class _Batch:
     fmt: Format
 
 
-def _once(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], part: Part) -> tuple[dict[int, int], int | None]:
-    """Rows of the batch in the table by range, written if there are none, and the version that brought them."""
-    counts = _count(batch, spec, files)
-    if any(counts.values()):
-        return counts, _version(batch, spec)
-    if not files:
-        return counts, None
-    version = _write(batch, spec, files, part)
-    return _count(batch, spec, files), version
-
-
 def _write(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], part: Part) -> int:
+    """Commit the batch's lines unless that was done before; the version that has them."""
     from pyspark.sql import functions as F
 
     lines = read_lines(batch.spark, files, batch.fmt, part).withColumn("batch_id", F.lit(batch.batch_id))
     rows = lines.select(*[column.name for column in spec.columns])
     options = delta.WriteOptions(txn=(f"headrace-batch-{batch.batch_id}", 1))
     try:
-        return delta.write(rows, spec, batch.lake, batch_id=batch.batch_id, options=options).version
+        commit = delta.write(rows, spec, batch.lake, batch_id=batch.batch_id, options=options)
     except Exception as error:
-        if "ChangedFileError" in str(error):
+        if ChangedFileError.__name__ in str(error):
             names = [file.scan.path for file in files if file.scan.path in str(error)]
             raise _changed(", ".join(names) or "an input file") from error
         raise
+    if commit.skipped:  # whoever committed it may have been killed before the report
+        checks.record(batch.spark, spec, batch.lake, commit.version)
+    return commit.version
 
 
 def _changed(name: str) -> UserError:
@@ -104,7 +102,6 @@ def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile]) -> dict[i
 
     key = "key" if spec.name == BRONZE else f"shiftleft(cast(file_ordinal as bigint), {LINE_BITS}) + line as key"
     starts = _starts(files)
-    delta.ensure(batch.spark, spec, batch.lake)
     keys = delta.read(batch.spark, spec, batch.lake).where(F.col("batch_id") == batch.batch_id).selectExpr(key)
 
     def by_range(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -147,14 +144,6 @@ def _account(
             " quarantine; its batch stays open"
         )
     return FileAccount(file.rows, rows, bad, versions[0] if rows else None, versions[1] if bad else None)
-
-
-def _version(batch: _Batch, spec: TableSpec) -> int | None:
-    """The commit that brought the batch, found by what it says of itself."""
-    path = spec.path(batch.lake).replace("`", "``")
-    history = batch.spark.sql(f"DESCRIBE HISTORY delta.`{path}`")
-    rows = history.where(f"userMetadata LIKE '%{batch.batch_id}%'").select("version").collect()
-    return int(rows[0].version) if rows else None
 
 
 def describe(file: InputFile, account: FileAccount) -> str:
