@@ -186,7 +186,8 @@ def test_deletion_vectors_are_refused_only_where_they_are(tmp_path: Path) -> Non
     vector = {"deletionVector": {"storageType": "u", "pathOrInlineDv": "x", "sizeInBytes": 1, "cardinality": 1}}
     first = start({"delta.enableDeletionVectors": "true"}, protocol)
     remove = {"remove": {"path": "a", "dataChange": True}}
-    path = hand_made(tmp_path, [[*first, add("a", 10)], [remove, add("a", 10, **vector)], [remove, add("b", 9)]])
+    purge = {"remove": {"path": "a", "dataChange": True, **vector}}
+    path = hand_made(tmp_path, [[*first, add("a", 10)], [add("a", 10, **vector), remove], [purge, add("b", 9)]])
     assert Log(path).snapshot(0).rows == 10
     with pytest.raises(UserError, match=r"deletion vectors on 1 files(.|\n)*REORG TABLE .* APPLY \(PURGE\)"):
         Log(path).snapshot(1)

@@ -55,7 +55,7 @@ class Snapshot:
 class _State:
     """What replay has gathered."""
 
-    adds: dict[str, dict[str, Any]] = field(default_factory=dict)
+    adds: dict[tuple[Any, ...], dict[str, Any]] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     protocol: dict[str, Any] = field(default_factory=dict)
 
@@ -194,10 +194,9 @@ class Log:
     def _apply_all(self, state: _State, actions: Iterator[dict[str, Any]]) -> None:
         for action in actions:
             if "add" in action:
-                add = action["add"]
-                state.adds[add["path"]] = add
+                state.adds[_identity(action["add"])] = action["add"]
             elif "remove" in action:
-                state.adds.pop(action["remove"]["path"], None)
+                state.adds.pop(_identity(action["remove"]), None)
             state.metadata = action.get("metaData") or state.metadata
             state.protocol = action.get("protocol") or state.protocol
 
@@ -269,6 +268,12 @@ def _num_records(add: dict[str, Any]) -> int | None:
         return int(stats["numRecords"])
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _identity(action: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells logical files apart: one commit may remove a file and add it again with a deletion vector."""
+    vector = action.get("deletionVector") or {}
+    return action["path"], vector.get("storageType"), vector.get("pathOrInlineDv"), vector.get("offset")
 
 
 def _order(add: dict[str, Any]) -> tuple[Any, ...]:
