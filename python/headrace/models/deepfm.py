@@ -3,9 +3,8 @@
     logit = FM(x) + MLP([standardized dense, v_1, ..., v_C])
 
 Reference: H. Guo et al., "DeepFM: A Factorization-Machine based Neural Network for CTR Prediction", IJCAI 2017.
-Differs from the paper: dense
-columns enter the perceptron as numbers, not as v_i x_i (13 inputs instead of 13 K; the FM part has the v_i x_i), and
-there is no dropout unless asked for.
+Differs from the paper: dense columns enter the perceptron as numbers, not as v_i x_i (13 inputs instead of 13 K; the
+FM part has the v_i x_i), and there is no dropout unless asked for.
 """
 
 from __future__ import annotations

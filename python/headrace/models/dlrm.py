@@ -3,9 +3,8 @@
     z_0 = MLP_bottom(x), z_c = v_c[id_c],     logit = MLP_top([z_0, <z_i, z_j> for i < j])
 
 Reference: M. Naumov et al., "Deep Learning Recommendation Model for Personalization and Recommendation Systems",
-arXiv:1906.00091, 2019.
-Differs from the paper: the tables are one fused table, and rows start at N(0, embedding_std^2) for every column where
-the reference draws from U(-1/sqrt(n), 1/sqrt(n)) with n the column's rows.
+arXiv:1906.00091, 2019. Differs from the paper: the tables are one fused table, and rows start at N(0, embedding_std^2)
+for every column where the reference draws from U(-1/sqrt(n), 1/sqrt(n)) with n the column's rows.
 """
 
 from __future__ import annotations

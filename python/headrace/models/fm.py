@@ -4,9 +4,8 @@
     sum_i |v_i x_i|^2) / 2
 
 Reference: S. Rendle, "Factorization Machines", ICDM 2010. A category is a feature with x = 1; a dense column has one
-weight and one factor
-vector. w and v of a category lie in one row of one table (1 + k floats). Differs from the paper: plain gradient
-training, no per-factor regularization. v starts at N(0, embedding_std^2), w at 0.
+weight and one factor vector. w and v of a category lie in one row of one table (1 + k floats). Differs from the paper:
+plain gradient training, no per-factor regularization. v starts at N(0, embedding_std^2), w at 0.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     logit = b + w . x + sum over columns c of v_c[id_c]
 
 Reference: D. R. Cox, "The regression analysis of binary sequences", 1958. All weights start at zero (the loss is
-convex); no regularization here:
-it belongs to the optimizer.
+convex); no regularization here: it belongs to the optimizer.
 """
 
 from __future__ import annotations

@@ -3,9 +3,8 @@
     v <- v + g^2,     w <- w - lr g / (sqrt(v) + eps)
 
 Reference: J. Duchi, E. Hazan, Y. Singer, "Adaptive subgradient methods for online learning and stochastic
-optimization", JMLR 2011. The diagonal
-form; v starts at initial_accumulator. A zero gradient changes nothing, so row-sparse gradients give the same as dense
-ones.
+optimization", JMLR 2011. The diagonal form; v starts at initial_accumulator. A zero gradient changes nothing, so
+row-sparse gradients give the same as dense ones.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     w <- (1 - lr weight_decay) w,     then Adam's step with g alone
 
 Reference: I. Loshchilov and F. Hutter, "Decoupled weight decay regularization", ICLR 2019. Differs from the paper:
-decay is scaled by lr (the
-schedule's factor and the base rate), as in torch.
+decay is scaled by lr (the schedule's factor and the base rate), as in torch.
 """
 
 from __future__ import annotations

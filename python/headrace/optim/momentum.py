@@ -3,8 +3,7 @@
     m <- momentum m + g + weight_decay w,     w <- w - lr m
 
 Reference: B. T. Polyak, "Some methods of speeding up the convergence of iteration methods", 1964. Differs from the
-paper as all of deep learning
-does: lr stands outside of m, so a changed lr acts at once.
+paper as all of deep learning does: lr stands outside of m, so a changed lr acts at once.
 """
 
 from __future__ import annotations

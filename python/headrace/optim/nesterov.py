@@ -3,9 +3,9 @@
     d = g + weight_decay w,     m <- momentum m + d,     w <- w - lr (d + momentum m)
 
 References: Y. Nesterov, "A method for solving the convex programming problem with convergence rate O(1/k^2)", 1983; I.
-Sutskever et al., "On the
-importance of initialization and momentum in deep learning", ICML 2013. Differs from the papers: the parameters kept
-are the looked-ahead ones, so the gradient is taken where the model is (the form of Bengio et al. 2013).
+Sutskever et al., "On the importance of initialization and momentum in deep learning", ICML 2013. Differs from the
+papers: the parameters kept are the looked-ahead ones, so the gradient is taken where the model is (the form of Bengio
+et al. 2013).
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     v_i <- v_i + mean_j g_ij^2,     w_i <- w_i - lr g_i / (sqrt(v_i) + eps)
 
 References: M. Naumov et al., arXiv:1906.00091, 2019, which trains DLRM with it; D. Mudigere et al., arXiv:2104.05158,
-2021. State is 4 bytes a row
-instead of 4 a weight. A vector is a table of one column.
+2021. State is 4 bytes a row instead of 4 a weight. A vector is a table of one column.
 """
 
 from __future__ import annotations

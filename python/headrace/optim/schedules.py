@@ -1,7 +1,7 @@
 """Learning-rate schedules as factors of the base rate.
 
-    constant: min(1, (t + 1) / warmup)          linear: the same, times 1 at the end of warm-up falling to 0 after the
-        last step
+    constant: min(1, (t + 1) / warmup)
+    linear:   the same, then falling from 1 at the end of warm-up to 0 after the last step
 
 Reference for warm-up: P. Goyal et al., "Accurate, large minibatch SGD", 2017.
 """

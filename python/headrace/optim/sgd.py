@@ -3,8 +3,7 @@
     w <- w - lr (g + weight_decay w)
 
 Reference: H. Robbins and S. Monro, "A stochastic approximation method", 1951. Row-sparse gradients: only rows with a
-gradient move, so weight
-decay is refused there (it would move all rows).
+gradient move, so weight decay is refused there (it would move all rows).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Exact quality of click predictions: AUC with ties, logloss, normalized entropy, calibration, and the curves to draw.
 
-    AUC = (pairs won + pairs tied / 2) / (positives x negatives), by one sort of the scores logloss = mean of log(1 +
-    exp(-z)) for clicks, log(1 + exp(z)) for the others normalized entropy = logloss / entropy of the click rate
-    (X. He et al., "Practical lessons from predicting clicks on ads", 2014) calibration = sum of predicted
-    probabilities / clicks
+    AUC = (pairs won + pairs tied / 2) / (positives x negatives), by one sort of the scores
+    logloss = mean of log(1 + exp(-z)) for clicks, of log(1 + exp(z)) for the others
+    normalized entropy = logloss / entropy of the click rate
+    calibration = sum of predicted probabilities / clicks
 
-Rows are sorted by (score, label) first and summed in that order, so the figures do not depend on how rows were spread
-over ranks.
-Memory: 8 bytes a row (score and label as float32) and a sort's working space.
+Reference: X. He et al., "Practical lessons from predicting clicks on ads at Facebook", ADKDD 2014. Rows are sorted by
+(score, label) first and summed in that order, so the figures do not depend on how rows were spread over ranks. Memory:
+8 bytes a row (score and label as float32) and a sort's working space.
 """
 
 from __future__ import annotations
