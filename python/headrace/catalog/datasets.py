@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headrace.catalog.spec import catalog_dir, table_names
-from headrace.catalog.strict_yaml import load as load_yaml, nearest
+from headrace.catalog.strict_yaml import load as load_yaml
+from headrace.catalog.strict_yaml import nearest
 from headrace.errors import UserError
 
 _TEXTS = ("name", "doc", "table", "format", "files", "source", "licence", "obtain")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ from headrace.catalog.spec import TableSpec
 from headrace.errors import UserError
 
 _READERS = 4
-KeySums = Callable[[Sequence[DataFile]], list[tuple[int, int]]]  # files -> (rows, key sum) of each
 
 
 @dataclass(frozen=True)
@@ -107,13 +106,12 @@ def _recorded_figures(log: Log, version: int) -> dict[str, Any]:
     return {"rows": sum(p.rows for p in parts), "fingerprint": str(total), "partitions": listed}
 
 
-def parts_of(snapshot: Snapshot, key: str | None, key_sums: KeySums | None = None) -> list[Part]:
+def parts_of(snapshot: Snapshot, key: str | None) -> list[Part]:
     """Rows and fingerprint by partition: from the record, else computed from what changed and recorded.
 
     Args:
         snapshot: the version.
         key: the bigint key column; None gives fingerprint 0.
-        key_sums: how to get rows and key sums of files; None reads them here.
     """
     store, table = storage.locate(snapshot.path)
     groups = _by_partition(snapshot.files)
@@ -121,25 +119,24 @@ def parts_of(snapshot: Snapshot, key: str | None, key_sums: KeySums | None = Non
     known = {part.digest: part for part in recorded}
     if key is not None and all(_digest(files) in known for files in groups.values()):
         return [known[_digest(files)] for files in groups.values()]
-    sums = key_sums or (lambda files: _read_key_sums(store, files, str(key)))
-    before = _parts_before(store, snapshot) if key is not None else {}
-    parts = [_part(files, before.get(name), sums if key is not None else None) for name, files in groups.items()]
-    if key is not None:
-        _save_record(store, table, snapshot.version, parts)
+    if key is None:
+        return [Part(files[0].partition, sum(f.rows for f in files), 0, _digest(files)) for files in groups.values()]
+    before = _parts_before(store, snapshot)
+    parts = [_part(store, files, key, before.get(name)) for name, files in groups.items()]
+    _save_record(store, table, snapshot.version, parts)
     return parts
 
 
-def _part(files: list[DataFile], before: tuple[set[str], Part] | None, sums: KeySums | None) -> Part:
-    total, rows, new = 0, sum(file.rows for file in files), files
+def _part(store: storage.Store, files: list[DataFile], key: str, before: tuple[set[str], Part] | None) -> Part:
+    total, new = 0, files
     if before and before[0] <= {file.path for file in files}:
         total = before[1].fingerprint
         new = [file for file in files if file.path not in before[0]]
-    if sums is not None and new:
-        for file, (found, key_sum) in zip(new, sums(new), strict=True):
-            if found != file.rows:
-                raise UserError(f"{file.path} holds {found} rows, the table's log says {file.rows}", "restore the file")
-            total += key_sum
-    return Part(files[0].partition, rows, total % fingerprint.MODULUS, _digest(files))
+    for file, (found, key_sum) in zip(new, _read_key_sums(store, new, key), strict=True):
+        if found != file.rows:
+            raise UserError(f"{file.path} holds {found} rows, the table's log says {file.rows}", "restore the file")
+        total += key_sum
+    return Part(files[0].partition, sum(file.rows for file in files), total % fingerprint.MODULUS, _digest(files))
 
 
 def _parts_before(store: storage.Store, snapshot: Snapshot) -> dict[str, tuple[set[str], Part]]:
