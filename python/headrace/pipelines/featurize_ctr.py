@@ -261,7 +261,7 @@ def _grow(
     wanted = counts.where(counts["column"].isin(columns)) if columns else counts.limit(0)
     entries = vocabulary.grow(wanted, existing, generation).persist(StorageLevel.DISK_ONLY)
     try:
-        added, old = _sizes(entries), _sizes(existing)
+        added, old = _sizes(entries), {} if fresh else _sizes(existing)
         known = {name: old.get(name, 0) + added.get(name, 0) for name in columns}
         vocabulary.check_size(known, cfg.max_vocabulary)
         if not added and not fresh:
