@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from integration import features_reference as slow
 
+from headrace.catalog import checks
 from headrace.catalog.delta import WriteOptions, commit_metadata, exists, files_at, latest_version, write
 from headrace.catalog.spec import load
 from headrace.errors import UserError
@@ -61,6 +63,14 @@ def ids(lake: Path, version: int | None = None) -> dict[str, dict[int, int]]:
 
 def of_days(*days: int) -> list[slow.Row]:
     return [row for row in ROWS if row["day"] in days]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_quality_reports() -> Iterator[None]:
+    """Reports of table versions have tests of their own, and take longer than our small tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "record", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

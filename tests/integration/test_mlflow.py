@@ -117,9 +117,7 @@ def test_everything_of_a_run_arrives(finished: dict[str, Any]) -> None:
     assert run.data.metrics["test/logloss"] == 0.5 and run.data.metrics["epoch/dropped"] == 4
     assert "test/calibration" not in run.data.metrics
     read = {i.tags[0].value: json.loads(i.dataset.source) for i in run.inputs.dataset_inputs}
-    assert read == {
-        part: {"path": "/lakes/one/silver/ctr", "delta_table_version": 3} for part in ("train", "test")
-    }
+    assert read == {part: {"path": "/lakes/one/silver/ctr", "delta_table_version": 3} for part in ("train", "test")}
     names = {item.path for item in client.list_artifacts(run.info.run_id)}
     assert {"figures", "report.html"} <= names
     pictures = {item.path for item in client.list_artifacts(run.info.run_id, "figures")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from integration import features_reference as slow
 
+from headrace.catalog import checks
 from headrace.catalog.delta import WriteOptions, commit_metadata, files_at, latest_version, pin, write
 from headrace.catalog.spec import load
 from headrace.errors import UserError
@@ -33,6 +35,14 @@ def score(spark: SparkSession, lake: Path, **settings: Any) -> Report:
 
 def predictions(lake: Path) -> list[slow.Row]:
     return [row for file in files_at(GOLD, lake) for row in pq.ParquetFile(file.path).read().to_pylist()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_quality_reports() -> Iterator[None]:
+    """Reports of table versions have tests of their own, and take longer than our small tables."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "record", lambda *_: None)
+        yield
 
 
 @pytest.fixture(scope="module")

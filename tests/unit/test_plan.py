@@ -17,9 +17,9 @@ Row = tuple[int, int]
 PERMUTATION_8 = [4, 1, 2, 0, 5, 3, 7, 6]
 PERMUTATION_31201_DOT = 7595550413990
 
-GROUP_ROWS = st.lists(
-    st.one_of(st.integers(0, 40), st.sampled_from([0, 1, 784, 2_000])), min_size=0, max_size=12
-).map(tuple)
+GROUP_ROWS = st.lists(st.one_of(st.integers(0, 40), st.sampled_from([0, 1, 784, 2_000])), min_size=0, max_size=12).map(
+    tuple
+)
 
 
 @st.composite

@@ -193,9 +193,7 @@ class GroupWorker(WorkerBase):
             result = _Failure(UserError(f"{where}: {error}", "restore the file, or rewrite the table"))
         self.publish_func(result)
 
-    def _read(
-        self, piece: Any, rows: npt.NDArray[np.int64], tensors: Sequence[TensorLayout]
-    ) -> dict[str, Array]:
+    def _read(self, piece: Any, rows: npt.NDArray[np.int64], tensors: Sequence[TensorLayout]) -> dict[str, Array]:
         columns = list(dict.fromkeys(name for tensor in tensors for name in tensor.columns))
         table = self._file(piece.path).read_row_group(piece.row_group, columns=columns)
         return {tensor.name: tensor.hold(table, rows) for tensor in tensors}

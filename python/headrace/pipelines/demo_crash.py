@@ -141,7 +141,7 @@ def _watch(process: subprocess.Popen[bytes], kill_when: Callable[[], bool] | Non
             _kill(process)
             return True
         if time.monotonic() > deadline:
-            raise UserError(f"no end after {_PATIENCE_S:.0f} s: {shlex.join(map(str, process.args))}")  # type: ignore[arg-type]
+            raise UserError(f"no end after {_PATIENCE_S:.0f} s: {shlex.join(map(str, process.args))}")
         time.sleep(_POLL_S)
     return False
 
