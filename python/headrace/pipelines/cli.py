@@ -42,7 +42,7 @@ VERBS = {
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
     "quarantine": Verb("quarantine", "refused rows: reasons, counts, examples"),
-    "catalog": Verb("catalog", "tables: list, show, validate, report"),
+    "catalog": Verb("catalog", "tables: list, show, validate, report", spark=False),
     "compare": Verb("compare", "runs beside each other: quality against seconds and bytes", spark=False),
     "sync-runs": Verb("sync_runs", "send to the tracking store what it missed while it was down", spark=False),
 }

@@ -141,7 +141,7 @@ def _watch(process: subprocess.Popen[bytes], kill_when: Callable[[], bool] | Non
             _kill(process)
             return True
         if time.monotonic() > deadline:
-            raise UserError(f"no end after {_PATIENCE_S:.0f} s: {shlex.join(map(str, process.args))}")
+            raise UserError(f"no end after {_PATIENCE_S:.0f} s: {process.args!r}")
         time.sleep(_POLL_S)
     return False
 
@@ -160,7 +160,7 @@ def _content(lake: Path, table: str, *, ordered: bool) -> tuple[int, str]:
 
     total, rows, sequence = 0, 0, hashlib.sha256()
     for file in files_at(load(table), str(lake)):
-        frame = pq.ParquetFile(file.path).read().to_pandas()  # type: ignore[no-untyped-call]
+        frame = pq.ParquetFile(file.path).read().to_pandas()
         hashes = pd.util.hash_pandas_object(frame.drop(columns="batch_id", errors="ignore"), index=False).to_numpy()
         rows += len(hashes)
         total = (total + int(hashes.sum(dtype=np.uint64))) % 2**64
