@@ -5,6 +5,7 @@ A pipeline opens stages on its Report; the job prints nothing else of its own.
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import html
 import json
@@ -114,8 +115,8 @@ class Progress:
     def __init__(self, total: int | None, title: str, unit: str, mode: str, out: TextIO) -> None:
         from tqdm.auto import tqdm
 
-        notebook = "ipykernel" in sys.modules
-        shown = mode == "bar" or (mode == "auto" and (out.isatty() or notebook))
+        kernel = hasattr(builtins, "__IPYTHON__")
+        shown = mode == "bar" or (mode == "auto" and (out.isatty() or kernel))
         self._lines = mode == "log" or (mode == "auto" and not shown)
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, disable=not shown, file=out)
         self._total, self._title, self._unit, self._out = total, title, unit, out
@@ -138,6 +139,10 @@ class Progress:
                 file=self._out,
                 flush=True,
             )
+
+    def reach(self, done: int) -> None:
+        """Be at `done` units in all, for work whose last part is not reported bit by bit."""
+        self.update(done - self._done)
 
     def __enter__(self) -> Progress:
         return self

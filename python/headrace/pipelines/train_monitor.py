@@ -57,6 +57,7 @@ class Monitor:
     def finish(self) -> None:
         """After everything ended well: warnings about the result, pictures, report.html, the model to the store."""
         self._finished = True
+        self.bar.__exit__(None)
         events = read_events(self.directory / "events.jsonl")
         for text in warnings_of(self.last.get("test") or self.last.get("validation") or {}):
             self.report.warn(text)
@@ -91,7 +92,7 @@ class Monitor:
 
     def _on_resume(self, event: Event) -> None:
         self.report.say(f"resumed at epoch {event['epoch'] + 1}, step {event['step']:,}")
-        self.bar.update(event["step"] * self.job.batch_size)
+        self.bar.reach(event["step"] * self.job.batch_size)
 
     def _on_reset(self, event: Event) -> None:
         self.report.warn(f"{event['what']} of {event['was']} ranks do not fit {self.cfg.ranks}: started anew")
@@ -117,6 +118,7 @@ class Monitor:
         self.report.say(f"{event['split']} after step {event['step']:,}: {', '.join(shown)} ({figures['rows']:,} rows)")
 
     def _on_epoch(self, event: Event) -> None:
+        self.bar.reach((event["epoch"] + 1) * self.rows)
         extra = [f"{event[n]:,} {n}" for n in ("dropped", "repeated") if event[n]]
         whole = ", ".join([f"{event['rows'] + event['dropped']:,} rows", *extra])
         self.report.say(f"epoch {event['epoch'] + 1}: every row once: proved ({whole})")
