@@ -134,7 +134,10 @@ def close_epoch(cursor: Cursor, source: SourceAudit, collective: Collective) -> 
     numbers = (cursor.rows, source.seen, source.dropped, source.repeated, source.key_sum)
     trained, seen, dropped, repeated, keys = total(collective, *numbers)
     if trained != seen + repeated:
-        raise AuditError(f"epoch {cursor.epoch + 1}: {trained:,} rows were trained on, {seen + repeated:,} were read")
+        raise AuditError(
+            f"epoch {cursor.epoch + 1} did NOT read every row once: {trained:,} rows were trained on, "
+            f"{seen + repeated:,} were read. The model of this run must not be used."
+        )
     keys = (cursor.keys_before + keys) % MODULUS
     return EpochAudit(cursor.epoch, cursor.rows_before + seen, dropped, repeated, keys)
 
