@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from headrace.comm import Collective, LocalCollective, LocalGroup, Metered
-from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies import REDUCERS, STRATEGIES, Overlap
 
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bfloat16, torch.bool)
 
@@ -170,17 +170,24 @@ def gradients(model: Clicks, rank: int, step: int, rows: int = 64) -> dict[str, 
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def train(c: Collective, reducer: str, bucket_bytes: int = 500, steps: int = 5) -> str:
+def train(c: Collective, reducer: str, bucket_bytes: int = 500, steps: int = 5, overlap: bool = False) -> str:
     """A few steps of SGD on all ranks; SHA-256 of the weights."""
-    strategy = STRATEGIES["allreduce"].factory(REDUCERS[reducer].factory(bucket_bytes=bucket_bytes), c)
     model = Clicks(torch.Generator().manual_seed(3))
+    summing = REDUCERS[reducer].factory(bucket_bytes=bucket_bytes)
+    if overlap:
+        dense = {name: p for name, p in model.named_parameters() if not name.startswith("tables")}
+        summing = Overlap(summing, c, dense)
+    strategy = STRATEGIES["allreduce"].factory(summing, c)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     for step in range(steps):
-        grads = strategy.on_gradients(gradients(model, c.rank, step), step)
+        with strategy.backward():
+            own = gradients(model, c.rank, step)
+        grads = strategy.on_gradients(own, step)
         for name, p in model.named_parameters():
             p.grad = grads[name]
         optimizer.step()
         strategy.on_parameters(dict(model.named_parameters()), step)
+    strategy.close()
     digest = hashlib.sha256()
     for p in model.parameters():
         digest.update(p.detach().numpy().tobytes())
@@ -198,6 +205,7 @@ def exam(worker: Any) -> dict[str, Any]:
         "checks": check_collective(worker.collective),
         "ordered": train(metered, "ordered"),
         "sent": dict(metered.sent),
+        "overlapped": train(worker.collective, "ordered", overlap=True),
         "ring": train(worker.collective, "ring"),
         "stop": worker.should_stop(),
     }

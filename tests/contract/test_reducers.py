@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from contract.collective_exam import Clicks, gradients, on_ranks, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headrace.comm import LocalCollective, LocalGroup, Metered
-from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.comm import CollectiveError, LocalCollective, LocalGroup, Metered
+from headrace.strategies import REDUCERS, STRATEGIES, Overlap, pays
 from headrace.strategies.reducers import buckets
 from headrace.strategies.sparse import coalesced, sum_rows
 
@@ -80,6 +81,95 @@ def test_buckets_and_ranks_do_not_change_what_all_ranks_agree_on(name: str) -> N
     for size in (2, 3):
         digests = {d for b in (1, 300, 1 << 22) for d in on_ranks(size, lambda c, b=b: train(c, name, b))}
         assert len(digests) == 1
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_an_exchange_during_backward_changes_no_bit(size: int) -> None:
+    plain = on_ranks(size, lambda c: train(c, "ordered"))
+    for bucket_bytes in (1, 200, 1 << 20):
+        assert on_ranks(size, lambda c, b=bucket_bytes: train(c, "ordered", b, overlap=True)) == plain
+
+
+class Chain(torch.nn.Module):
+    """Three layers, of which the middle one can be left out of the loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(4, 4, bias=False) for _ in range(3))
+
+    def forward(self, x: torch.Tensor, used: tuple[int, ...]) -> torch.Tensor:
+        for k in used:
+            x = self.layers[k](x)
+        return x.sum()
+
+
+def test_buckets_leave_during_backward_the_last_parameters_first() -> None:
+    def fn(c: LocalCollective) -> list[str]:
+        model, order, on_its_way = Chain(), [], threading.Event()
+        reducer = REDUCERS["ordered"].factory(bucket_bytes=1)
+
+        class Watched(type(reducer)):  # type: ignore[misc]
+            def reduce_bucket(self, bucket: dict[str, torch.Tensor], collective: LocalCollective) -> object:
+                order.extend(bucket)
+                on_its_way.set()
+                return super().reduce_bucket(bucket, collective)
+
+        overlap = Overlap(Watched(reducer.sum_flat, 1), c, dict(model.named_parameters()))
+
+        def wait(grad: torch.Tensor) -> None:
+            # Holds backward up before the first layer's gradient until the last layer's is on its way.
+            assert on_its_way.wait(20)
+
+        model.layers[0].weight.register_hook(wait)
+        with overlap.backward():
+            model(torch.ones(2, 4), (0, 1, 2)).backward()
+        overlap.close()
+        return order
+
+    assert on_ranks(2, fn) == [["layers.2.weight", "layers.1.weight", "layers.0.weight"]] * 2
+
+
+def test_a_parameter_without_gradient_holds_nothing_up() -> None:
+    def fn(c: LocalCollective) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        model = Chain()
+        overlap = Overlap(REDUCERS["ordered"].factory(bucket_bytes=100), c, dict(model.named_parameters()))
+        with overlap.backward():
+            model(torch.full((2, 4), 1.0 + c.rank), (0, 2)).backward()
+        own = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        summed = overlap.reduce(own, c)
+        overlap.close()
+        expected = REDUCERS["ordered"].factory().reduce(own, c)
+        assert summed.keys() == {"layers.0.weight", "layers.2.weight"}
+        assert all(torch.equal(summed[name], expected[name]) for name in expected)
+        return summed
+
+    first, second = on_ranks(2, fn)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_failed_exchange_and_a_failed_backward_are_raised_and_the_next_step_is_clean() -> None:
+    def fn(c: LocalCollective) -> str:
+        model = Chain()
+        overlap = Overlap(REDUCERS["ordered"].factory(bucket_bytes=1), c, dict(model.named_parameters()))
+        with pytest.raises(ZeroDivisionError), overlap.backward():
+            raise ZeroDivisionError
+        if c.rank == 1:
+            c._group.leave(1)
+            return ""
+        with pytest.raises(CollectiveError) as caught, overlap.backward():
+            model(torch.ones(2, 4), (0, 1, 2)).backward()
+        overlap.close()
+        return str(caught.value)
+
+    assert on_ranks(2, fn) == ["rank 1 ended while others wait for it", ""]
+
+
+@pytest.mark.parametrize(("wanted", "hosts", "expected"), [
+    ("on", "aa", True), ("off", "ab", False), ("auto", "aa", False), ("auto", "ab", True),
+])  # fmt: skip
+def test_overlap_is_chosen_by_all_ranks_alike(wanted: str, hosts: str, expected: bool) -> None:
+    assert on_ranks(2, lambda c: pays(wanted, c, hosts[c.rank])) == [expected] * 2
 
 
 @pytest.mark.parametrize("name", sorted(REDUCERS))

@@ -22,7 +22,9 @@ __all__ = [
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
 )  # fmt: skip
-_RESUMABLE_TRAIN = ("epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "on_nonfinite")
+_RESUMABLE_TRAIN = (
+    "epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "on_nonfinite", "overlap",
+)  # fmt: skip
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -112,6 +114,8 @@ class LoopSettings:
         schedule: constant or linear (falls to 0).
         warmup: steps over which learning rates rise.
         patience: stop after so many evaluations without a better logloss; 0 never.
+        overlap: on or off: exchange dense gradients while backward runs; auto: where ranks are on several machines.
+            The bits are the same.
     """
 
     batch_size: int = 0
@@ -125,6 +129,7 @@ class LoopSettings:
     schedule: str = "constant"
     warmup: int = 0
     patience: int = 0
+    overlap: str = "auto"
 
 
 @dataclass(kw_only=True)

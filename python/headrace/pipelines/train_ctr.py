@@ -131,12 +131,13 @@ def check(cfg: Config) -> None:
     """
     from headrace.models import MODELS
     from headrace.optim import create
-    from headrace.strategies import REDUCERS
+    from headrace.strategies import OVERLAP, REDUCERS
 
     for setting, value, known in (
         ("launcher", cfg.launcher, LAUNCHERS),
         ("reduction", cfg.reduction, tuple(REDUCERS)),
         ("model.name", cfg.model.name, tuple(MODELS)),
+        ("train.overlap", cfg.train.overlap, OVERLAP),
     ):
         if value not in known:
             raise UserError(f"--{setting} {value!r} is not one of {', '.join(known)}")
@@ -185,7 +186,7 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
     from headrace.train.loop import FitConfig
 
     loop = dataclasses.asdict(cfg.train)
-    batch_size, keep = loop.pop("batch_size"), loop.pop("keep_checkpoints")
+    batch_size, keep, overlap = (loop.pop(name) for name in ("batch_size", "keep_checkpoints", "overlap"))
     if cfg.fast:
         loop |= {"epochs": 1, "max_steps": FAST_STEPS, "checkpoint_every": 4, "eval_every": 4, "log_every": 1}
     metadata = tables["train"].metadata
@@ -205,6 +206,7 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         device=cfg.device,
         directory=str(directory),
         keep=keep,
+        overlap=overlap,
         about=about,
         fast=cfg.fast,
     )

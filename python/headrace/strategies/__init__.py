@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,17 +11,24 @@ from torch import Tensor
 
 from headrace.strategies import reducers
 from headrace.strategies.allreduce import AllReduce
+from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
 
 
 class Strategy(Protocol):
-    """Called by the training loop between backward and update, and after the update."""
+    """Called by the training loop around backward, between backward and update, and after the update."""
+
+    def backward(self) -> AbstractContextManager[None]:
+        """Surrounds backward: a strategy may exchange while it runs, so nobody else uses the collective inside."""
 
     def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """What the optimizer shall use instead of this rank's gradients (sums over rows, not means)."""
 
     def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
         """Change parameters in place after the update, where the strategy works on them."""
+
+    def close(self) -> None:
+        """Let go of the parameters: training is over."""
 
     def state_dict(self) -> dict[str, Any]:
         """What must be kept with a checkpoint."""
@@ -52,11 +60,14 @@ STRATEGIES = {"allreduce": StrategySpec(AllReduce, synchronous=True, stateful=Fa
 
 __all__ = [
     "BUCKET_BYTES",
+    "OVERLAP",
     "REDUCERS",
     "STRATEGIES",
     "AllReduce",
+    "Overlap",
     "Reducer",
     "ReducerSpec",
     "Strategy",
     "StrategySpec",
+    "pays",
 ]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.strategies.overlap import Overlap
 from headrace.strategies.reducers import Reducer
 
 
@@ -14,7 +16,7 @@ class AllReduce:
     """Replaces gradients by their sum over ranks, every step; parameters stay equal because the updates are.
 
     Args:
-        reducer: how sums are taken.
+        reducer: how sums are taken; an `Overlap` takes them while backward runs.
         collective: over whom.
     """
 
@@ -22,12 +24,21 @@ class AllReduce:
         self.reducer = reducer
         self.collective = collective
 
+    def backward(self) -> AbstractContextManager[None]:
+        """Surrounds backward; nobody else may use the collective inside."""
+        return self.reducer.backward() if isinstance(self.reducer, Overlap) else nullcontext()
+
     def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Sums over ranks by name; divide by the global number of rows afterwards."""
         return self.reducer.reduce(grads, self.collective)
 
     def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
         """Called after the update; nothing to do, all ranks made the same one."""
+
+    def close(self) -> None:
+        """Let go of the parameters."""
+        if isinstance(self.reducer, Overlap):
+            self.reducer.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing is carried from step to step."""

@@ -6,6 +6,7 @@ A TrainJob is pickled to the ranks; it holds values only.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -22,7 +23,7 @@ from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
 from headrace.optim import RuleOptimizer
-from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies import REDUCERS, STRATEGIES, Overlap, Strategy, pays
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -59,6 +60,7 @@ class TrainJob:
         batch_size: rows of a global batch.
         fit: see FitConfig.
         reduction: a key of REDUCERS.
+        overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         device: "auto", "cpu", "cuda".
         directory: of the run; all ranks see it.
         keep: checkpoints kept.
@@ -76,6 +78,7 @@ class TrainJob:
     device: str
     directory: str
     keep: int = 2
+    overlap: str = "auto"
     about: Mapping[str, Any] = field(default_factory=dict)
     fast: bool = False
 
@@ -86,7 +89,7 @@ class TrainJob:
         with worker.alone():
             model = self.make_model().to(device)
         optimizers = self.make_optimizers(model)
-        strategy = STRATEGIES["allreduce"].factory(REDUCERS[self.reduction].factory(), collective)
+        strategy = self.make_strategy(model, collective)
         train = self.stream("train", collective.rank, collective.size)
         worker_events: OnEvent = worker.emit if collective.rank == 0 else _ignore
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
@@ -95,6 +98,7 @@ class TrainJob:
             test = None if result.stopped == "asked" else self._test(model, worker)
         finally:
             train.close()
+            strategy.close()
         if test is not None and collective.rank == 0:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
             save_model(model, Path(self.directory), dict(self.model), dict(self.about))
@@ -114,6 +118,15 @@ class TrainJob:
             if params:
                 made.append(optim.create(options.pop("name"), params, row_sparse=part == "sparse", **options))
         return made
+
+    def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
+        """All-reduce, while backward runs where that pays."""
+        reducer = REDUCERS[self.reduction].factory()
+        if pays(self.overlap, collective, socket.gethostname()):
+            dense = {id(p) for p in model.dense_parameters()}
+            named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
+            return STRATEGIES["allreduce"].factory(Overlap(reducer, collective, named), collective)
+        return STRATEGIES["allreduce"].factory(reducer, collective)
 
     def stream(self, split: str, rank: int, size: int) -> Stream:
         """A split's batches for a rank: planned and shuffled for training, in the table's order and padded for the

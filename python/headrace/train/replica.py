@@ -38,7 +38,8 @@ class Replica:
         with torch.autocast(batch.tensors[LABEL].device.type, torch.bfloat16, enabled=bf16):
             logits = self.model(**batch.inputs())
         loss = sum_of_losses(logits.float(), batch)
-        loss.backward()
+        with self.strategy.backward():
+            loss.backward()
         for param in self.params.values():
             if param.grad is not None and param.grad.is_sparse:
                 param.grad = as_coalesced(param.grad)
