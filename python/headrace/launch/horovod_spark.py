@@ -17,7 +17,7 @@ from headrace.launch.rank import run_rank
 from headrace.launch.slots import is_local, python_executable
 from headrace.launch.worker import LaunchOptions, Worker
 
-_PATCH = threading.Lock()
+_PATCH = threading.RLock()
 
 
 class HorovodBackend:
@@ -44,7 +44,7 @@ class HorovodBackend:
         import horovod.spark
         from horovod.spark.driver import job_id
 
-        with _abortable(self._abort):
+        with _abortable(self._abort), _quiet(self._output):
             self._group = f"horovod.spark.run.{job_id.JOB_ID + 1}"
             try:
                 horovod.spark.run(
@@ -65,7 +65,7 @@ class HorovodBackend:
                 raise RuntimeError(f"{error}\nlast output of the ranks:\n{self._output}") from error
 
     def abort(self, *, hard: bool) -> None:
-        """See `Backend.abort`. A cancelled job makes Horovod's thread print a long trace: the last resort."""
+        """See `Backend.abort`."""
         self._abort.set()
         if hard and self._group is not None:
             self._spark.sparkContext.cancelJobGroup(self._group)
@@ -126,3 +126,27 @@ def _abortable(event: threading.Event) -> Iterator[None]:
             yield
         finally:
             gloo_run.register_shutdown_event = original
+
+
+@contextlib.contextmanager
+def _quiet(output: Tail) -> Iterator[None]:
+    """Let what ends Horovod's Spark job be part of our error: its thread would print Java's trace for each failure."""
+    from horovod.spark import runner
+
+    def in_thread(target: Callable[..., None], args: tuple[Any, ...] = (), **options: Any) -> threading.Thread:
+        def run(*args: Any) -> None:
+            try:
+                target(*args)
+            except Exception as error:
+                lines = str(error).splitlines(keepends=True)
+                output.write("".join(line for line in lines if not line.startswith("\tat ")))
+
+        return original(run, args, **options)
+
+    with _PATCH:
+        original = runner.in_thread
+        runner.in_thread = in_thread
+        try:
+            yield
+        finally:
+            runner.in_thread = original
