@@ -58,39 +58,70 @@ class QualityReport:
 
 def record(spark: SparkSession, spec: TableSpec, lake: str | Path, version: int) -> QualityReport:
     """Make the report of a version and keep it in meta/quality; one that is there already is returned."""
+    return record_all(spark, [(spec, version)], lake)[0]
+
+
+def record_all(spark: SparkSession, versions: Sequence[tuple[TableSpec, int]], lake: str | Path) -> list[QualityReport]:
+    """The reports of several versions: those that are missing are made, and kept by one commit for all.
+
+    Args:
+        spark: the session.
+        versions: tables and their versions, those of one table ascending.
+        lake: where the tables are.
+    """
     from headrace.catalog import delta
 
-    kept = find(spec, lake, version)
-    if kept is not None:
-        return kept
-    report = make(spec, lake, version, spark)
-    if report.rows:
+    kept = {spec.name: _by_version(spec, lake) for spec in {spec.name: spec for spec, _ in versions}.values()}
+    reports: list[QualityReport] = []
+    rows: list[dict[str, Any]] = []
+    for spec, version in versions:
+        report = kept[spec.name].get(version)
+        if report is None:
+            before = max((v for v in kept[spec.name] if v < version), default=-1)
+            report = make(spec, lake, version, spark, kept[spec.name].get(before))
+            rows += report.rows
+            kept[spec.name][version] = report
+        reports.append(report)
+    if rows:
         quality = load("meta/quality")
-        rows = [tuple(row[column.name] for column in quality.columns) for row in report.rows]
-        delta.write(spark.createDataFrame(rows, quality.to_spark()).coalesce(1), quality, lake)
-    return report
+        named = [{column.name: row[column.name] for column in quality.columns} for row in rows]
+        delta.write(delta.small_frame(spark, quality, named), quality, lake)
+    return reports
 
 
-def make(spec: TableSpec, lake: str | Path, version: int, spark: SparkSession | None = None) -> QualityReport:
-    """Compute the report of a version, with drift against the newest version before it that has one."""
+def make(
+    spec: TableSpec,
+    lake: str | Path,
+    version: int,
+    spark: SparkSession | None = None,
+    before: QualityReport | None = None,
+) -> QualityReport:
+    """Compute the report of a version, with drift against the newest version before it that has one.
+
+    Args:
+        spec: the table.
+        lake: where the tables are.
+        version: of the table.
+        spark: None reads everything in this process.
+        before: the report to compare with, where it is not kept yet.
+    """
     log = Log(spec.path(lake))
     snapshot = log.snapshot(version)
     files = log.added_at(version)
     columns = _columns(snapshot)
     summaries = _merged(_summaries(spark, files, columns), columns)
-    before = _previous(spec, lake, snapshot)
-    now = dt.datetime.now(dt.UTC)
+    previous = {row["column"]: row for row in before.rows} if before else _previous(spec, lake, snapshot)
     facts = {
         "table": spec.name,
         "table_id": snapshot.table_id,
         "version": version,
         "table_rows": snapshot.rows,
-        "at": now,
+        "at": dt.datetime.now(dt.UTC),
     }
     rows = [
         facts
         | {"position": i}
-        | _row(column, summaries[column.name], before.get(column.name), column.name in spec.keys)
+        | _row(column, summaries[column.name], previous.get(column.name), column.name in spec.keys)
         for i, column in enumerate(columns)
     ]
     return QualityReport(spec.name, version, tuple(rows))
@@ -101,8 +132,20 @@ def find(spec: TableSpec, lake: str | Path, version: int) -> QualityReport | Non
     table_id = Log(spec.path(lake)).snapshot(version).table_id
     for rows in _kept(spec, lake):
         if rows and rows[0]["version"] == version and rows[0]["table_id"] == table_id:
-            return QualityReport(spec.name, version, tuple(sorted(rows, key=lambda row: int(row["position"]))))
+            return _report(spec, rows)
     return None
+
+
+def _by_version(spec: TableSpec, lake: str | Path) -> dict[int, QualityReport]:
+    """All kept reports of the table that is there now."""
+    table_id = Log(spec.path(lake)).snapshot().table_id
+    return {
+        int(rows[0]["version"]): _report(spec, rows) for rows in _kept(spec, lake) if rows[0]["table_id"] == table_id
+    }
+
+
+def _report(spec: TableSpec, rows: list[dict[str, Any]]) -> QualityReport:
+    return QualityReport(spec.name, rows[0]["version"], tuple(sorted(rows, key=lambda row: int(row["position"]))))
 
 
 def _previous(spec: TableSpec, lake: str | Path, snapshot: Snapshot) -> dict[str, dict[str, Any]]:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog import delta
+from headrace.catalog import delta, storage
+from headrace.catalog.log import Log, Snapshot
 from headrace.catalog.spec import load
 
 if TYPE_CHECKING:
@@ -106,9 +107,8 @@ class Ledger:
     def state(self) -> LedgerState:
         """The newest state; the table is created where it is missing."""
         delta.ensure(self._spark, self._spec, self._lake)
-        version = delta.latest_version(self._path)
-        rows = delta.read(self._spark, self._spec, self._lake, version).collect()
-        return state_of(rows, self._source, version)
+        snapshot = Log(self._path).snapshot()
+        return state_of(_rows(snapshot), self._source, snapshot.version)
 
     def open(self, batch: LedgerBatch, seen: LedgerState) -> bool:
         """Record the intent, unless the ledger moved on since `seen`: then False, and nothing is recorded.
@@ -129,7 +129,7 @@ class Ledger:
 
     def _append(self, rows: list[dict[str, Any]], app: str, number: int) -> bool:
         """Commit the rows, unless this or a higher number of `app` is committed already."""
-        frame = self._spark.createDataFrame([tuple(row.values()) for row in rows], self._spec.to_spark()).coalesce(1)
+        frame = delta.small_frame(self._spark, self._spec, rows)
         options = delta.WriteOptions(txn=(app, number), quality=False)
         return not delta.write(frame, self._spec, self._lake, options=options).skipped
 
@@ -153,6 +153,17 @@ class Ledger:
             "detail": json.dumps(file.detail, sort_keys=True),
         }
         return {column.name: values[column.name] for column in self._spec.columns}
+
+
+def _rows(snapshot: Snapshot) -> Iterator[Row]:
+    """The ledger's rows, read without Spark: it is small, and a job over it would cost seconds."""
+    import pyarrow.parquet as pq
+    from pyspark.sql import Row
+
+    store, _ = storage.locate(snapshot.path)
+    for file in snapshot.files:
+        with store.open(file.path) as stream:
+            yield from (Row(**row) for row in pq.ParquetFile(stream).read().to_pylist())
 
 
 def state_of(rows: Iterable[Row], source: str, version: int) -> LedgerState:

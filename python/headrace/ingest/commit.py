@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from headrace.catalog import checks, delta
 from headrace.catalog.ledger import FileAccount
+from headrace.catalog.log import Log
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
 from headrace.ingest.criteo import LINE_BITS, InputFile, Part, read_lines, with_ranges
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 BRONZE, QUARANTINE = "bronze/criteo", "quarantine/criteo"
+_KEY_COLUMNS = {BRONZE: ("key",), QUARANTINE: ("file_ordinal", "line")}
 
 
 def commit_batch(
@@ -45,15 +48,27 @@ def commit_batch(
     """
     bronze, quarantine = load(BRONZE), load(QUARANTINE)
     batch = _Batch(spark, lake, batch_id, fmt)
-    bronze_version = _write(batch, bronze, files, "accepted")
-    committed = _count(batch, bronze, files)
+    accepted = _write(batch, bronze, files, "accepted")
+    committed = _count(batch, bronze, files, accepted)
     refused: dict[int, int] = {}
-    quarantine_version = None
+    versions: tuple[int, int | None] = (accepted.version, None)
     if dirty := _dirty(files, committed):
-        quarantine_version = _write(batch, quarantine, dirty, "rejected")
-        refused = _count(batch, quarantine, files)
-    versions = (bronze_version, quarantine_version)
+        rejected = _write(batch, quarantine, dirty, "rejected")
+        refused = _count(batch, quarantine, files, rejected)
+        versions = (accepted.version, rejected.version)
     return {file.scan.path: _account(file, committed, refused, versions) for file in files}
+
+
+def record_quality(spark: SparkSession, lake: str, accounts: Iterable[FileAccount]) -> None:
+    """The quality reports of these accounts' table versions, as far as they are missing, by one commit.
+
+    Not batch by batch: a commit costs seconds. Whatever a run that was killed did not get to, the next one does.
+    """
+    accounts = list(accounts)
+    found = {(BRONZE, account.table_version) for account in accounts}
+    found |= {(QUARANTINE, account.quarantine_version) for account in accounts}
+    versions = sorted((name, version) for name, version in found if version is not None)
+    checks.record_all(spark, [(load(name), version) for name, version in versions], lake)
 
 
 @dataclass(frozen=True)
@@ -64,23 +79,20 @@ class _Batch:
     fmt: Format
 
 
-def _write(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], part: Part) -> int:
-    """Commit the batch's lines unless that was done before; the version that has them."""
+def _write(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], part: Part) -> delta.Commit:
+    """Commit the batch's lines unless that was done before."""
     from pyspark.sql import functions as F
 
     lines = read_lines(batch.spark, files, batch.fmt, part).withColumn("batch_id", F.lit(batch.batch_id))
     rows = lines.select(*[column.name for column in spec.columns])
-    options = delta.WriteOptions(txn=(f"headrace-batch-{batch.batch_id}", 1))
+    options = delta.WriteOptions(txn=(f"headrace-batch-{batch.batch_id}", 1), quality=False)
     try:
-        commit = delta.write(rows, spec, batch.lake, batch_id=batch.batch_id, options=options)
+        return delta.write(rows, spec, batch.lake, batch_id=batch.batch_id, options=options)
     except Exception as error:
         if ChangedFileError.__name__ in str(error):
             names = [file.scan.path for file in files if file.scan.path in str(error)]
             raise _changed(", ".join(names) or "an input file") from error
         raise
-    if commit.skipped:  # whoever committed it may have been killed before the report
-        checks.record(batch.spark, spec, batch.lake, commit.version)
-    return commit.version
 
 
 def _changed(name: str) -> UserError:
@@ -96,26 +108,47 @@ def _starts(files: Sequence[InputFile]) -> np.ndarray[tuple[int], np.dtype[np.in
     return np.array(sorted(firsts), np.int64)
 
 
-def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile]) -> dict[int, int]:
-    """Rows of the batch in a table, by the key of the range's first line: counted there, not taken from a report."""
-    from pyspark.sql import functions as F
+def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], commit: delta.Commit) -> dict[int, int]:
+    """Rows of the batch in a table, by the key of the range's first line: counted there, not taken from a report.
 
-    key = "key" if spec.name == BRONZE else f"shiftleft(cast(file_ordinal as bigint), {LINE_BITS}) + line as key"
+    In the files that the commit has just put there; those of an older commit may have been rewritten since, so that
+    batch is counted by its name in the whole table.
+    """
     starts = _starts(files)
-    keys = delta.read(batch.spark, spec, batch.lake).where(F.col("batch_id") == batch.batch_id).selectExpr(key)
 
     def by_range(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         counts = np.zeros(len(starts), np.int64)
         for each in batches:
-            places = np.searchsorted(starts, each.column(0).to_numpy(), side="right") - 1
+            places = np.searchsorted(starts, _keys(each), side="right") - 1
             counts += np.bincount(places, minlength=len(starts))
         (found,) = np.nonzero(counts)
         yield pa.RecordBatch.from_arrays([pa.array(starts[found]), pa.array(counts[found])], ["start", "rows"])
 
     totals: dict[int, int] = dict.fromkeys(starts.tolist(), 0)
-    for row in keys.mapInArrow(by_range, "start bigint, rows bigint").collect():
-        totals[row.start] += row.rows
+    names = _KEY_COLUMNS[spec.name]
+    if commit.skipped:
+        rows = delta.read(batch.spark, spec, batch.lake).where(f"batch_id = '{batch.batch_id}'").select(*names)
+        counted = rows.mapInArrow(by_range, "start bigint, rows bigint").toArrow().to_pylist()
+    else:
+        counted = [row for part in by_range(_new_rows(commit, names)) for row in part.to_pylist()]
+    for row in counted:
+        totals[row["start"]] += row["rows"]
     return totals
+
+
+def _keys(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Of bronze as they are, of quarantine from ordinal and line."""
+    if rows.num_columns == 1:
+        return rows.column(0).to_numpy()
+    return (rows.column(0).to_numpy().astype(np.int64) << LINE_BITS) + rows.column(1).to_numpy()
+
+
+def _new_rows(commit: delta.Commit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of the files that a commit added, a bounded piece at a time."""
+    log = Log(commit.path)
+    for file in log.added_at(commit.version):
+        with log.store.open(file.path) as stream:
+            yield from pq.ParquetFile(stream).iter_batches(1 << 16, columns=list(columns))
 
 
 def _dirty(files: Sequence[InputFile], committed: dict[int, int]) -> list[InputFile]:

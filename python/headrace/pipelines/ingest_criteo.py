@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from headrace.catalog.ledger import FileAccount, Ledger, LedgerBatch, LedgerFile, LedgerState
 from headrace.errors import UserError
 from headrace.ingest.claim import claim
-from headrace.ingest.commit import BRONZE, QUARANTINE, commit_batch, describe
+from headrace.ingest.commit import BRONZE, QUARANTINE, commit_batch, describe, record_quality
 from headrace.ingest.criteo import MAX_FILES, MAX_LINES, RANGE_BYTES, InputFile, scan_files
 from headrace.ingest.criteo_parse import Format, looks_like_header
 from headrace.ingest.days import day_range, days_of, find_files
@@ -96,6 +96,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
             _scan_new(ingest, days, stage)
         while batch := _open_next(ingest, days):
             _finish(ingest, batch)
+        with report.stage("quality"):
+            record_quality(spark, cfg.lake, ingest.ledger.state().accounts.values())
     _conclude(ingest, days)
     return report
 
