@@ -2,9 +2,12 @@
 
     python scripts/campaign_ingest.py --kills 20 --seed 7 --results docs/results/ingest_kills.jsonl
 
-Every trial has its own lake. The whole process group (Python, JVM, Python workers) is killed with SIGKILL at a moment
-drawn uniformly over the undisturbed run's duration; in every second trial a new file arrives before the restart. A
-trial's line is written when it is done, and trials that have a line are not run again.
+A chain is one lake: a run is killed, started again, killed again, until one comes to its end before its moment. The
+whole process group (Python, JVM, Python workers) is killed with SIGKILL at a moment drawn uniformly from the start of
+the process (Python's and Java's start included) to the close of the last batch of the undisturbed run. Before every
+second restart a new file arrives. After each kill, no row may be there twice and closed batches must be whole; at the
+end of the chain tables and accounts must be those of the undisturbed run. A chain's lines, one a kill, are written
+when it is done; chains that have lines are not run again.
 """
 
 from __future__ import annotations
@@ -19,47 +22,57 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 
 TIMEOUT_S = 600
+SPARK_CONF = {  # a run is too short for the optimizing compiler to pay
+    "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+    "spark.sql.shuffle.partitions": "2",
+}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a campaign works on: files of `rows` rows each, one commit a file."""
+    """What a campaign works on: files of `rows` rows each, one commit a file; `late` more files come later."""
 
     folder: Path
     files: int = 6
     rows: int = 400
+    late: int = 3
     seed: int = 7
     master: str = "local[2]"
 
+    def source(self, late: int) -> str:
+        """What to ingest when so many late files have arrived."""
+        return ",".join([f"{self.folder / 'source'}", *(f"{self.folder / f'late_{n}'}" for n in range(late))])
+
 
 @dataclass(frozen=True)
-class Trial:
-    """One kill and what came of it. `between`: it fell between the first and the last commit of a batch."""
+class Kill:
+    """One kill and what came of its chain. `between`: it fell between the first and the last commit of a batch."""
 
-    trial: int
+    chain: int
+    kill: int
     seed: int
     duration_s: float
     killed_at_s: float
-    killed: bool
     between: bool
     batches_closed: int
-    late_file: bool
+    new_file_before_restart: bool
+    load: float
     equal: bool
     difference: str
 
 
 def write_files(setting: Setting) -> None:
-    """The input: `source/day_N` with a bad line here and there, and `late/day_N` for the file that comes later."""
+    """The input: `source/day_N` with a bad line here and there, and `late_N/day_M` for files that come later."""
     rng = random.Random(setting.seed)
-    for day in range(setting.files + 1):
-        part = setting.folder / ("late" if day == setting.files else "source")
+    for day in range(setting.files + setting.late):
+        part = setting.folder / ("source" if day < setting.files else f"late_{day - setting.files}")
         part.mkdir(parents=True, exist_ok=True)
         lines = [_line(rng) if rng.random() > 0.02 else b"broken\tline" for _ in range(setting.rows)]
         (part / f"day_{day}").write_bytes(b"".join(line + b"\n" for line in lines))
@@ -76,7 +89,7 @@ def start(setting: Setting, source: str, lake: Path, log: Path) -> subprocess.Po
     """Ingest in a process group of its own."""
     command = [sys.executable, "-m", "headrace.pipelines.cli", "ingest-criteo", "--lake", str(lake)]
     command += ["--source", source, "--batch_bytes", "1", "--session.master", setting.master]
-    command += ["--session.driver_memory", "1g", "--session.conf.spark.sql.shuffle.partitions", "2"]
+    command += ["--session.driver_memory", "1g", "--session.conf", json.dumps(SPARK_CONF)]
     with open(log, "ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
@@ -106,13 +119,12 @@ def kill(process: subprocess.Popen[bytes]) -> bool:
 
 
 def table(lake: Path, name: str) -> list[dict[str, Any]]:
-    """A Delta table's rows, without Spark; none where it is not there yet."""
-    from deltalake.exceptions import TableNotFoundError
-
-    try:
-        return pl.read_delta(str(lake / name)).to_dicts()
-    except TableNotFoundError:
+    """A Delta table's rows, without Spark; none where a kill came before it was there."""
+    path = lake / name
+    if not any((path / "_delta_log").glob("*.json")):
         return []
+    rows: list[dict[str, Any]] = pl.read_delta(str(path)).to_dicts()
+    return rows
 
 
 def batches(lake: Path) -> tuple[set[str], set[str]]:
@@ -147,65 +159,112 @@ def _accounts(lake: Path, files: int) -> list[tuple[object, ...]]:
 
 
 def undisturbed(setting: Setting) -> float:
-    """The reference lake, late file included; how long it took."""
-    both = f"{setting.folder / 'source'},{setting.folder / 'late'}"
-    return complete(setting, both, setting.folder / "expected", setting.folder / "expected.log")
+    """Make the reference lake, late files included; seconds from the start to the close of the last file in time."""
+    began, expected = time.time(), setting.folder / "expected"
+    complete(setting, setting.source(setting.late), expected, setting.folder / "expected.log")
+    closed = [row for row in table(expected, "meta/ledger") if row["event"] == "close"]
+    last = max(row["at"].timestamp() for row in closed if row["file_ordinal"] < setting.files)
+    return float(last - began)
 
 
-def trial(setting: Setting, number: int, duration: float) -> Trial:
-    """Start, kill, perhaps add a file, start again, compare."""
+def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kill]:
+    """Start and kill, at most `most` times, until a run ends; then compare."""
     rng = random.Random(setting.seed * 1000 + number)
-    at, late = rng.uniform(0, duration), number % 2 == 1
-    lake, log = setting.folder / f"lake_{number}", setting.folder / f"trial_{number}.log"
-    source = str(setting.folder / "source")
-    process = start(setting, source, lake, log)
-    with contextlib.suppress(subprocess.TimeoutExpired):  # the usual case: it is at work, and is killed now
-        process.wait(at)
-    killed = kill(process)
-    opened, closed = batches(lake)
-    again = f"{source},{setting.folder / 'late'}" if late else source
-    complete(setting, again, lake, log)
+    lake, log = setting.folder / f"lake_{number}", setting.folder / f"chain_{number}.log"
+    kills: list[Kill] = []
+    late = 0
+    while len(kills) < most:
+        at, load = rng.uniform(0, duration), os.getloadavg()[0]
+        process = start(setting, setting.source(late), lake, log)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the usual case: it is at work, and is killed now
+            process.wait(at)
+        if not kill(process):
+            if process.returncode:
+                raise RuntimeError(f"ingest ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
+            break
+        opened, closed = batches(lake)
+        arrives = (number + len(kills)) % 2 == 1 and late < setting.late
+        late += arrives
+        hit = Kill(
+            chain=number,
+            kill=len(kills),
+            seed=setting.seed,
+            duration_s=round(duration, 2),
+            killed_at_s=round(at, 2),
+            between=bool(opened - closed),
+            batches_closed=len(closed),
+            new_file_before_restart=arrives,
+            load=round(load, 1),
+            equal=True,
+            difference=damage(lake, closed),
+        )
+        kills.append(hit)
+    complete(setting, setting.source(late), lake, log)
     differs = difference(lake, setting.folder / "expected", setting.files + late)
-    seconds = (round(duration, 2), round(at, 2))
-    return Trial(number, setting.seed, *seconds, killed, bool(opened - closed), len(closed), late, not differs, differs)
+    found = [(each, differs or each.difference) for each in kills]
+    return [replace(each, equal=not text, difference=text) for each, text in found]
+
+
+def damage(lake: Path, closed: set[str]) -> str:
+    """Empty if, right after a kill, no row is there twice and every closed batch is as its account says."""
+    rows, refused = table(lake, "bronze/criteo"), table(lake, "quarantine/criteo")
+    keys = [row["key"] for row in rows]
+    places = [(row["file_ordinal"], row["line"]) for row in refused]
+    if len(set(keys)) != len(keys) or len(set(places)) != len(places):
+        return "rows twice after a kill"
+    for row in table(lake, "meta/ledger"):
+        if row["event"] == "close":
+            good = sum(key >> 40 == row["file_ordinal"] for key in keys)
+            bad = sum(ordinal == row["file_ordinal"] for ordinal, _ in places)
+            if (good, bad) != (row["rows_committed"], row["rows_quarantined"]):
+                return f"a closed batch of {len(closed)} is not whole after a kill"
+    return ""
 
 
 def main() -> int:
-    """Run the trials that have no line yet; status 1 if one differs or too few fell between two commits."""
+    """Run chains until there are enough kills; status 1 if one differs or too few fell between two commits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--files", type=int, default=8)
+    parser.add_argument("--files", type=int, default=6)
+    parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--results", type=Path, default=Path("docs/results/ingest_kills.jsonl"))
     args = parser.parse_args()
     done = _done(args.results, args.seed)
-    todo = [number for number in range(args.kills) if number not in done]
-    with tempfile.TemporaryDirectory(prefix="headrace-kills-") as folder:
-        setting = Setting(Path(folder), files=args.files, seed=args.seed)
-        write_files(setting)
-        duration = undisturbed(setting) if todo else 0.0
-        for number in todo:
-            result = trial(setting, number, duration)
-            done[number] = asdict(result)
-            args.results.parent.mkdir(parents=True, exist_ok=True)
-            with open(args.results, "a") as file:
-                file.write(json.dumps(asdict(result)) + "\n")
-            print(result, flush=True)
-    return _verdict(list(done.values()))
+    if len(done) < args.kills:
+        with tempfile.TemporaryDirectory(prefix="headrace-kills-") as folder:
+            setting = Setting(Path(folder), args.files, args.rows, seed=args.seed)
+            done += _run(setting, args.kills, done, args.results)
+    return _verdict(done)
 
 
-def _done(results: Path, seed: int) -> dict[int, dict[str, object]]:
+def _run(setting: Setting, wanted: int, done: list[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
+    write_files(setting)
+    duration = undisturbed(setting)
+    print(f"undisturbed: {duration:.1f} s", flush=True)
+    number = max((int(each["chain"]) for each in done), default=-1)
+    new: list[dict[str, Any]] = []
+    while len(done) + len(new) < wanted:
+        number += 1
+        kills = [asdict(each) for each in chain(setting, number, duration, wanted - len(done) - len(new))]
+        new += kills
+        results.parent.mkdir(parents=True, exist_ok=True)
+        with open(results, "a") as file:
+            file.writelines(json.dumps(each) + "\n" for each in kills)
+        print(f"chain {number}: {kills}", flush=True)
+    return new
+
+
+def _done(results: Path, seed: int) -> list[dict[str, Any]]:
     lines = results.read_text().splitlines() if results.exists() else []
-    rows = [json.loads(line) for line in lines]
-    return {row["trial"]: row for row in rows if row["seed"] == seed}
+    return [row for row in map(json.loads, lines) if row["seed"] == seed]
 
 
-def _verdict(trials: list[dict[str, object]]) -> int:
-    equal = sum(bool(each["equal"]) for each in trials)
-    between = sum(bool(each["between"]) for each in trials)
-    killed = sum(bool(each["killed"]) for each in trials)
-    print(f"{killed} kills in {len(trials)} trials, {between} between two commits of one batch, {equal} tables equal")
-    return 0 if equal == len(trials) and 3 * between >= len(trials) else 1
+def _verdict(kills: list[dict[str, Any]]) -> int:
+    equal = sum(bool(each["equal"]) for each in kills)
+    between = sum(bool(each["between"]) for each in kills)
+    print(f"{len(kills)} kills, {between} between two commits of one batch, {equal} with equal tables")
+    return 0 if equal == len(kills) and 3 * between >= len(kills) else 1
 
 
 if __name__ == "__main__":

@@ -1,19 +1,23 @@
-"""Ingest as a process of its own, killed at moments nobody chose, and an executor killed in the middle of a write."""
+"""Ingest as a process of its own, killed at moments nobody chose; workers and executors killed within a write."""
 
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+from deltalake import DeltaTable
 
 PROJECT = Path(__file__).resolve().parents[2]
 
-# The first task that reads lines kills the JVM of its executor; Spark gives the task to another one.
-EXECUTOR_KILLER = """
+# A task that has given over its first lines dies, once with its Python worker and once with its executor's JVM; Spark
+# gives it to another one.
+WORKER_KILLER = """
 import sys
 from pathlib import Path
 from headrace.ingest import commit
@@ -26,18 +30,20 @@ source, lake, mark = sys.argv[1:]
 
 def read_and_die(spark, files, fmt, part="accepted"):
     lines = read_lines(spark, files, fmt, part)
-    def dies_once(batches):
+    def dies(batches):
         import os, signal, psutil
         for batch in batches:
             yield batch
-            try:
-                os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
-            except FileExistsError:
-                continue
-            (executor,) = [p for p in psutil.Process().parents() if "CoarseGrainedExecutor" in " ".join(p.cmdline())]
-            executor.send_signal(signal.SIGKILL)
-            os.kill(os.getpid(), signal.SIGKILL)
-    return lines.mapInArrow(dies_once, lines.schema)
+            for what in ("worker", "executor"):
+                try:
+                    os.close(os.open(f"{mark}.{what}", os.O_CREAT | os.O_EXCL))
+                except FileExistsError:
+                    continue
+                if what == "executor":
+                    above = psutil.Process().parents()
+                    next(p for p in above if "CoarseGrainedExecutor" in " ".join(p.cmdline())).kill()
+                os.kill(os.getpid(), signal.SIGKILL)
+    return lines.mapInArrow(dies, lines.schema)
 
 commit.read_lines = read_and_die
 conf = {"spark.sql.shuffle.partitions": "2", "spark.executor.memory": "512m", "spark.driver.memory": "1g"}
@@ -58,36 +64,47 @@ def campaign() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(campaign: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[object, float]:
+def undisturbed(campaign: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, float]:
     """The input, the lake of a run that nobody disturbed, and how long that took."""
-    setting = campaign.Setting(tmp_path_factory.mktemp("kills"), files=2, rows=200, seed=11)
+    setting = campaign.Setting(tmp_path_factory.mktemp("kills"), files=2, rows=200, late=1, seed=11)
     campaign.write_files(setting)
     return setting, campaign.undisturbed(setting)
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_killed_anywhere_and_started_again(
-    campaign: ModuleType, undisturbed: tuple[object, float], number: int
-) -> None:
-    """Trial 1 has a file arrive before the restart."""
+def test_killed_anywhere_and_started_again(campaign: ModuleType, undisturbed: tuple[Any, float]) -> None:
+    """Two kills in one lake, a new file before one of the restarts; `scripts/campaign_ingest.py` is the long form."""
     setting, duration = undisturbed
-    result = campaign.trial(setting, number, duration)
-    assert result.equal, result.difference
-    assert result.late_file == (number == 1)
+    kills = campaign.chain(setting, 1, duration, 2)
+    assert kills and kills[0].new_file_before_restart
+    assert [kill.difference for kill in kills] == [""] * len(kills)
 
 
-def test_an_executor_killed_in_a_write(campaign: ModuleType, undisturbed: tuple[object, float], tmp_path: Path) -> None:
+def test_what_a_kill_may_not_leave_is_noticed(campaign: ModuleType, undisturbed: tuple[Any, float]) -> None:
+    """The comparison itself: a row less, and a row twice."""
     setting, _ = undisturbed
-    lake, mark = tmp_path / "lake", tmp_path / "killed"
-    script = tmp_path / "kill_executor.py"
-    script.write_text(EXECUTOR_KILLER)
-    source = str(setting.folder / "source")  # type: ignore[attr-defined]
+    expected, spoilt = setting.folder / "expected", setting.folder / "spoilt"
+    shutil.copytree(expected, spoilt)
+    assert campaign.difference(spoilt, expected, 3) == ""
+    bronze = DeltaTable(str(spoilt / "bronze/criteo"))
+    bronze.delete("key = 0")
+    assert "rows" in campaign.difference(spoilt, expected, 3)
+    assert "not whole" in campaign.damage(spoilt, {"one"})
+
+
+def test_workers_killed_in_a_write(campaign: ModuleType, undisturbed: tuple[Any, float], tmp_path: Path) -> None:
+    """On `local-cluster`, executors as processes of their own: a Python worker dies, then an executor."""
+    setting, _ = undisturbed
+    lake, mark, script = tmp_path / "lake", tmp_path / "killed", tmp_path / "kill_workers.py"
+    script.write_text(WORKER_KILLER)
     done = subprocess.run(
-        [sys.executable, str(script), source, str(lake), str(mark)], capture_output=True, text=True, timeout=300
+        [sys.executable, str(script), setting.source(0), str(lake), str(mark)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert mark.exists(), "no executor was killed"
+    assert {path.name for path in tmp_path.glob("killed.*")} == {"killed.worker", "killed.executor"}
     keys = sorted(row["key"] for row in campaign.table(lake, "bronze/criteo"))
-    expected = sorted(row["key"] for row in campaign.table(setting.folder / "expected", "bronze/criteo"))  # type: ignore[attr-defined]
+    expected = sorted(row["key"] for row in campaign.table(setting.folder / "expected", "bronze/criteo"))
     assert keys == [key for key in expected if key >> 40 < 2]
     assert len(campaign.table(lake, "quarantine/criteo")) == 400 - len(keys)

@@ -96,8 +96,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
             _scan_new(ingest, days, stage)
         while batch := _open_next(ingest, days):
             _finish(ingest, batch)
-        with report.stage("quality"):
-            record_quality(spark, cfg.lake, ingest.ledger.state().accounts.values())
+        _record_quality(ingest)
     _conclude(ingest, days)
     return report
 
@@ -273,6 +272,16 @@ def _remarks(files: Sequence[InputFile], accounts: dict[str, FileAccount]) -> It
         if account.read and not account.committed:
             yield f"  no line of {file.scan.path} was accepted: see `headrace quarantine`; files without labels need"
             yield "  --labelled false"
+
+
+def _record_quality(ingest: _Ingest) -> None:
+    """The rows are committed and closed by now, so its failure must not look like theirs."""
+    try:
+        with ingest.report.stage("quality"):
+            record_quality(ingest.spark, ingest.cfg.lake, ingest.ledger.state().accounts.values())
+    except Exception as error:
+        cause = str(error).splitlines()[:1]
+        ingest.report.warn(f"all rows are in, but quality reports are missing; the next run makes them up: {cause}")
 
 
 def _conclude(ingest: _Ingest, days: dict[str, int]) -> None:
