@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,10 @@ import pyarrow as pa
 from deltalake import CommitProperties, write_deltalake
 
 from headrace.catalog.spec import load
+from headrace.pipelines import train_ctr
+from headrace.pipelines.train_config import LoopSettings, ModelConfig, TrackingConfig
+from headrace.report import Report
+from headrace.train.job import TrainJob
 
 SIZES = {f"c{n}": 3 + 5 * n for n in range(1, 27)}
 
@@ -28,6 +33,29 @@ def make_ctr_lake(lake: Path, rows: dict[str, int] | None = None, seed: int = 5)
     properties = CommitProperties(custom_metadata={"userMetadata": json.dumps({"headrace": mine})})
     write_deltalake(path, table, mode="append", partition_by=["split"], commit_properties=properties)
     return lake
+
+
+def small_config(lake: Path, **changes: Any) -> train_ctr.Config:
+    """Two ranks as threads, two epochs of 11 steps, a small DeepFM."""
+    plain = train_ctr.Config(
+        lake=str(lake),
+        ranks=2,
+        launcher="local",
+        threads=1,
+        device="cpu",
+        model=ModelConfig(embedding_dim=4, hidden=[16]),
+        train=LoopSettings(batch_size=128, epochs=2, checkpoint_every=4),
+        tracking=TrackingConfig(enabled=False),
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+def small_job(cfg: train_ctr.Config, directory: Path, **changes: Any) -> TrainJob:
+    """What the ranks of a run run, to be launched without the driver's part of it."""
+    with Report("train-ctr", progress="none").stage("pin") as stage:
+        tables = train_ctr.pin_splits(cfg, stage)
+    directory.mkdir()
+    return dataclasses.replace(train_ctr.make_job(cfg, tables, directory), **changes)
 
 
 def _rows(rng: Any, effects: dict[str, Any], split: str, count: int, day: int) -> pa.Table:

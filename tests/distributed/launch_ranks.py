@@ -20,9 +20,10 @@ for pickler in (cloudpickle, pyspark.cloudpickle):
         pickler.register_pickle_by_value(module)
 
 
-def sit_exam(worker: Any) -> dict[str, Any]:
-    """The exam for collectives and reducers, then wait for a stop request."""
-    result = collective_exam.exam(worker)
+def sit_exam(worker: Any, job: Any) -> dict[str, Any]:
+    """The exam for collectives and reducers, a training job, then wait for a stop request."""
+    result = collective_exam.exam(worker) | {"trained": job(worker)}
+    worker.emit({"kind": "trained"})
     for _ in range(600):
         if worker.should_stop():
             break

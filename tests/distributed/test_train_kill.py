@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from deltalake import DeltaTable
 from distributed.ctr_lake import make_ctr_lake
 
 from headrace.errors import UserError
 from headrace.pipelines import train_ctr
 from headrace.pipelines.train_config import LoopSettings, ModelConfig, TrackingConfig
 from headrace.report import Report
+from headrace.session import LOG_STORE
 from headrace.train.events import read_events
-
-if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
 
 EPOCHS = 3
 STEPS = EPOCHS * (1500 // 64)
@@ -90,7 +90,7 @@ def resume(run: Path) -> dict[str, object]:
     return report.results
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", range(4))
 def test_sigkill_and_resume(ctr_lake: Path, undisturbed: str, seed: int) -> None:
     after = random.Random(seed).randrange(1, STEPS // 2)
     run, status, _ = interrupt(ctr_lake, after, signal.SIGKILL)
@@ -124,11 +124,48 @@ def test_resume_refuses_what_would_be_another_run(ctr_lake: Path, undisturbed: s
         train_ctr.run(None, train_ctr.Config(lake=str(ctr_lake), resume="nothing"), Report("x"))
 
 
-def test_a_run_of_threads_goes_on_under_horovod(spark: SparkSession, ctr_lake: Path, undisturbed: str) -> None:
+CLUSTER = """
+import json, os, sys
+from headrace.pipelines import train_ctr
+from headrace.report import Report
+from headrace.session import build_session
+
+lake, run = sys.argv[1:]
+spark = build_session("executors", master="local-cluster[2,1,2048]", conf={"spark.driver.memory": "1g"})
+about = {"app": spark.sparkContext.applicationId}
+spark.range(100, numPartitions=2).write.format("delta").save(f"{lake}/by_executors")
+about["log_store"] = spark.conf.get("spark.delta.logStore.file.impl")
+
+def where(part):
+    import headrace, psutil
+    yield os.getcwd(), [p.pid for p in psutil.Process().parents() if p.name() == "java"][0], headrace.__version__
+
+about["executors"] = spark.sparkContext.parallelize(range(4), 4).mapPartitions(where).collect()
+results = train_ctr.run(spark, train_ctr.Config(lake=lake, resume=run), Report("x", progress="none")).results
+print(json.dumps(about | {name: results[name] for name in ("launcher", "weights_sha256")}))
+spark.stop()
+"""
+
+
+def test_a_run_of_threads_goes_on_in_executors_under_horovod(ctr_lake: Path, undisturbed: str, tmp_path: Path) -> None:
+    """`local-cluster`: executors are processes of their own, which get the jar, the Python and the package."""
     run, _, _ = interrupt(ctr_lake, 30, signal.SIGKILL)
     saved = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(saved.replace("launcher: local", "launcher: horovod"))
-    cfg = train_ctr.Config(lake=str(ctr_lake), resume=run.name)
-    report = train_ctr.run(spark, cfg, Report("x", progress="none"))
-    assert report.results["launcher"] == "horovod"
-    assert report.results["weights_sha256"] == undisturbed
+    scrubbed = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(tmp_path)}
+    command = [sys.executable, "-c", CLUSTER, str(ctr_lake), run.name]
+    done = subprocess.run(command, env=scrubbed, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    about = json.loads(done.stdout.splitlines()[-1])
+    folders = {Path(folder) for folder, _, _ in about["executors"]}
+    try:
+        assert {folder.parent.name for folder in folders} == {about["app"]} and len(folders) == 2
+        assert all(list(folder.glob("headrace-assembly-*.jar")) for folder in folders)
+        assert len({pid for _, pid, _ in about["executors"]}) == 2
+        assert DeltaTable(ctr_lake / "by_executors").to_pyarrow_table().num_rows == 100
+        assert about["log_store"] == LOG_STORE
+        assert about["launcher"] == "horovod"
+        assert about["weights_sha256"] == undisturbed
+    finally:
+        for folder in folders:  # Spark leaves its executors' folders, with a copy of the jar in each
+            shutil.rmtree(folder.parent, ignore_errors=True)

@@ -130,7 +130,8 @@ class Supervisor:
             if rank not in self._outcomes and silent_s > self._options.stall_timeout_s:
                 text = f"{peer} stalled: not heard of for {silent_s:.0f} s; stopped, or its machine cannot be reached"
                 self._outcomes[rank] = RankResult(rank, error=self._with_hint(text))
-                self._fail(text)
+                # Its connections stay open, so the others would wait for it without end: no time is given to them.
+                self._fail(text, 0.0)
 
     def _watch_limits(self, now: float) -> None:
         options = self._options

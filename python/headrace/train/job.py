@@ -23,7 +23,7 @@ from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
 from headrace.optim import RuleOptimizer
-from headrace.strategies import REDUCERS, STRATEGIES, Overlap, Strategy, pays
+from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Strategy, pays
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -61,6 +61,7 @@ class TrainJob:
         fit: see FitConfig.
         reduction: a key of REDUCERS.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
+        bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
         directory: of the run; all ranks see it.
         keep: checkpoints kept.
@@ -79,6 +80,7 @@ class TrainJob:
     directory: str
     keep: int = 2
     overlap: str = "auto"
+    bucket_bytes: int = BUCKET_BYTES
     about: Mapping[str, Any] = field(default_factory=dict)
     fast: bool = False
 
@@ -121,7 +123,7 @@ class TrainJob:
 
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
         """All-reduce, while backward runs where that pays."""
-        reducer = REDUCERS[self.reduction].factory()
+        reducer = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
         if pays(self.overlap, collective, socket.gethostname()):
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
