@@ -24,6 +24,12 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+_PLANTED = (
+    "--model.embedding_dim 8 --model.hidden [64,32] --model.embedding_std 0.03 --train.batch_size 4096"
+    " --optimizer.dense.lr 0.001 --optimizer.sparse.lr 0.02 --optimizer.sparse.eps 1e-8"
+    " --optimizer.sparse.initial_accumulator 0"
+)
+"""Settings found for the planted model: docs/decisions/0004-planted-model.md."""
 RESULTS = ROOT / "docs" / "results" / "main_job.jsonl"
 
 
@@ -71,12 +77,16 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     headrace = str(Path(sys.executable).parent / "headrace")
     data, lake = str(args.work / "data"), str(args.work / "lake")
     generate = ["generate-criteo", "--dest", data, "--rows", str(args.rows), "--days", str(args.days)]
-    train = ["train-ctr", "--lake", lake, "--ranks", str(args.ranks), "--model.name", args.model, *args.train]
+    features = ["featurize-ctr", "--lake", lake, "--min_count", str(args.min_count), "--categories", "vocabulary"]
+    ranks = ["--ranks", str(args.ranks), "--launcher", args.launcher]
+    train = ["train-ctr", "--lake", lake, *ranks, *_PLANTED.split(), *args.train]
     stages = {
         "generate": [*generate, "--seed", str(args.seed)],
         "ingest": ["ingest-criteo", "--lake", lake, "--source", f"{data}/day_*"],
-        "featurize": ["featurize-ctr", "--lake", lake],
-        "train": train,
+        "featurize": features,
+        "deepfm": [*train, "--model.name", "deepfm"],
+        "logistic": [*train, "--model.name", "logistic"],
+        "no-categories": [*train, "--model.name", "deepfm", "--model.categories", "false"],
     }
     return {name: [headrace, *argv, "--screen.progress", "log"] for name, argv in stages.items()}
 
@@ -87,9 +97,10 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=8)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--model", default="deepfm")
+    parser.add_argument("--launcher", default="horovod")
+    parser.add_argument("--min_count", type=int, default=200)
     parser.add_argument("--work", type=Path, required=True, help="a folder for the data and the lake")
-    parser.add_argument("--stages", default="generate,ingest,featurize,train")
+    parser.add_argument("--stages", default="generate,ingest,featurize,deepfm,logistic,no-categories")
     parser.add_argument("--train", nargs=argparse.REMAINDER, default=[], help="further options for train-ctr, last")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
