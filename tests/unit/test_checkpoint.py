@@ -64,6 +64,18 @@ def test_saving_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     assert load(store.directory / "step-000000001", 0).state["cursor"]["step"] == 5
 
 
+def test_a_newer_damaged_one_does_not_take_the_place_of_a_good_one(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", keep=1)
+    store.save(sample(9), 9, ALONE)
+    cut(store.directory / "step-000000009")
+    for step in (3, 4):  # gone on from before step 3
+        store.save(sample(step), step, ALONE)
+    good = store.latest(lambda *_: None)
+    assert good is not None
+    assert load(good, 0).state["cursor"]["step"] == 4
+    assert store.names() == ["step-000000009", "step-000000004"]
+
+
 def cut(path: Path) -> None:
     with (path / "model.safetensors").open("r+b") as file:
         file.truncate(50)

@@ -108,7 +108,8 @@ class CheckpointStore:
         _remove(target)
         draft.rename(target)
         _sync_directory(self.directory)
-        for name in self.names()[self.keep :]:
+        # A newer one is damaged, or the run would have gone on from it: it must not take the place of a good one.
+        for name in [name for name in self.names() if name <= target.name][self.keep :]:
             _remove(self.directory / name)
 
 
@@ -150,7 +151,7 @@ def load(path: Path, rank: int) -> Checkpoint:
             rank=_unflatten(layout, rank_tensors),
             state=state["run"],
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {path} is not one of this format: {error!r}") from error
 
 
