@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from headrace.errors import UserError
+from headrace.train.events import EventLog, read_events
 from headrace.train.report_html import warnings_of, write_report
 from headrace.train.spool import ENTRIES, MARK, Spool
 from headrace.train.tracking import TrackingConfig, flat, metrics_of, store_uri, ui_line
@@ -39,6 +40,18 @@ def test_a_line_cut_by_a_crash_is_left_out_and_swallows_nothing(tmp_path: Path, 
     assert values(spool) == [0, 1]
     spool.append({"n": 9})
     assert values(Spool(tmp_path)) in ([0, 1, 9], [0, 1, 2, 9])  # only the end of line may have been lost
+
+
+@pytest.mark.parametrize("cut", [1, 5, 8])
+def test_an_event_cut_by_a_crash_is_left_out_and_swallows_nothing(tmp_path: Path, cut: int) -> None:
+    path, lost = tmp_path / "events.jsonl", []
+    log = EventLog(path, lost.append)
+    log.write({"type": "step", "n": 0})
+    log.write({"type": "step", "n": 1})
+    path.write_bytes(path.read_bytes()[:-cut])
+    EventLog(path, lost.append).write({"type": "resume", "n": 2})
+    assert [event["n"] for event in read_events(path)] in ([0, 2], [0, 1, 2])  # only the end of line may have been lost
+    assert lost == []
 
 
 @pytest.mark.parametrize("mark", ["", "{", '{"sent": "x"}', "[]"])

@@ -6,11 +6,14 @@ checkpoint, damaged (a checkpoint passed over), reset (state of another number o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from headrace.train.spool import append_line
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
@@ -30,8 +33,7 @@ class EventLog:
     def write(self, event: Event) -> None:
         """Append one event with the time (seconds since 1970)."""
         try:
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"time": round(time.time(), 3)} | event) + "\n")
+            append_line(self._path, json.dumps({"time": round(time.time(), 3)} | event).encode() + b"\n")
         except OSError as error:
             if not self._failed:
                 self._on_failure(f"events are no longer written to {self._path}: {error}")
@@ -39,10 +41,10 @@ class EventLog:
 
 
 def read_events(path: Path) -> list[Event]:
-    """All whole events of a file; a last line cut by a crash is left out."""
+    """All whole events of a file; a line that a crash or a full disk cut is left out."""
     events = []
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for line in file:
-            if line.endswith("\n"):
+            with contextlib.suppress(ValueError):
                 events.append(json.loads(line))
     return events

@@ -41,10 +41,8 @@ class Spool:
             OSError: the disk is full or the directory gone.
         """
         line = json.dumps(value, default=str).encode() + b"\n"
-        with self._mutex, (self.directory / ENTRIES).open("ab") as file:
-            if file.tell() and not self._ends_whole():
-                line = b"\n" + line  # a line cut by a crash must not swallow this one
-            file.write(line)
+        with self._mutex:
+            append_line(self.directory / ENTRIES, line)
 
     def pending(self) -> Iterator[Entry]:
         """Entries not yet marked as sent, in order."""
@@ -84,7 +82,16 @@ class Spool:
                 return
             yield True
 
-    def _ends_whole(self) -> bool:
-        with (self.directory / ENTRIES).open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line, ended by a line break, to a file; a line before it that a crash cut must not swallow it."""
+    with path.open("ab") as file:
+        if file.tell() and not _ends_whole(path):
+            line = b"\n" + line
+        file.write(line)
+
+
+def _ends_whole(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"

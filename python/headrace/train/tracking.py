@@ -152,15 +152,13 @@ class Tracker:
             if not self._failed:
                 self._warn(f"the run is no longer recorded in {self.directory / ENTRIES}: {error}")
             self._failed = True
-        if self._sender is not None:
-            self._sender.wake()
 
 
 class _Sender:
     """The thread that empties a spool. A daemon: a store that hangs cannot keep the process from ending."""
 
     def __init__(self, spool: Spool) -> None:
-        self._spool, self._news, self._ending = spool, threading.Event(), threading.Event()
+        self._spool, self._ending = spool, threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-sender", daemon=True)
         self._error = ""
 
@@ -168,13 +166,9 @@ class _Sender:
         if not self._thread.is_alive():
             self._thread.start()
 
-    def wake(self) -> None:
-        self._news.set()
-
     def stop(self, seconds: float) -> str:
         """Send what is left, for so long at most; gives the last error."""
         self._ending.set()
-        self._news.set()
         if self._thread.is_alive():
             self._thread.join(seconds)
         return self._error or ("the store did not answer in time" if self._thread.is_alive() else "")
@@ -183,7 +177,6 @@ class _Sender:
         wait = _EVERY_S
         while True:
             last = self._ending.is_set()
-            self._news.clear()
             try:
                 from headrace.train.mlflow_log import send
 
