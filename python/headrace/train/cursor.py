@@ -12,10 +12,7 @@ from typing import Any, Protocol
 from headrace.catalog.fingerprint import MODULUS, key_sum
 from headrace.comm.base import Collective
 from headrace.data.batch import KEY, Batch
-
-
-class AuditError(RuntimeError):
-    """An epoch did not read every row of the table exactly once."""
+from headrace.data.stream import AuditError
 
 
 @dataclass
