@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from headrace.catalog import pinned
+from headrace.catalog import pinned, storage
 from headrace.catalog.fingerprint import key_sum
 from headrace.catalog.log import Log, exists, latest_version
 from headrace.catalog.spec import Column, TableSpec
@@ -261,6 +264,25 @@ def test_pinned_table_travels_and_its_record_is_only_a_cache(table: Path) -> Non
     changed["parts"][0]["fingerprint"] = "1"
     record.write_text(json.dumps(changed))
     assert pinned.pin(SPEC, lake, 4).fingerprint == first.fingerprint
+
+
+def test_a_lake_that_may_only_be_read_can_be_pinned(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = table.parents[1]
+    fingerprint = pinned.pin(SPEC, lake).fingerprint
+    shutil.rmtree(table / "_headrace")
+
+    def fails(code: int) -> None:
+        def replace(*_: object) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(storage.LocalStore, "replace", replace)
+
+    for code in (errno.EACCES, errno.EROFS):
+        fails(code)
+        assert pinned.pin(SPEC, lake).fingerprint == fingerprint
+    fails(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        pinned.pin(SPEC, lake)
 
 
 def test_a_file_that_is_not_what_the_log_says_is_named(table: Path) -> None:

@@ -7,6 +7,7 @@ lost and can not be wrong, since it names the very files it was computed from.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -219,5 +220,7 @@ def _save_record(store: storage.Store, table: str, version: int, parts: list[Par
     ]
     try:
         store.replace(_record_path(table, version), json.dumps({"parts": entries}, indent=1).encode())
-    except PermissionError:
-        return  # a reader who may not write here computes it each time
+    except OSError as error:
+        # A reader who may not write here computes it each time.
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
