@@ -23,6 +23,7 @@ from headrace.errors import UserError
 T = TypeVar("T")
 ENV_PREFIX = "HEADRACE"
 _BUILT_IN = {"config", "help", "print_config"}
+_DOT = "\ue000"  # stands for a dot inside a free dictionary's key, which jsonargparse would take for nesting
 _SECRET = re.compile(r"^secret:([\w.-]+)/([\w.-]+)$")
 
 
@@ -58,7 +59,10 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
         if type(error).__name__ != "ArgumentError":
             raise
         raise _in_the_users_words(error, sources) from None
-    return {key: getattr(namespace, key) if key else _pick(cls, namespace) for key, cls in sections.items()}
+    made = {key: getattr(namespace, key) if key else _pick(cls, namespace) for key, cls in sections.items()}
+    for config in made.values():
+        _restore_dots(config)
+    return made
 
 
 def to_yaml(config: Any) -> str:
@@ -92,17 +96,32 @@ def secret(value: str) -> str:
     raise UserError(f"the secret {value} is not set", f"export {name}=... or put it in $HEADRACE_SECRETS/{scope}/{key}")
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`did you mean X?`, or an empty text where nothing is near."""
+def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """`did you mean X?`, or an empty text where nothing is near (`cutoff` of difflib: 1 is equal)."""
     tails = {key.rsplit(".", 1)[-1]: key for key in known}
-    close = difflib.get_close_matches(word, known, 1, 0.6)
+    close = difflib.get_close_matches(word, known, 1, cutoff)
     close = close or [tails[t] for t in difflib.get_close_matches(word.rsplit(".", 1)[-1], list(tails), 1, 0.7)]
     return f"did you mean {close[0]}?" if close else ""
+
+
+def suggest(word: str, known: Sequence[str]) -> str:
+    """`did you mean X?`, or the list of what is known."""
+    return nearest(word, known, 0.5) or f"known: {', '.join(sorted(known))}"
 
 
 def _pick(cls: type[T], namespace: Any) -> T:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: getattr(namespace, name) for name in names})
+
+
+def _restore_dots(config: Any) -> None:
+    """Give the keys of free dictionaries their dots back."""
+    for name in (field.name for field in dataclasses.fields(config)):
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            _restore_dots(value)
+        elif isinstance(value, dict):
+            setattr(config, name, {str(key).replace(_DOT, "."): element for key, element in value.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -132,19 +151,24 @@ def _keys(cls: type, prefix: str) -> Iterator[tuple[str, Any]]:
 def _known(key: str, keys: Mapping[str, Any]) -> bool:
     """Is the key a setting, an element of a free dictionary, or a list appended to (`hidden+`)?"""
     key = key.removesuffix("+")
-    if key in keys or key in _BUILT_IN:
-        return True
-    parent = key.rpartition(".")[0]
-    return bool(parent) and "dict" in str(keys.get(parent, ""))
+    return key in keys or key in _BUILT_IN or bool(_dictionary(key, keys))
+
+
+def _dictionary(key: str, keys: Mapping[str, Any]) -> str:
+    """The free dictionary that an option is an element of, empty if it is none: session.conf of session.conf.a.b."""
+    ends = (at for at, letter in enumerate(key) if letter == ".")
+    return next((key[:at] for at in ends if "dict" in str(keys.get(key[:at], ""))), "")
 
 
 def _normalize(argv: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
-    """Let `--batch-size` mean `--batch_size`, and a bare `--plan` mean `--plan true`."""
+    """Let `--batch-size` mean `--batch_size`, and a bare `--plan` mean `--plan true`; keep `a.b` of `--conf.a.b`."""
     args = []
     for i, arg in enumerate(argv):
         name, equals, value = arg.partition("=")
         if name.startswith("--") and _known(name[2:].replace("-", "_"), keys):
             name = "--" + name[2:].replace("-", "_")
+        if name.startswith("--") and (parent := _dictionary(name[2:], keys)):
+            name = f"--{parent}." + name[len(parent) + 3 :].replace(".", _DOT)
         args.append(name + equals + value)
         if keys.get(name[2:]) is bool and not equals:
             following = argv[i + 1] if i + 1 < len(argv) else "--"

@@ -122,6 +122,12 @@ def test_a_bare_flag_is_true_hyphens_are_allowed_and_free_dictionaries_take_any_
     assert load("--lake", "x", "--plan", "false").plan is False
 
 
+def test_a_free_dictionary_takes_keys_with_dots_beside_those_of_a_file(tmp_path):
+    file = write(tmp_path / "c.yaml", "counts: {a.b: 1, c: 2}\n")
+    config = load("--config", file, "--lake", "x", "--counts.spark.sql.parts", "8", "--counts.d.e=9")
+    assert config.counts == {"a.b": 1, "c": 2, "spark.sql.parts": 8, "d.e": 9}
+
+
 def test_resolved_yaml_reads_back_the_same(tmp_path):
     config = load("--lake", "x", "--rule.lr", "0.25", "--counts.c1", "2")
     assert load("--config", write(tmp_path / "r.yaml", to_yaml(config))) == config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from headrace.catalog.spec import catalog_dir, table_names
 from headrace.catalog.strict_yaml import load as load_yaml
-from headrace.catalog.strict_yaml import nearest
+from headrace.config import suggest
 from headrace.errors import UserError
 
 _TEXTS = ("name", "doc", "table", "format", "files", "source", "licence", "obtain")
@@ -41,7 +41,7 @@ def load(name: str) -> DataSet:
         UserError: unknown, with the nearest name; or its file is wrong, with file and line.
     """
     if name not in names():
-        raise UserError(f"no data set {name!r} in the catalog", nearest(name, names()))
+        raise UserError(f"no data set {name!r} in the catalog", suggest(name, names()))
     return load_file(_folder() / f"{name}.yaml")
 
 
@@ -57,7 +57,7 @@ def load_file(file: Path) -> DataSet:
     if texts["name"] != file.stem:
         raise entry["name"].error(f"name {texts['name']!r} does not fit the file", f"call it {file.stem}")
     if texts["table"] not in table_names():
-        raise entry["table"].error(f"no table {texts['table']!r}", nearest(texts["table"], table_names()))
+        raise entry["table"].error(f"no table {texts['table']!r}", suggest(texts["table"], table_names()))
     facts = entry["facts"].mapping() if "facts" in entry else {}
     return DataSet(**texts, facts={name: fact.text() for name, fact in facts.items()})
 

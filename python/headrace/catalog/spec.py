@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.strict_yaml import At, nearest
+from headrace.catalog.strict_yaml import At
 from headrace.catalog.strict_yaml import load as load_yaml
+from headrace.config import suggest
 from headrace.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class TableSpec:
         for column in self.columns:
             if column.name == name:
                 return column
-        raise UserError(f"{self.name} has no column {name!r}", nearest(name, [c.name for c in self.columns]))
+        raise UserError(f"{self.name} has no column {name!r}", suggest(name, [c.name for c in self.columns]))
 
     def to_spark(self) -> StructType:
         """The schema for Spark, with comments."""
@@ -144,7 +145,7 @@ def load(name: str) -> TableSpec:
     file = catalog_dir() / f"{name}.yaml"
     known = table_names()
     if name not in known:
-        raise UserError(f"no table {name!r} in the catalog", nearest(name, known))
+        raise UserError(f"no table {name!r} in the catalog", suggest(name, known))
     return _load_cached(file, file.stat().st_mtime_ns)
 
 
@@ -228,7 +229,7 @@ def _columns(at: At) -> tuple[Column, ...]:
 def _column(name: str, entry: dict[str, At]) -> Column:
     type_name = entry["type"].text()
     if _element(type_name) not in TYPES:
-        raise entry["type"].error(f"unknown type {type_name!r}", nearest(_element(type_name), TYPES))
+        raise entry["type"].error(f"unknown type {type_name!r}", suggest(_element(type_name), TYPES))
     nullable = entry["nullable"].flag() if "nullable" in entry else True
     shape = tuple(_integer(size) for size in entry["shape"].items()) if "shape" in entry else ()
     return Column(name, type_name, nullable, entry["doc"].text(), shape)
@@ -259,7 +260,7 @@ def _named(at: At | None, known: list[str]) -> tuple[str, ...]:
     for item in at.items() if at else ():
         for name in expand(item):
             if name not in known:
-                raise item.error(f"no column {name!r}", nearest(name, known))
+                raise item.error(f"no column {name!r}", suggest(name, known))
             names.append(name)
     return tuple(names)
 
@@ -278,7 +279,7 @@ def _tensors(at: At | None, known: list[str]) -> tuple[TensorSpec, ...]:
         entry = item.mapping("columns", "dtype", required=("columns", "dtype"))
         dtype = entry["dtype"].text()
         if dtype not in DTYPES:
-            raise entry["dtype"].error(f"unknown dtype {dtype!r}", nearest(dtype, DTYPES))
+            raise entry["dtype"].error(f"unknown dtype {dtype!r}", suggest(dtype, DTYPES))
         tensors.append(TensorSpec(name, _named(entry["columns"], known), dtype))
     return tuple(tensors)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from headrace.config import suggest
 from headrace.errors import UserError
 
 _MAX_BYTES = 1 << 20  # a catalog entry is a page of text; more is a mistake or an attack
@@ -36,7 +36,7 @@ class At:
             raise self.error(f"expected `key: value` lines, found {_kind(self.value)}")
         for key, at in self.value.items():
             if known and key not in known:
-                raise at.error(f"unknown key {key!r}", nearest(key, known))
+                raise at.error(f"unknown key {key!r}", suggest(key, known))
         for key in required:
             if key not in self.value:
                 raise self.error(f"key {key!r} is missing", f"add `{key}: ...`")
@@ -102,12 +102,6 @@ def _convert(node: yaml.Node, file: str, parents: frozenset[int]) -> At:
             raise UserError(f"{line}: key {key_node.value!r} is given twice")
         found[key_node.value] = At(_convert(value_node, file, inside).value, line)
     return At(found, where)
-
-
-def nearest(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """`did you mean ...?`, or the list of what is known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
 def _kind(value: Any) -> str:

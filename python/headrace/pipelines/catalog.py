@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from headrace.catalog import checks, differences
 from headrace.catalog.log import Log, exists
 from headrace.catalog.spec import TableSpec, describe, load, load_all
-from headrace.catalog.strict_yaml import nearest
+from headrace.config import suggest
 from headrace.errors import UserError
 from headrace.report import Report
 
@@ -51,7 +51,7 @@ def run(spark: SparkSession | None, cfg: Config, report: Report) -> Report:
         "report": lambda: _report(spark, cfg, report),
     }
     if cfg.action not in actions:
-        raise UserError(f"catalog {cfg.action}: no such action", nearest(cfg.action, list(actions)))
+        raise UserError(f"catalog {cfg.action}: no such action", suggest(cfg.action, list(actions)))
     actions[cfg.action]()
     return report
 
