@@ -6,6 +6,7 @@ Nothing here imports Spark: a training rank reads specs too.
 from __future__ import annotations
 
 import html
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -89,8 +90,12 @@ class TableSpec:
         return self.keys[0] if self.keys and types[self.keys[0]] == "bigint" else None
 
     def path(self, lake: str | Path) -> str:
-        """The table's place: a local path or a URL, as `lake` is."""
-        return f"{str(lake).rstrip('/')}/{self.name}"
+        """The table's place: a URL where `lake` is one, else an absolute path.
+
+        Delta creates no table at a relative path: it takes that for the name of a schema.
+        """
+        root = str(lake) if ":/" in str(lake) else os.path.abspath(lake)
+        return f"{root.rstrip('/')}/{self.name}"
 
     def column(self, name: str) -> Column:
         """The column of this name.
