@@ -4,10 +4,11 @@
 
 A chain is one lake: a run is killed, started again, killed again, until one comes to its end before its moment. The
 whole process group (Python, JVM, Python workers) is killed with SIGKILL at a moment drawn uniformly from the start of
-the process (Python's and Java's start included) to the close of the last batch of the undisturbed run. Before every
-second restart a new file arrives. After each kill, no row may be there twice and closed batches must be whole; at the
-end of the chain tables and accounts must be those of the undisturbed run. A chain's lines, one a kill, are written
-when it is done; chains that have lines are not run again.
+the process (Python's and Java's start included) to the close of the last batch of the undisturbed run. The clock is the
+CPU time of the group, in the undisturbed run as well: seconds on the wall would say nothing on a machine that is busy
+with other things. Before every second restart a new file arrives. After each kill, no row may be there twice and closed
+batches must be whole; at the end of the chain tables and accounts must be those of the undisturbed run. A chain's
+lines, one a kill, are written when it is done; chains that have lines are not run again.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 
-TIMEOUT_S = 600
+TIMEOUT_S = 900
+POLL_S = 0.1
 SPARK_CONF = {  # a run is too short for the optimizing compiler to pay
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.sql.shuffle.partitions": "2",
@@ -40,7 +44,7 @@ class Setting:
     """What a campaign works on: files of `rows` rows each, one commit a file; `late` more files come later."""
 
     folder: Path
-    files: int = 6
+    files: int = 8
     rows: int = 400
     late: int = 3
     seed: int = 7
@@ -58,8 +62,9 @@ class Kill:
     chain: int
     kill: int
     seed: int
-    duration_s: float
-    killed_at_s: float
+    cpu_s: float
+    killed_at_cpu_s: float
+    seconds: float
     between: bool
     batches_closed: int
     new_file_before_restart: bool
@@ -94,17 +99,38 @@ def start(setting: Setting, source: str, lake: Path, log: Path) -> subprocess.Po
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
 
-def complete(setting: Setting, source: str, lake: Path, log: Path) -> float:
-    """Run ingest to its end; its duration in seconds."""
-    began = time.monotonic()
+def complete(setting: Setting, source: str, lake: Path, log: Path) -> list[tuple[float, float]]:
+    """Run ingest to its end; (time, CPU seconds of the group so far) all the while."""
     process = start(setting, source, lake, log)
     try:
-        status = process.wait(TIMEOUT_S)
+        ticks = list(clock(process))
     finally:
         kill(process)
-    if status:
-        raise RuntimeError(f"ingest ended with status {status}:\n{log.read_text(errors='replace')[-3000:]}")
-    return time.monotonic() - began
+    if process.returncode:
+        raise RuntimeError(f"ingest ended with status {process.returncode}:\n{log.read_text(errors='replace')[-3000:]}")
+    return ticks
+
+
+def clock(process: subprocess.Popen[bytes]) -> Iterator[tuple[float, float]]:
+    """(time, CPU seconds of the group so far) until it ends."""
+    began = time.time()
+    while process.poll() is None:
+        if time.time() - began > TIMEOUT_S:
+            raise RuntimeError(f"ingest did not end within {TIMEOUT_S} s")
+        yield time.time(), cpu_seconds(process.pid)
+        time.sleep(POLL_S)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of a process and all below it, those that have ended and were waited for included."""
+    total = 0.0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        top = psutil.Process(pid)
+        for each in [top, *top.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = each.cpu_times()
+                total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def kill(process: subprocess.Popen[bytes]) -> bool:
@@ -159,12 +185,12 @@ def _accounts(lake: Path, files: int) -> list[tuple[object, ...]]:
 
 
 def undisturbed(setting: Setting) -> float:
-    """Make the reference lake, late files included; seconds from the start to the close of the last file in time."""
-    began, expected = time.time(), setting.folder / "expected"
-    complete(setting, setting.source(setting.late), expected, setting.folder / "expected.log")
+    """Make the reference lake, late files included; CPU seconds from the start to the last close of a file in time."""
+    expected = setting.folder / "expected"
+    ticks = complete(setting, setting.source(setting.late), expected, setting.folder / "expected.log")
     closed = [row for row in table(expected, "meta/ledger") if row["event"] == "close"]
     last = max(row["at"].timestamp() for row in closed if row["file_ordinal"] < setting.files)
-    return float(last - began)
+    return max(cpu for at, cpu in ticks if at <= last)
 
 
 def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kill]:
@@ -174,14 +200,13 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
     kills: list[Kill] = []
     late = 0
     while len(kills) < most:
-        at, load = rng.uniform(0, duration), os.getloadavg()[0]
+        at, load, began = rng.uniform(0, duration), os.getloadavg()[0], time.time()
         process = start(setting, setting.source(late), lake, log)
-        with contextlib.suppress(subprocess.TimeoutExpired):  # the usual case: it is at work, and is killed now
-            process.wait(at)
+        for _, cpu in clock(process):
+            if cpu >= at:
+                break
         if not kill(process):
-            if process.returncode:
-                raise RuntimeError(f"ingest ended with status {process.returncode}:\n{log.read_text()[-3000:]}")
-            break
+            break  # it came to its end, or failed, which the run to the end below will show
         opened, closed = batches(lake)
         arrives = (number + len(kills)) % 2 == 1 and late < setting.late
         late += arrives
@@ -189,8 +214,9 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
             chain=number,
             kill=len(kills),
             seed=setting.seed,
-            duration_s=round(duration, 2),
-            killed_at_s=round(at, 2),
+            cpu_s=round(duration, 2),
+            killed_at_cpu_s=round(at, 2),
+            seconds=round(time.time() - began, 1),
             between=bool(opened - closed),
             batches_closed=len(closed),
             new_file_before_restart=arrives,
@@ -199,7 +225,8 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
             difference=damage(lake, closed),
         )
         kills.append(hit)
-    complete(setting, setting.source(late), lake, log)
+    if process.returncode:  # killed, the last time as well
+        complete(setting, setting.source(late), lake, log)
     differs = difference(lake, setting.folder / "expected", setting.files + late)
     found = [(each, differs or each.difference) for each in kills]
     return [replace(each, equal=not text, difference=text) for each, text in found]
@@ -225,7 +252,7 @@ def main() -> int:
     """Run chains until there are enough kills; status 1 if one differs or too few fell between two commits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--files", type=int, default=6)
+    parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--results", type=Path, default=Path("docs/results/ingest_kills.jsonl"))
@@ -241,7 +268,7 @@ def main() -> int:
 def _run(setting: Setting, wanted: int, done: list[dict[str, Any]], results: Path) -> list[dict[str, Any]]:
     write_files(setting)
     duration = undisturbed(setting)
-    print(f"undisturbed: {duration:.1f} s", flush=True)
+    print(f"undisturbed: {duration:.1f} CPU s", flush=True)
     number = max((int(each["chain"]) for each in done), default=-1)
     new: list[dict[str, Any]] = []
     while len(done) + len(new) < wanted:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -33,6 +34,7 @@ LINE_BITS = 40
 MAX_LINES = 1 << LINE_BITS
 MAX_FILES = 1 << (63 - LINE_BITS)
 RANGE_BYTES = 32 << 20
+_SCAN_HERE_BYTES = 16 << 20  # takes less time than to start a Python worker
 
 ACCEPTED_DDL = "key bigint, day int, label int, " + ", ".join(f"{name} bigint" for name in COLUMNS[1:])
 REJECTED_DDL = "file string, file_ordinal int, line bigint, offset bigint, raw binary, raw_length bigint, reason string"
@@ -78,7 +80,7 @@ class InputFile:
 
 
 def scan_files(spark: SparkSession, paths: Sequence[str], range_bytes: int = RANGE_BYTES) -> dict[str, FileScan | str]:
-    """One pass over each file, a task a file: its scan, or in words why it cannot be read.
+    """One pass over each file, a task a file (little is read here): its scan, or in words why it cannot be read.
 
     Args:
         spark: the session.
@@ -86,6 +88,9 @@ def scan_files(spark: SparkSession, paths: Sequence[str], range_bytes: int = RAN
         range_bytes: about the size of the pieces that plain files are read in.
     """
     tasks = [(path, range_bytes) for path in paths]
+    if sum(os.path.getsize(path) for path in paths if os.path.exists(path)) <= _SCAN_HERE_BYTES:
+        found = {path: _scanned(path, range_bytes) for path in paths}
+        return {path: scan or error for path, (scan, error) in found.items()}
     rows = _per_task(spark, len(tasks), _scan_task(tasks), "path string, scan string, error string").collect()
     return {row.path: FileScan.from_json(json.loads(row.scan)) if row.scan else row.error for row in rows}
 
@@ -153,17 +158,22 @@ def _per_task(spark: SparkSession, count: int, run: Callable[[int], Iterator[pa.
     return spark.range(0, count, 1, max(count, 1)).mapInArrow(of_partition, ddl)
 
 
+def _scanned(path: str, range_bytes: int) -> tuple[FileScan | None, str]:
+    """The scan, or why there is none."""
+    try:
+        return scan(path, range_bytes), ""
+    except (BrokenFileError, ChangedFileError) as problem:
+        return None, str(problem)
+    except OSError as problem:
+        return None, f"{path} cannot be read: {problem.strerror}"
+
+
 def _scan_task(tasks: list[tuple[str, int]]) -> Callable[[int], Iterator[pa.RecordBatch]]:
     def run(task: int) -> Iterator[pa.RecordBatch]:
         path, range_bytes = tasks[task]
-        found, error = None, None
-        try:
-            found = json.dumps(scan(path, range_bytes).to_json())
-        except (BrokenFileError, ChangedFileError) as problem:
-            error = str(problem)
-        except OSError as problem:
-            error = f"{path} cannot be read: {problem.strerror}"
-        columns = [pa.array([value], pa.string()) for value in (path, found, error)]
+        found, error = _scanned(path, range_bytes)
+        values = (path, json.dumps(found.to_json()) if found else None, error)
+        columns = [pa.array([value], pa.string()) for value in values]
         yield pa.RecordBatch.from_arrays(columns, names=["path", "scan", "error"])
 
     return run
