@@ -197,6 +197,23 @@ def test_vocabulary_grows_by_appending(spark: SparkSession, lake: Path) -> None:
     assert ids(lake, 2) == second
 
 
+def test_two_that_grow_the_vocabulary_at_once_give_no_value_two_ids(
+    spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest(spark, lake, of_days(0, 1, 2))
+
+    def raced(*args: Any, **kwargs: Any) -> Any:
+        write(*args, **kwargs)  # the other one's commit, made of the same version
+        return write(*args, **kwargs)
+
+    monkeypatch.setattr(featurize_ctr, "write", raced)
+    with pytest.raises(UserError, match="at the same time"):
+        featurize(spark, lake)
+    monkeypatch.undo()
+    featurize(spark, lake, vocabulary="rebuild")
+    assert ids(lake) == slow.slow_vocabulary(of_days(0), 3, {})
+
+
 def test_killed_between_the_commits_and_laid_out_otherwise_it_is_the_same_table(
     spark: SparkSession, made: tuple[Path, Report], lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.delta import commit_metadata, ensure, exists, files_at, latest_version, read, write
+from headrace.catalog.delta import (
+    WriteOptions,
+    commit_metadata,
+    ensure,
+    exists,
+    files_at,
+    latest_version,
+    read,
+    write,
+)
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
 from headrace.features import ctr, layout, vocabulary
@@ -271,7 +280,12 @@ def _grow(
         metadata |= {"bronze_version": source.version, "entries": known}
         laid = vocabulary.lay_out(entries, sum(added.values()))
         mode = "overwrite" if cfg.vocabulary == "rebuild" else "append"
-        return known, write(laid, spec, cfg.lake, mode=mode, metadata=metadata).version
+        # Two appends do not conflict by themselves, and would give one value two ids: this lets one of them in.
+        options = WriteOptions(txn=("featurize-ctr vocabulary", version + 1))
+        commit = write(laid, spec, cfg.lake, mode=mode, metadata=metadata, options=options)
+        if commit.skipped:
+            raise UserError("another featurize-ctr added to silver/ctr_vocabulary at the same time", "run it again")
+        return known, commit.version
     finally:
         entries.unpersist()
 
