@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 PROJECT = Path(__file__).resolve().parents[1]
-REAL_DATA = PROJECT.parent / "shared" / "data"
+REAL_DATA = Path(os.environ.get("HEADRACE_REAL_DATA", PROJECT.parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
