@@ -142,5 +142,7 @@ def test_refusals(spark: SparkSession, trained: tuple[Path, torch.nn.Module]) ->
         score(spark, lake, run="../../etc")
     with pytest.raises(UserError, match="mlflow artifacts download -u runs:/x/model"):
         score(spark, lake, model="runs:/x/model")
+    with pytest.raises(UserError, match=r"--days 0-1: raw files .* are all of one day"):
+        score(spark, lake, run="r1", source="nowhere", days="0-1")
     with pytest.raises(UserError, match=r"no rows of day 5\n.*0-2,7"):
         score(spark, lake, run="r1", days="1-2,5")

@@ -40,7 +40,8 @@ class Config:
         lake: directory of the tables.
         run: id of a training run, whose model is in LAKE/runs/RUN/model.
         model: directory of a model instead (it holds model.json, model.safetensors, vocabulary.parquet).
-        days: days of bronze/criteo to score, as 0-5 or 0,2; default: all.
+        days: days of bronze/criteo to score, as 0-5 or 0,2; default: all. With `source`, the one day of its files;
+            default: by their names.
         bronze_version: version of bronze/criteo to read; default: the newest.
         source: raw files in Criteo's format to score instead of bronze rows: patterns or folders, by commas.
         labelled: the raw files' lines begin with a label.
@@ -198,13 +199,14 @@ def _raw(spark: SparkSession, cfg: Config) -> _Input:
     from headrace.ingest.criteo_parse import Format, looks_like_header
     from headrace.ingest.days import days_of, find_files
 
+    one_day = None if cfg.days is None else _one_day(cfg.days)
     paths = find_files(cfg.source)
     scans = scan_files(spark, paths)
     broken = {path: text for path, text in scans.items() if isinstance(text, str)}
     if broken:
         path, text = next(iter(broken.items()))
         raise UserError(f"{path}: {text}", "mend the file, or leave it out of --source")
-    days = days_of(paths, "auto") if cfg.days is None else dict.fromkeys(paths, parse_days(cfg.days)[0])
+    days = days_of(paths, "auto") if one_day is None else dict.fromkeys(paths, one_day)
     files = []
     for number, path in enumerate(paths):
         scan = scans[path]
@@ -212,6 +214,15 @@ def _raw(spark: SparkSession, cfg: Config) -> _Input:
         files.append(InputFile(scan, number, days[path], looks_like_header(scan.head)))
     fmt = Format(labelled=cfg.labelled)
     return _Input(read_lines(spark, files, fmt), _name_of(files), RAW_VERSION, _refused(spark, files, fmt))
+
+
+def _one_day(text: str) -> int:
+    days = parse_days(text)
+    if len(days) > 1:
+        raise UserError(
+            f"--days {text}: raw files scored with it are all of one day", "one day, or none: by their names"
+        )
+    return days[0]
 
 
 def _refused(spark: SparkSession, files: Sequence[InputFile], fmt: Any) -> int:
