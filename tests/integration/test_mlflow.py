@@ -24,7 +24,7 @@ from headrace.report import Report
 from headrace.train.export import save_model
 from headrace.train.pyfunc import ClickScorer
 from headrace.train.report_html import figures, write_report
-from headrace.train.spool import Spool
+from headrace.train.spool import ENTRIES, Spool
 from headrace.train.tracking import Tracker, TrackingConfig
 
 if TYPE_CHECKING:
@@ -222,3 +222,15 @@ def test_switched_off(tmp_path: Path) -> None:
     run.start({}, {}, {})
     assert run.finish()["mlflow_run_id"] is None
     assert not (tmp_path / "mlflow").exists()
+
+
+def test_a_secret_uri_is_looked_up_when_records_are_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = f"sqlite:///{tmp_path / 'with-password.db'}"
+    monkeypatch.setenv("HEADRACE_SECRET__ML__URI", uri)
+    run = tracker(tmp_path, "r", uri="secret:ml/uri", flush_s=300)
+    run.start({"a": 1}, {}, {})
+    end = run.finish()
+    assert (end["pending"], end["error"]) == (0, "")
+    assert MlflowClient(uri).get_run(end["mlflow_run_id"]).data.params == {"a": "1"}
+    kept = (run.directory / ENTRIES).read_text() + str(end)
+    assert "secret:ml/uri" in kept and "with-password" not in kept

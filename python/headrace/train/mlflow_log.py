@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.config import secret
 from headrace.train.spool import ENTRIES, Entry, Spool
 from headrace.train.tracking import RUN_TAG, version_of
 
@@ -67,7 +68,7 @@ class _Store:
         _quiet()
         from mlflow import MlflowClient
 
-        self.uri, self.run = str(first["uri"]), run
+        self.uri, self.run = secret(str(first["uri"])), run
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         self._client: MlflowClient = MlflowClient(tracking_uri=self.uri)
@@ -182,6 +183,8 @@ def _quiet() -> None:
     """MLflow tells of every migration of a new store, and warns of what is on purpose: none of it is for the user."""
     import logging
     import warnings
+
+    import mlflow  # noqa: F401  (importing it sets the levels of its own loggers: ours must come after)
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -37,7 +37,7 @@ class TrackingConfig:
 
     Args:
         enabled: false records in the run's directory only.
-        uri: MLflow tracking URI; default: a SQLite file in the lake.
+        uri: MLflow tracking URI, or secret:scope/key where it holds a password; default: a SQLite file in the lake.
         experiment: name of the experiment.
         run_name: name of the run; default: its id.
         registered_model: register the model under this name as well.
