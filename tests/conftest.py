@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("HEADRACE_REAL_DATA", PROJECT.parent / "shared" / "data"))
 
+# No test asserts a time: on a busy machine an example may take as long as it takes.
+hypothesis.settings.register_profile("headrace", deadline=None)
+hypothesis.settings.load_profile("headrace")
+
 
 @pytest.fixture(scope="session")
 def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
