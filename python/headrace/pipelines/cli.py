@@ -55,7 +55,7 @@ class SessionConfig:
     Args:
         master: Spark master, for example local[4] or local-cluster[2,1,2048]; the default is spark-submit's or local.
         driver_memory: heap of the driver, for example 4g (only where this process starts the JVM).
-        conf: further Spark settings, for example --session.conf.spark.sql.shuffle.partitions 200.
+        conf: further Spark settings as JSON, for example --session.conf '{"spark.sql.shuffle.partitions": "200"}'.
     """
 
     master: str | None = None
@@ -99,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
+    except OSError as error:
+        status = _unexpected(args[0], error, trace)
+        return 2 if error.filename else status  # a file or folder of the user's
     except Exception as error:
         return _unexpected(args[0], error, trace)
 
@@ -128,8 +131,11 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _with_spark(module: ModuleType, config: dict[str, Any], report: Report) -> Report:
+    """Run under Spark; what a module's `early(config)` refuses is refused before Spark takes its seconds to start."""
     from headrace.session import build_session
 
+    if hasattr(module, "early"):
+        module.early(config[""])
     session = config["session"]
     conf = dict(session.conf)
     if session.driver_memory:
@@ -177,7 +183,10 @@ def _unexpected(verb: str, error: Exception, trace: bool) -> int:
     with tempfile.NamedTemporaryFile("w", prefix=f"headrace-{verb}-", suffix=".trace", delete=False) as file:
         traceback.print_exception(error, file=file)
     first = (str(error).strip().splitlines() or [""])[0]
-    print(f"error: {type(error).__name__}: {first[:500]}", file=sys.stderr)
+    if isinstance(error, OSError) and error.filename:
+        print(f"error: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+    else:
+        print(f"error: {type(error).__name__}: {first[:500]}", file=sys.stderr)
     print(f"  -> the whole trace is in {file.name} (--screen.trace shows it here)", file=sys.stderr)
     return 1
 
