@@ -39,6 +39,7 @@ scala: setup ## compile and test the JVM side, build the jars
 	@$(BIN)/python scripts/spark_settings.py "$$($(BIN)/python -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')"
 
 campaign: setup ## the long tests: thousands of races, dozens of kills
+	$(BIN)/python scripts/campaign_ingest.py --kills 20 --seed 7 --results docs/results/ingest_kills.jsonl
 	$(BIN)/python -m pytest -m campaign --timeout 3600
 
 bench: setup ## the main job timed by stage, into docs/results/
