@@ -66,6 +66,8 @@ def _list(cfg: Config, report: Report) -> None:
             report.results[name] = {"version": snapshot.version, "rows": snapshot.rows}
         lines.append((name, spec.layer, version, rows, spec.doc))
     _say_aligned(report, lines)
+    if not report.results:
+        report.say(f"no table is in --lake {cfg.lake}")
 
 
 def _show(cfg: Config, report: Report) -> None:
@@ -88,6 +90,8 @@ def _show(cfg: Config, report: Report) -> None:
 
 def _validate(cfg: Config, report: Report) -> None:
     specs = [_table(cfg)[0]] if cfg.table else list(load_all().values())
+    if not any(exists(spec.path(cfg.lake)) for spec in specs) and not cfg.table:
+        raise UserError(f"no table is in --lake {cfg.lake}", "check --lake")
     wrong = []
     for spec in specs:
         if not exists(spec.path(cfg.lake)):

@@ -103,6 +103,18 @@ class _Source:
     request: Mapping[str, Any]
 
 
+def early(cfg: Config) -> None:
+    """Refuse what needs no Spark to be seen.
+
+    Raises:
+        UserError: there is nothing to featurize.
+    """
+    if not exists(load("bronze/criteo").path(cfg.lake)):
+        raise UserError(
+            f"there is no bronze/criteo in --lake {cfg.lake}", f"headrace ingest-criteo --lake {cfg.lake} ..."
+        )
+
+
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """Featurize; see the module's docstring.
 
@@ -174,10 +186,7 @@ def _open(
     from pyspark.sql import functions as F
 
     bronze = load("bronze/criteo")
-    if not exists(bronze.path(cfg.lake)):
-        raise UserError(
-            f"there is no bronze/criteo in --lake {cfg.lake}", f"headrace ingest-criteo --lake {cfg.lake} ..."
-        )
+    early(cfg)
     version = latest_version(bronze.path(cfg.lake)) if cfg.bronze_version is None else cfg.bronze_version
     with report.stage("days") as stage:
         rows = read(spark, bronze, cfg.lake, version)

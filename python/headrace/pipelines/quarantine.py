@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from headrace.catalog.spec import load_all
 from headrace.errors import UserError
 from headrace.ingest.refused import by_reason, lines_of
+from headrace.pipelines.rows import require_ledger
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -29,16 +30,26 @@ class Config:
     examples: int = 3
 
 
+def early(cfg: Config) -> None:
+    """Refuse what needs no Spark to be seen.
+
+    Raises:
+        UserError: no such source, or a lake into which nothing was ingested.
+    """
+    if f"quarantine/{cfg.source}" not in load_all():
+        known = [name.partition("/")[2] for name in load_all() if name.startswith("quarantine/")]
+        raise UserError(f"no quarantine for {cfg.source}", f"--source {' or '.join(sorted(known))}")
+    require_ledger(cfg.lake)
+
+
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """Print the reasons.
 
     Raises:
         UserError: no such source, or no lake.
     """
+    early(cfg)
     table = f"quarantine/{cfg.source}"
-    if table not in load_all():
-        known = [name.partition("/")[2] for name in load_all() if name.startswith("quarantine/")]
-        raise UserError(f"no quarantine for {cfg.source}", f"--source {' or '.join(sorted(known))}")
     refused = by_reason(spark, cfg.lake, table, examples=cfg.examples)
     report.say(f"{sum(each.rows for each in refused):,} lines in {table}")
     for line in lines_of(refused):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from headrace.catalog import delta
 from headrace.catalog.ledger import FileAccount, Ledger, LedgerBatch, LedgerFile, LedgerState
+from headrace.catalog.log import exists
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.ingest.criteo import LINE_BITS
@@ -35,6 +36,29 @@ class Config:
     lake: str = "lake"
     source: str = "criteo"
     examples: int = 3
+
+
+def early(cfg: Config) -> None:
+    """Refuse what needs no Spark to be seen.
+
+    Raises:
+        UserError: no file was named, or the lake has no ledger.
+    """
+    if not cfg.file:
+        raise UserError("which file's rows?", f"headrace rows day_0.gz --lake {cfg.lake}")
+    require_ledger(cfg.lake)
+
+
+def require_ledger(lake: str) -> None:
+    """What reads the ledger's tables must not make them.
+
+    Raises:
+        UserError: nothing was ingested into `lake`.
+    """
+    if not exists(load("meta/ledger").path(lake)):
+        raise UserError(
+            f"nothing was ingested into --lake {lake}", f"headrace ingest-criteo --lake {lake} --source ..."
+        )
 
 
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:

@@ -95,6 +95,17 @@ def slots(cfg: Config) -> int:
     return cfg.ranks
 
 
+def early(cfg: Config) -> None:
+    """Refuse what needs no Spark to be seen.
+
+    Raises:
+        UserError: a setting, no table, no run to resume.
+    """
+    directory = find_run(cfg.lake, cfg.resume) if cfg.resume else None
+    check(resumed(cfg, directory) if directory else cfg)
+    require_table(cfg)
+
+
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """Train; see the module's docstring.
 
@@ -151,6 +162,16 @@ def check(cfg: Config) -> None:
         create(options.pop("name"), probe, row_sparse=part == "sparse" and cfg.model.categories, **options)
 
 
+def require_table(cfg: Config) -> None:
+    """Refuse a lake without silver/ctr.
+
+    Raises:
+        UserError: with the command that makes it.
+    """
+    if "://" not in cfg.lake and not os.path.isdir(load("silver/ctr").path(cfg.lake)):
+        raise UserError(f"there is no silver/ctr in --lake {cfg.lake}", f"headrace featurize-ctr --lake {cfg.lake}")
+
+
 def pin_splits(cfg: Config, stage: Any) -> dict[str, PinnedTable]:
     """The three splits of one version of silver/ctr.
 
@@ -158,8 +179,7 @@ def pin_splits(cfg: Config, stage: Any) -> dict[str, PinnedTable]:
         UserError: no table, or no training rows in it.
     """
     spec = load("silver/ctr")
-    if "://" not in cfg.lake and not os.path.isdir(spec.path(cfg.lake)):
-        raise UserError(f"there is no silver/ctr in --lake {cfg.lake}", f"headrace featurize-ctr --lake {cfg.lake}")
+    require_table(cfg)
     first = pin(spec, cfg.lake, cfg.table_version, {"split": "train"})
     tables = {"train": first} | {s: pin(spec, cfg.lake, first.version, {"split": s}) for s in SPLITS[1:]}
     stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
