@@ -77,9 +77,12 @@ def test_mistakes_of_the_user_exit_2_with_a_remedy_and_no_trace(tmp_path, capsys
     assert "there are: a" in capsys.readouterr().err
 
 
-def test_an_unexpected_error_keeps_its_trace_in_a_file(tmp_path, capsys):
-    (tmp_path / "runs" / "a").mkdir(parents=True)
-    (tmp_path / "runs" / "a" / "report.json").write_text("{")
+def test_an_unexpected_error_keeps_its_trace_in_a_file(tmp_path, capsys, monkeypatch):
+    def broken(*_):
+        raise json.JSONDecodeError("a fault of ours", "", 0)
+
+    monkeypatch.setattr("headrace.pipelines.compare.table", broken)
+    write_run(tmp_path, "a")
     assert cli.main(["compare", "--lake", str(tmp_path)]) == 1
     shown = capsys.readouterr().err
     trace = shown.split("the whole trace is in ")[1].split(" (")[0]

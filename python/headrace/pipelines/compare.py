@@ -56,7 +56,7 @@ def run(spark: None, cfg: Config, report: Report) -> Report:
     keys = [column.key for column in _COLUMNS]
     if cfg.sort not in keys:
         raise UserError(f"--sort {cfg.sort}: no such column", f"one of {', '.join(keys)}")
-    rows = _load(Path(cfg.lake), cfg.runs.split(",") if cfg.runs else None)
+    rows = _load(Path(cfg.lake), cfg.runs.split(",") if cfg.runs else None, report)
     rows.sort(key=lambda row: _order(row, cfg.sort))
     report.say(table(rows))
     picture = Path(cfg.picture or Path(cfg.lake) / "runs" / "compare.png")
@@ -75,15 +75,21 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
 
 
-def _load(lake: Path, wanted: list[str] | None) -> list[dict[str, Any]]:
+def _load(lake: Path, wanted: list[str] | None, report: Report) -> list[dict[str, Any]]:
     found = {path.parent.name: path for path in sorted(lake.glob("runs/*/report.json"))}
     missing = [run for run in wanted or [] if run not in found]
     if missing:
         there = ", ".join(found) or "none"
         raise UserError(f"no finished run {', '.join(missing)} in {lake}/runs", f"there are: {there}")
-    if not found:
+    rows = []
+    for run in wanted or found:
+        try:
+            rows.append(json.loads(found[run].read_text(encoding="utf-8"))["results"] | {"run_id": run})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report.warn(f"{found[run]} is no report of a run and is left out: {type(error).__name__}: {error}")
+    if not rows:
         raise UserError(f"no finished training run in {lake}/runs", f"headrace train-ctr --lake {lake}")
-    return [json.loads(found[run].read_text())["results"] | {"run_id": run} for run in wanted or found]
+    return rows
 
 
 def _order(row: dict[str, Any], key: str) -> tuple[bool, Any]:
@@ -110,6 +116,8 @@ def _draw(rows: list[dict[str, Any]], path: Path) -> None:
             name = f"{row.get('model', '')} x{row.get('ranks', 1)}"
             axis.annotate(name, (row[key], row["test_auc"]), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axis.set_xlabel(label)
+        axis.margins(x=0.25, y=0.1)  # room for the names
+        axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test AUC")
     figure.tight_layout()
