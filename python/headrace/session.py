@@ -152,8 +152,8 @@ def _plain_options(asked: dict[str, str]) -> dict[str, str]:
 
 
 def _prepare_environment(master: str) -> None:
-    """What the JVM and its Python workers read from the environment; the user's own values stay."""
-    os.environ.setdefault("JAVA_HOME", java.find().home)
+    """What the JVM and its Python workers read from the environment; the user's own values stay where they will do."""
+    os.environ["JAVA_HOME"] = java.find().home  # the user's own, if Spark can use it
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     os.environ.setdefault("PYSPARK_DRIVER_PYTHON", sys.executable)
     if master.startswith("local"):
