@@ -59,12 +59,13 @@ class RuleConfig:
     """An optimizer; what is left out is the rule's own default.
 
     Args:
-        name: a key of headrace.optim.OPTIMIZERS.
-        lr: learning rate.
-        weight_decay: as the rule has it.
+        name: adam, adamw, adagrad, rowwise_adagrad, sgd, momentum or nesterov; embedding tables take those that update
+            touched rows only (rowwise_adagrad, adagrad, sgd).
+        lr: learning rate; null, here and below: the rule's own default.
+        weight_decay: so much of a parameter is added to its gradient (adamw: times lr, taken off the parameter).
         eps: added to a denominator.
         momentum: of momentum and nesterov.
-        betas: of the Adam family.
+        betas: of the Adam family, as [0.9,0.999].
         initial_accumulator: of the AdaGrad family.
         options: further options by name.
     """
