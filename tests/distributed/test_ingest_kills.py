@@ -47,6 +47,7 @@ def read_and_die(spark, files, fmt, part="accepted"):
 
 commit.read_lines = read_and_die
 conf = {"spark.sql.shuffle.partitions": "2", "spark.executor.memory": "512m", "spark.driver.memory": "1g"}
+conf |= {f"spark.{who}.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" for who in ("driver", "executor")}
 spark = build_session("kill an executor", master="local-cluster[2,1,1024]", conf=conf)
 ingest_criteo.run(spark, ingest_criteo.Config(lake=lake, source=source, range_bytes=20000), Report("ingest-criteo"))
 spark.stop()
@@ -71,6 +72,7 @@ def undisturbed(campaign: ModuleType, tmp_path_factory: pytest.TempPathFactory) 
     return setting, campaign.undisturbed(setting)
 
 
+@pytest.mark.timeout(600)
 def test_killed_anywhere_and_started_again(campaign: ModuleType, undisturbed: tuple[Any, float]) -> None:
     """Two kills in one lake, a new file before one of the restarts; `scripts/campaign_ingest.py` is the long form."""
     setting, duration = undisturbed
@@ -91,6 +93,7 @@ def test_what_a_kill_may_not_leave_is_noticed(campaign: ModuleType, undisturbed:
     assert "not whole" in campaign.damage(spoilt, {"one"})
 
 
+@pytest.mark.timeout(600)
 def test_workers_killed_in_a_write(campaign: ModuleType, undisturbed: tuple[Any, float], tmp_path: Path) -> None:
     """On `local-cluster`, executors as processes of their own: a Python worker dies, then an executor."""
     setting, _ = undisturbed
@@ -100,7 +103,7 @@ def test_workers_killed_in_a_write(campaign: ModuleType, undisturbed: tuple[Any,
         [sys.executable, str(script), setting.source(0), str(lake), str(mark)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert {path.name for path in tmp_path.glob("killed.*")} == {"killed.worker", "killed.executor"}
