@@ -120,7 +120,16 @@ class Progress:
         self._lines = mode == "log" or (mode == "auto" and not shown)
         self._bar = tqdm(total=total, desc=title, unit=f" {unit}", unit_scale=True, disable=not shown, file=out)
         self._total, self._title, self._unit, self._out = total, title, unit, out
-        self._done, self._start, self._last, self._text = 0, time.monotonic(), time.monotonic(), ""
+        self._done, self._before, self._text = 0, 0, ""
+        self._start = self._last = time.monotonic()
+
+    def begin(self, done: int = 0) -> None:
+        """The work begins now, with `done` units done before: neither they nor the time until now count in the rate."""
+        self._done = self._before = done
+        self._start = self._last = time.monotonic()
+        self._bar.reset()
+        self._bar.initial = self._bar.n = done
+        self._bar.refresh()
 
     def update(self, n: int, text: str = "") -> None:
         """`n` more units done; `text` is shown beside (a loss, a file name)."""
@@ -131,7 +140,7 @@ class Progress:
         self._bar.update(n)
         if self._lines and time.monotonic() - self._last >= _LOG_EVERY_S:
             self._last = time.monotonic()
-            rate = self._done / (self._last - self._start)
+            rate = (self._done - self._before) / (self._last - self._start)
             of = f" of {self._total:,}" if self._total else ""
             left = f", {(self._total - self._done) / rate:,.0f} s left" if self._total and rate > 0 else ""
             print(

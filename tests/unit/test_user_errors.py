@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from headrace import java, session
 from headrace.catalog.spec import load
 from headrace.pipelines import cli
+from headrace.report import Report
 from headrace.train.spool import Spool
 
 
@@ -107,3 +109,14 @@ def test_a_new_store_says_nothing_on_the_screen(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert json.loads(done.stdout)["results"] == {"runs": 1, "sent": 1, "failed": 0}
     assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_time_left_counts_neither_the_start_nor_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, screen = [0.0], io.StringIO()
+    monkeypatch.setattr("headrace.report.time.monotonic", lambda: clock[0])
+    bar = Report("train-ctr", progress="log", out=screen).bar(1000, "training")
+    clock[0] = 300.0  # ranks start
+    bar.begin(500)
+    clock[0] = 320.0
+    bar.update(100)
+    assert screen.getvalue() == "training: 600 of 1,000 rows, 5/s, 80 s left\n"

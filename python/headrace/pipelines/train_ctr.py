@@ -270,7 +270,8 @@ def _train(spark: SparkSession, cfg: Config, job: TrainJob, directory: Path, rep
         with report.stage("train") as stage:
             answers = _launch(spark, cfg, job, monitor, hint)
             audits = answers[0]["audits"]
-            stage.rows_in = stage.rows_out = sum(a["rows"] + a["dropped"] for a in audits)
+            proved = sum(a["rows"] + a["dropped"] for a in audits)
+            stage.rows_in = stage.rows_out = proved or answers[0]["steps"] * job.batch_size
             stage.note = f"{answers[0]['rows_per_second']:,.0f} rows/s in steps"
         if answers[0]["stopped"] == "asked":
             report.say(hint)

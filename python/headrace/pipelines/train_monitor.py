@@ -89,10 +89,11 @@ class Monitor:
             f"({4 * sparse / 1e6:,.1f} MB); {event['steps']:,} steps of {self.job.batch_size:,} rows an epoch"
         )
         self.report.say(event["layers"])
+        self.bar.begin()
 
     def _on_resume(self, event: Event) -> None:
         self.report.say(f"resumed at epoch {event['epoch'] + 1}, step {event['step']:,}")
-        self.bar.reach(event["step"] * self.job.batch_size)
+        self.bar.begin(event["step"] * self.job.batch_size)
 
     def _on_reset(self, event: Event) -> None:
         self.report.warn(f"{event['what']} of {event['was']} ranks do not fit {self.cfg.ranks}: started anew")
