@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.comm import CollectiveError, LocalCollective, LocalGroup, Metered
+from headrace.models.embedding import sum_rows
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap, pays
 from headrace.strategies.reducers import buckets
-from headrace.strategies.sparse import coalesced, sum_rows
+from headrace.strategies.sparse import coalesced
 
 SIZES = [1, 2, 3, 4]
 

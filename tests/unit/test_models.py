@@ -12,7 +12,7 @@ from torch import Tensor
 from headrace import models
 from headrace.errors import UserError
 from headrace.models.base import ClickModel
-from headrace.models.embedding import FusedEmbedding, sum_by_row
+from headrace.models.embedding import FusedEmbedding, sum_rows
 from headrace.models.layers import reseed_dropout
 
 CARDS = {"c1": 7, "c2": 4, "c3": 11}
@@ -105,12 +105,12 @@ def test_sums_by_row_do_not_depend_on_threads() -> None:
     results = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        results.append(sum_by_row(rows, values))
+        results.append(sum_rows(rows, values))
     torch.set_num_threads(before)
     assert torch.equal(results[0][1], results[1][1])
     expected = torch.zeros(50, 3, dtype=torch.float64).index_add_(0, rows, values.double())
     torch.testing.assert_close(results[0][1].double(), expected[results[0][0]], atol=1e-4, rtol=1e-5)
-    assert sum_by_row(rows[:0], values[:0])[0].numel() == 0
+    assert sum_rows(rows[:0], values[:0])[0].numel() == 0
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

@@ -23,22 +23,28 @@ PADDING_ID = 0
 torch.sparse.check_sparse_tensor_invariants.disable()  # the default; unless it is said, torch warns in every process
 
 
-def sum_by_row(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the values of equal rows.
+def sum_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the rows that share an id, each sum taken in order of occurrence.
 
     Args:
-        rows: int64 [N], any order.
-        values: float [N, D].
+        ids: int64 `[n]`.
+        rows: `[n, ...]`.
 
     Returns:
-        Sorted distinct rows int64 [U] and their sums [U, D]; the order of summation is the order of appearance.
+        The distinct ids in rising order `[m]`, and their sums `[m, ...]`.
     """
-    if rows.numel() == 0:
-        return rows, values
-    ordered, place = torch.sort(rows, stable=True)
+    if ids.numel() == 0:
+        return ids, rows
+    ordered, position = torch.sort(ids, stable=True)
     unique, counts = torch.unique_consecutive(ordered, return_counts=True)
-    starts = torch.cumsum(counts, 0) - counts
-    return unique, nn.functional.embedding_bag(place, values, starts, mode="sum")
+    if unique.numel() == ids.numel():
+        return unique, rows.index_select(0, position)
+    starts = counts.cumsum(0) - counts
+    flat = rows.reshape(rows.shape[0], -1)
+    # embedding_bag gathers and adds each segment from left to right in one pass: measured 3 to 5 times as fast as
+    # index_add_, segment_reduce and coalesce(); the last does not keep the order of equal ids at some sizes.
+    sums = nn.functional.embedding_bag(position, flat, starts, mode="sum")
+    return unique, sums.reshape(counts.numel(), *rows.shape[1:])
 
 
 class _Gather(torch.autograd.Function):
@@ -53,7 +59,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         rows, padding = ctx.saved_tensors
-        unique, sums = sum_by_row(rows.reshape(-1), grads[0].reshape(-1, ctx.shape[1]))
+        unique, sums = sum_rows(rows.reshape(-1), grads[0].reshape(-1, ctx.shape[1]))
         keep = ~torch.isin(unique, padding, assume_unique=True)
         if not bool(keep.all()):
             unique, sums = unique[keep], sums[keep]

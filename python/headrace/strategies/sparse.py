@@ -9,34 +9,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective, as_bytes
-
-if not torch.sparse.check_sparse_tensor_invariants.is_enabled():
-    # The default, said aloud: torch warns once a process where nobody has chosen.
-    torch.sparse.check_sparse_tensor_invariants.disable()
-
-
-def sum_rows(ids: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the rows that share an id, each sum taken in order of occurrence.
-
-    Args:
-        ids: int64 `[n]`.
-        rows: `[n, ...]`.
-
-    Returns:
-        The distinct ids in rising order `[m]`, and their sums `[m, ...]`.
-    """
-    if ids.numel() == 0:
-        return ids, rows
-    ordered, position = torch.sort(ids, stable=True)
-    unique, counts = torch.unique_consecutive(ordered, return_counts=True)
-    if unique.numel() == ids.numel():
-        return unique, rows.index_select(0, position)
-    starts = counts.cumsum(0) - counts
-    flat = rows.reshape(rows.shape[0], -1)
-    # embedding_bag gathers and adds each segment from left to right in one pass: measured 3 to 5 times as fast as
-    # index_add_, segment_reduce and coalesce(); the last does not keep the order of equal ids below 32,768 of them.
-    sums = torch.nn.functional.embedding_bag(position, flat, starts, mode="sum")
-    return unique, sums.reshape(counts.numel(), *rows.shape[1:])
+from headrace.models.embedding import sum_rows
 
 
 def coalesced(grad: Tensor) -> Tensor:
