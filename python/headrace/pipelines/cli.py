@@ -23,6 +23,9 @@ from headrace.errors import UserError
 from headrace.report import PROGRESS_MODES, Report
 
 
+_TRACE = "HEADRACE_TRACE"
+
+
 class Verb(NamedTuple):
     """One verb: the module in `headrace.pipelines` with `Config` and `run`, its line of help, does it need Spark."""
 
@@ -90,7 +93,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: no verb {args[0]!r}\n  -> {hint}", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, _on_sigterm)
-    trace = "--screen.trace" in args or bool(os.environ.get("HEADRACE_TRACE"))
     try:
         return _run(args[0], args[1:])
     except UserError as error:
@@ -100,10 +102,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("stopped by Ctrl-C", file=sys.stderr)
         return 130
     except OSError as error:
-        status = _unexpected(args[0], error, trace)
+        status = _unexpected(args[0], error)
         return 2 if error.filename else status  # a file or folder of the user's
     except Exception as error:
-        return _unexpected(args[0], error, trace)
+        return _unexpected(args[0], error)
 
 
 def job(verb: str) -> None:
@@ -120,6 +122,8 @@ def _run(name: str, argv: Sequence[str]) -> int:
     sections = {"": module.Config, "session": SessionConfig, "screen": ScreenConfig}
     config = parse(sections, _positional(module, argv), f"headrace {name}")
     screen = config["screen"]
+    if screen.trace:
+        os.environ[_TRACE] = "1"
     if screen.progress not in PROGRESS_MODES:
         raise UserError(f"screen.progress: {screen.progress!r} is not one of {', '.join(PROGRESS_MODES)}")
     report = Report(name, progress=screen.progress)
@@ -176,8 +180,8 @@ def _usage() -> str:
     )
 
 
-def _unexpected(verb: str, error: Exception, trace: bool) -> int:
-    if trace:
+def _unexpected(verb: str, error: Exception) -> int:
+    if os.environ.get(_TRACE):
         traceback.print_exc()
         return 1
     with tempfile.NamedTemporaryFile("w", prefix=f"headrace-{verb}-", suffix=".trace", delete=False) as file:
