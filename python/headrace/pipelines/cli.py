@@ -22,7 +22,6 @@ from headrace.config import nearest, parse
 from headrace.errors import UserError
 from headrace.report import PROGRESS_MODES, Report
 
-
 _TRACE = "HEADRACE_TRACE"
 
 
