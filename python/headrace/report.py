@@ -73,13 +73,22 @@ class Report:
     def say(self, text: str) -> None:
         """Print one line for people."""
         if self.progress != "none":
-            print(text, file=self.out, flush=True)
+            self._print(text)
 
     def warn(self, text: str) -> None:
         """Keep a warning for the end of the run and show it now, in red on a terminal."""
         self.warnings.append(text)
         red, plain = ("\033[31m", "\033[0m") if self.out.isatty() else ("", "")
-        print(f"{red}warning: {text}{plain}", file=self.out, flush=True)
+        self._print(f"{red}warning: {text}{plain}")
+
+    def _print(self, text: str) -> None:
+        if "tqdm" not in sys.modules:
+            print(text, file=self.out, flush=True)
+            return
+        from tqdm import tqdm
+
+        tqdm.write(text, file=self.out)  # above the bars, which it draws again
+        self.out.flush()
 
     def bar(self, total: int | None, title: str, unit: str = "rows") -> Progress:
         """Progress on long work: `with report.bar(n, "reading") as bar: bar.update(k)`."""

@@ -120,3 +120,15 @@ def test_the_time_left_counts_neither_the_start_nor_what_was_done_before(monkeyp
     clock[0] = 320.0
     bar.update(100)
     assert screen.getvalue() == "training: 600 of 1,000 rows, 5/s, 80 s left\n"
+
+
+def test_a_line_beside_a_bar_has_a_line_of_its_own() -> None:
+    screen = io.StringIO()
+    report = Report("train-ctr", progress="bar", out=screen)
+    with report.bar(100, "training") as bar:
+        bar.update(40)
+        report.say("validation after step 4")
+        report.warn("slow")
+    lines = screen.getvalue().replace("\r", "\n").splitlines()
+    assert "validation after step 4" in lines
+    assert "warning: slow" in lines
