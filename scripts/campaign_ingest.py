@@ -33,6 +33,7 @@ import psutil
 
 TIMEOUT_S = 900
 POLL_S = 0.1
+KILLS_A_CHAIN = 6  # twice the late files: one arrives before every second restart
 SPARK_CONF = {  # a run is too short for the optimizing compiler to pay
     "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
     "spark.sql.shuffle.partitions": "2",
@@ -57,7 +58,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Kill:
-    """One kill and what came of its chain. `between`: it fell between the first and the last commit of a batch."""
+    """One kill and what came of its chain.
+
+    `between`: it fell between the intent and the close of a batch that this very run was at work on; a kill while Java
+    was starting is none, though a batch may be open from the kill before.
+    """
 
     chain: int
     kill: int
@@ -201,6 +206,7 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
     late = 0
     while len(kills) < most:
         at, load, began = rng.uniform(0, duration), os.getloadavg()[0], time.time()
+        known, said = batches(lake)[0], log.stat().st_size if log.exists() else 0
         process = start(setting, setting.source(late), lake, log)
         for _, cpu in clock(process):
             if cpu >= at:
@@ -208,6 +214,7 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
         if not kill(process):
             break  # it came to its end, or failed, which the run to the end below will show
         opened, closed = batches(lake)
+        resumed = b"finishing batch" in log.read_bytes()[said:]
         arrives = (number + len(kills)) % 2 == 1 and late < setting.late
         late += arrives
         hit = Kill(
@@ -217,7 +224,7 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
             cpu_s=round(duration, 2),
             killed_at_cpu_s=round(at, 2),
             seconds=round(time.time() - began, 1),
-            between=bool(opened - closed),
+            between=bool(opened - closed) and (resumed or not opened - closed <= known),
             batches_closed=len(closed),
             new_file_before_restart=arrives,
             load=round(load, 1),
@@ -273,7 +280,8 @@ def _run(setting: Setting, wanted: int, done: list[dict[str, Any]], results: Pat
     new: list[dict[str, Any]] = []
     while len(done) + len(new) < wanted:
         number += 1
-        kills = [asdict(each) for each in chain(setting, number, duration, wanted - len(done) - len(new))]
+        most = min(KILLS_A_CHAIN, wanted - len(done) - len(new))
+        kills = [asdict(each) for each in chain(setting, number, duration, most)]
         new += kills
         results.parent.mkdir(parents=True, exist_ok=True)
         with open(results, "a") as file:
