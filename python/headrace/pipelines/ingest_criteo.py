@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,7 +84,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         UserError: a setting or a file is not usable (truncated gzip, changed since, content twice); what was committed
             before stays, and the same command goes on from there once it is mended.
     """
-    _check(cfg)
+    early(cfg)
     paths = find_files(cfg.source)
     ingest = _Ingest(spark, cfg, report, Ledger(spark, cfg.lake, SOURCE))
     with claim(cfg.lake, report.say):
@@ -101,12 +101,18 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     return report
 
 
-def _check(cfg: Config) -> None:
+def early(cfg: Config) -> None:
+    """Refuse what needs no Spark to be seen.
+
+    Raises:
+        UserError: a setting out of range, no input file.
+    """
     if cfg.header not in HEADERS:
         raise UserError(f"--header {cfg.header} is unknown", f"one of {', '.join(HEADERS)}")
     for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
         if getattr(cfg, name) < 1:
             raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
+    find_files(cfg.source)
 
 
 def _format(cfg: Config) -> Format:
@@ -256,8 +262,8 @@ def _finish(ingest: _Ingest, batch: LedgerBatch) -> None:
         stage.bytes_in = sum(file.size for file in batch.files)
         stage.note = f"batch {batch.batch_id}, {len(files)} files"
     ingest.accounts |= accounts
-    for line in _remarks(files, accounts):
-        ingest.report.say(line)
+    for read in files:
+        _remark(ingest.report, read, accounts[read.scan.path])
 
 
 def _input(ingest: _Ingest, file: LedgerFile) -> InputFile:
@@ -265,13 +271,13 @@ def _input(ingest: _Ingest, file: LedgerFile) -> InputFile:
     return InputFile(ingest.scans[file.path], file.ordinal, file.day, file.detail["header"])
 
 
-def _remarks(files: Sequence[InputFile], accounts: dict[str, FileAccount]) -> Iterator[str]:
-    for file in files:
-        account = accounts[file.scan.path]
-        yield f"  {describe(file, account)}" + (", header left out" if file.header else "")
-        if account.read and not account.committed:
-            yield f"  no line of {file.scan.path} was accepted: see `headrace quarantine`; files without labels need"
-            yield "  --labelled false"
+def _remark(report: Report, file: InputFile, account: FileAccount) -> None:
+    report.say(f"  {describe(file, account)}" + (", header left out" if file.header else ""))
+    if account.read and not account.committed:
+        report.warn(
+            f"no line of {file.scan.path} was accepted: headrace quarantine says why; "
+            "files without labels need --labelled false"
+        )
 
 
 def _record_quality(ingest: _Ingest) -> None:
@@ -289,7 +295,7 @@ def _conclude(ingest: _Ingest, days: dict[str, int]) -> None:
     ingest.report.results |= {
         "files": len(accounts),
         "files_known": len(ingest.skipped),
-        "files_by_day": dict(sorted(days.items())),
+        "day_by_file": dict(sorted(days.items())),
         "rows_read": sum(account.read for account in accounts),
         "rows_committed": sum(account.committed for account in accounts),
         "rows_quarantined": sum(account.quarantined for account in accounts),
