@@ -1,7 +1,7 @@
 """The console command `headrace <verb>`; every job file is a shim over it.
 
 Standard output ends with one line of JSON; what people read goes to standard error. Exit status: 0 done, 1 a fault of
-ours or of the machine, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM. Training ends in order on either, with 143.
+ours or of the machine, 2 something the user can mend, 130 Ctrl-C, 143 SIGTERM. Training ends in order on either: 143.
 """
 
 from __future__ import annotations
