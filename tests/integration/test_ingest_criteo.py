@@ -117,6 +117,9 @@ def test_rows_and_quarantine_say_what_became_of_a_file(
     assert sum(reasons["reasons"].values()) == 498
 
 
+HOSTILE_NAME = "day_2;$(touch pwned) '`touch pwned` %20\n{x}*"
+
+
 def test_every_kind_of_file_and_line(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
     """Several members, header, CRLF, byte-order mark, no newline at the end, hostile lines, cut into many ranges."""
     good = some_lines(1, 300)
@@ -132,7 +135,7 @@ def test_every_kind_of_file_and_line(spark: SparkSession, lake: Path, tmp_path: 
     files = {
         "day_0.gz": [*good[:50], *bad, *good[50:60]],
         "day_1": [names, *good[60:150], bad[2]],
-        "day_2": [b"\xef\xbb\xbf" + good[150], *good[151:290], b"\xef\xbb\xbf" + good[290]],
+        HOSTILE_NAME: [b"\xef\xbb\xbf" + good[150], *good[151:290], b"\xef\xbb\xbf" + good[290]],
         "day_3": [],
     }
     packed = b"".join(gzip.compress(raw + b"\n") for raw in files["day_0.gz"])
@@ -140,7 +143,7 @@ def test_every_kind_of_file_and_line(spark: SparkSession, lake: Path, tmp_path: 
     source.mkdir()
     (source / "day_0.gz").write_bytes(packed)
     write(source / "day_1", files["day_1"], b"\r\n")
-    (source / "day_2").write_bytes(b"\n".join(files["day_2"]))
+    (source / HOSTILE_NAME).write_bytes(b"\n".join(files[HOSTILE_NAME]))
     write(source / "day_3", [])
     result = ingest(spark, lake, source, range_bytes=4000, max_line_bytes=2000, raw_bytes=100)
     fmt, expected, reasons = Format(max_line_bytes=2000, raw_bytes=100), {}, {}
@@ -159,9 +162,13 @@ def test_every_kind_of_file_and_line(spark: SparkSession, lake: Path, tmp_path: 
     assert result["rows_read"] == len(expected) + len(reasons)
     closed = {Path(row["file"]).name: row for row in events(lake) if row["event"] == "close"}
     assert {name: row["rows_read"] for name, row in closed.items()} == {
-        "day_0.gz": 66, "day_1": 91, "day_2": 141, "day_3": 0
+        "day_0.gz": 66, "day_1": 91, HOSTILE_NAME: 141, "day_3": 0
     }  # fmt: skip
-    assert json.loads(closed["day_1"]["detail"])["header"] and json.loads(closed["day_2"]["detail"])["byte_order_mark"]
+    assert not list(tmp_path.rglob("pwned")) and not Path("pwned").exists()
+    assert (
+        json.loads(closed["day_1"]["detail"])["header"]
+        and json.loads(closed[HOSTILE_NAME]["detail"])["byte_order_mark"]
+    )
 
 
 def test_files_without_labels_and_days(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
