@@ -152,7 +152,8 @@ def fit(
 
     Raises:
         NonFiniteError: see FitConfig.on_nonfinite.
-        UserError: a checkpoint cannot be written, or the audit does not close.
+        UserError: a checkpoint cannot be written.
+        AuditError: an epoch did not read every row once.
     """
     optimizers = [optimizer] if isinstance(optimizer, RuleOptimizer) else list(optimizer)
     replica = Replica(model, optimizers, strategy, collective)
