@@ -160,9 +160,19 @@ def test_creators_and_writers_race_and_nothing_is_lost(spark: SparkSession, lake
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-    assert failures == []
+    assert [str(failure)[:500] for failure in failures] == []
     pinned = delta.pin(TOY, lake)
     assert (pinned.version, pinned.rows, pinned.fingerprint) == (6, 60, key_sum(range(60)))
+
+
+def test_a_folder_of_other_files_is_refused(spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "_CREATOR_PATIENCE_S", 0.3)
+    folder = Path(TOY.path(lake))
+    folder.mkdir(parents=True)
+    (folder / "notes.parquet").write_bytes(b"mine")
+    with pytest.raises(UserError, match="holds files, but no Delta table"):
+        delta.ensure(spark, TOY, lake)
+    assert [path.name for path in folder.iterdir()] == ["notes.parquet"]
 
 
 def test_replay_equals_sparks_own_snapshots(spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:

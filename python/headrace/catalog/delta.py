@@ -54,6 +54,8 @@ PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 30 days",
     "delta.dataSkippingNumIndexedCols": "4",  # statistics of 40 feature columns skip nothing, and cost a tenth
 }
+_CREATOR_PATIENCE_S = 10.0
+_NOT_EMPTY = re.compile("DELTA_CREATE_TABLE_WITH_NON_EMPTY_LOCATION|DELTA_MISSING_DELTA_TABLE")
 _CONFLICT = re.compile(
     r"(ProtocolChanged|MetadataChanged|Concurrent(Append|DeleteRead|DeleteDelete|Write|Transaction|Modification))\w*"
     r"|DELTA_(CONCURRENT|PROTOCOL_CHANGED|METADATA_CHANGED|TABLE_ALREADY_EXISTS)|TABLE_OR_VIEW_ALREADY_EXISTS"
@@ -126,7 +128,28 @@ def ensure(spark: SparkSession, spec: TableSpec, lake: str | Path) -> None:
     """
     path = spec.path(lake)
     if not exists(path):
-        _retry(lambda: None if exists(path) else _create(spark, spec, path), 10)
+        _retry(lambda: _create_or_wait(spark, spec, path), 10)
+
+
+def _create_or_wait(spark: SparkSession, spec: TableSpec, path: str) -> None:
+    """Create the table; a folder that is not empty may be another creator's who has not committed yet: wait for it.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if exists(path):
+        return
+    try:
+        _create(spark, spec, path)
+    except Exception as error:
+        if not _NOT_EMPTY.search(str(error)):
+            raise
+        deadline = time.monotonic() + _CREATOR_PATIENCE_S
+        while not exists(path):
+            if time.monotonic() > deadline:
+                remedy = "name another --lake, or empty that folder"
+                raise UserError(f"{path} holds files, but no Delta table", remedy) from error
+            time.sleep(0.1)
 
 
 def _create(spark: SparkSession, spec: TableSpec, path: str) -> None:
