@@ -89,7 +89,7 @@ def compare(calm: Path, killed: Path) -> dict[str, Any]:
 
 def _undisturbed(cfg: Config, lake: Path, data: Path) -> None:
     _command(lake, _ingest(lake, data))
-    _command(lake, ["featurize-ctr", "--lake", str(lake), "--min_count", "2"])
+    _command(lake, _featurize(lake))
     _command(lake, _train(cfg, lake))
 
 
@@ -98,7 +98,7 @@ def _disturbed(cfg: Config, lake: Path, data: Path, report: Report) -> None:
     _command(lake, _ingest(lake, data), kill_when=second_batch.exists)
     report.say("ingest killed after its second batch was committed; started again")
     _command(lake, _ingest(lake, data))
-    _command(lake, ["featurize-ctr", "--lake", str(lake), "--min_count", "2"])
+    _command(lake, _featurize(lake))
     _command(lake, _train(cfg, lake), kill_when=lambda: any(lake.glob("runs/*/checkpoints/step-*")))
     report.say("training killed after its first checkpoint; resumed")
     _command(lake, ["train-ctr", "--lake", str(lake), "--resume", "auto"])
@@ -106,6 +106,10 @@ def _disturbed(cfg: Config, lake: Path, data: Path, report: Report) -> None:
 
 def _ingest(lake: Path, data: Path) -> list[str]:
     return ["ingest-criteo", "--lake", str(lake), "--source", f"{data}/day_*", "--batch_bytes", "1"]
+
+
+def _featurize(lake: Path) -> list[str]:
+    return ["featurize-ctr", "--lake", str(lake), "--min_count", "2"]
 
 
 def _train(cfg: Config, lake: Path) -> list[str]:

@@ -84,7 +84,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         UserError: a setting or a file is not usable (truncated gzip, changed since, content twice); what was committed
             before stays, and the same command goes on from there once it is mended.
     """
-    early(cfg)
+    _check(cfg)
     paths = find_files(cfg.source)
     ingest = _Ingest(spark, cfg, report, Ledger(spark, cfg.lake, SOURCE))
     with claim(cfg.lake, report.say):
@@ -107,12 +107,16 @@ def early(cfg: Config) -> None:
     Raises:
         UserError: a setting out of range, no input file.
     """
+    _check(cfg)
+    find_files(cfg.source)
+
+
+def _check(cfg: Config) -> None:
     if cfg.header not in HEADERS:
         raise UserError(f"--header {cfg.header} is unknown", f"one of {', '.join(HEADERS)}")
     for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
         if getattr(cfg, name) < 1:
             raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
-    find_files(cfg.source)
 
 
 def _format(cfg: Config) -> Format:
