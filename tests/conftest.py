@@ -44,6 +44,16 @@ def lake(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def no_quality_reports() -> Iterator[None]:
+    """Reports of table versions have tests of their own, and take longer than our small tables."""
+    from headrace.catalog import checks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "record", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="session")
 def criteo_kaggle() -> Path:
     """Folder of the real Criteo Kaggle sample: train.tsv, dev.tsv, test.tsv, 7,200 / 409 / 391 rows."""

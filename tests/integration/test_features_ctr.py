@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from integration import features_reference as slow
 
-from headrace.catalog import checks
 from headrace.catalog.delta import WriteOptions, commit_metadata, exists, files_at, latest_version, write
 from headrace.catalog.spec import load
 from headrace.errors import UserError
@@ -28,6 +26,7 @@ from headrace.report import Report
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+pytestmark = pytest.mark.usefixtures("no_quality_reports")
 SILVER, VOCABULARY, BRONZE = load("silver/ctr"), load("silver/ctr_vocabulary"), load("bronze/criteo")
 ROWS = slow.synthetic(4, 400)
 
@@ -63,14 +62,6 @@ def ids(lake: Path, version: int | None = None) -> dict[str, dict[int, int]]:
 
 def of_days(*days: int) -> list[slow.Row]:
     return [row for row in ROWS if row["day"] in days]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_quality_reports() -> Iterator[None]:
-    """Reports of table versions have tests of their own, and take longer than our small tables."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "record", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 from integration import features_reference as slow
 
-from headrace.catalog import checks
 from headrace.catalog.delta import WriteOptions, commit_metadata, files_at, latest_version, pin, write
 from headrace.catalog.spec import load
 from headrace.errors import UserError
@@ -25,6 +23,7 @@ from headrace.train.export import copy_vocabulary, save_model
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+pytestmark = pytest.mark.usefixtures("no_quality_reports")
 SILVER, GOLD = load("silver/ctr"), load("gold/ctr_predictions")
 ROWS = slow.synthetic(3, 200, seed=5)
 
@@ -35,14 +34,6 @@ def score(spark: SparkSession, lake: Path, **settings: Any) -> Report:
 
 def predictions(lake: Path) -> list[slow.Row]:
     return [row for file in files_at(GOLD, lake) for row in pq.ParquetFile(file.path).read().to_pylist()]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_quality_reports() -> Iterator[None]:
-    """Reports of table versions have tests of their own, and take longer than our small tables."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "record", lambda *_: None)
-        yield
 
 
 @pytest.fixture(scope="module")
