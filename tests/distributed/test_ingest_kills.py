@@ -20,8 +20,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 WORKER_KILLER = """
 import sys
 from pathlib import Path
-from headrace.ingest import commit
-from headrace.ingest.criteo import read_lines
+from headrace.ingest import lines
+from headrace.ingest.lines import read_lines
 from headrace.pipelines import ingest_criteo
 from headrace.report import Report
 from headrace.session import build_session
@@ -29,7 +29,7 @@ from headrace.session import build_session
 source, lake, mark = sys.argv[1:]
 
 def read_and_die(spark, files, fmt, part="accepted"):
-    lines = read_lines(spark, files, fmt, part)
+    rows = read_lines(spark, files, fmt, part)
     def dies(batches):
         import os, signal, psutil
         for batch in batches:
@@ -43,9 +43,9 @@ def read_and_die(spark, files, fmt, part="accepted"):
                     above = psutil.Process().parents()
                     next(p for p in above if "CoarseGrainedExecutor" in " ".join(p.cmdline())).kill()
                 os.kill(os.getpid(), signal.SIGKILL)
-    return lines.mapInArrow(dies, lines.schema)
+    return rows.mapInArrow(dies, rows.schema)
 
-commit.read_lines = read_and_die
+lines.read_lines = read_and_die
 conf = {"spark.sql.shuffle.partitions": "2", "spark.executor.memory": "512m", "spark.driver.memory": "1g"}
 conf |= {f"spark.{who}.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" for who in ("driver", "executor")}
 spark = build_session("kill an executor", master="local-cluster[2,1,1024]", conf=conf)

@@ -18,7 +18,7 @@ from headrace.catalog.ledger import Ledger, LedgerBatch, LedgerFile
 from headrace.errors import UserError
 from headrace.ingest import commit
 from headrace.ingest.criteo_parse import COLUMNS, Format, parse_line
-from headrace.pipelines import ingest_criteo, quarantine, rows
+from headrace.pipelines import ingest_criteo, ingest_files, quarantine, rows
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def test_two_at_once_commit_every_row_once(
     """Without the lock that keeps them apart: the ledger and the transaction identifiers alone must do."""
     for day in range(2):
         write(tmp_path / f"in/day_{day}", [*some_lines(20 + day), b"bad"])
-    monkeypatch.setattr(ingest_criteo, "claim", lambda lake, say: contextlib.nullcontext())
+    monkeypatch.setattr(ingest_files, "claim", lambda lake, say: contextlib.nullcontext())
     failures: list[BaseException] = []
 
     def one() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,19 +19,26 @@ from headrace.catalog.ledger import FileAccount
 from headrace.catalog.log import Log
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
-from headrace.ingest.criteo import LINE_BITS, InputFile, Part, read_lines, with_ranges
-from headrace.ingest.criteo_parse import Format
+from headrace.ingest.lines import LINE_BITS, InputFile, Part, with_ranges
 from headrace.ingest.textfiles import ChangedFileError
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession
+    from pyspark.sql import DataFrame, SparkSession
 
-BRONZE, QUARANTINE = "bronze/criteo", "quarantine/criteo"
-_KEY_COLUMNS = {BRONZE: ("key",), QUARANTINE: ("file_ordinal", "line")}
+
+class Rows(Protocol):
+    """What is read of a batch's files: rows of `bronze/NAME` with their `key`, refused ones with ordinal and line."""
+
+    @property
+    def name(self) -> str: ...
+
+    def read(self, spark: SparkSession, files: Sequence[InputFile], part: Part) -> DataFrame:
+        """The rows of all ranges of the files, without `batch_id`."""
+        ...
 
 
 def commit_batch(
-    spark: SparkSession, lake: str, batch_id: str, files: Sequence[InputFile], fmt: Format
+    spark: SparkSession, lake: str, batch_id: str, files: Sequence[InputFile], rows: Rows
 ) -> dict[str, FileAccount]:
     """Write what is missing of a batch, and give the account of every file, counted in the tables.
 
@@ -40,35 +47,35 @@ def commit_batch(
         lake: folder of the tables.
         batch_id: written with every row.
         files: the batch's files with all their ranges.
-        fmt: what a line must be.
+        rows: how they are read.
 
     Raises:
         UserError: a file is no longer what was scanned.
         RuntimeError: the account does not close; nothing more is written.
     """
-    bronze, quarantine = load(BRONZE), load(QUARANTINE)
-    batch = _Batch(spark, lake, batch_id, fmt)
+    bronze, quarantine = load(f"bronze/{rows.name}"), load(f"quarantine/{rows.name}")
+    batch = _Batch(spark, lake, batch_id, rows)
     accepted = _write(batch, bronze, files, "accepted")
-    committed = _count(batch, bronze, files, accepted)
+    committed = _count(batch, bronze, ("key",), files, accepted)
     refused: dict[int, int] = {}
     versions: tuple[int, int | None] = (accepted.version, None)
     if dirty := _dirty(files, committed):
         rejected = _write(batch, quarantine, dirty, "rejected")
-        refused = _count(batch, quarantine, files, rejected)
+        refused = _count(batch, quarantine, ("file_ordinal", "line"), files, rejected)
         versions = (accepted.version, rejected.version)
     return {file.scan.path: _account(file, committed, refused, versions) for file in files}
 
 
-def record_quality(spark: SparkSession, lake: str, accounts: Iterable[FileAccount]) -> None:
+def record_quality(spark: SparkSession, lake: str, name: str, accounts: Iterable[FileAccount]) -> None:
     """The quality reports of these accounts' table versions, as far as they are missing, by one commit.
 
     Not batch by batch: a commit costs seconds. Whatever a run that was killed did not get to, the next one does.
     """
     accounts = list(accounts)
-    found = {(BRONZE, account.table_version) for account in accounts}
-    found |= {(QUARANTINE, account.quarantine_version) for account in accounts}
-    versions = sorted((name, version) for name, version in found if version is not None)
-    checks.record_all(spark, [(load(name), version) for name, version in versions], lake)
+    found = {(f"bronze/{name}", account.table_version) for account in accounts}
+    found |= {(f"quarantine/{name}", account.quarantine_version) for account in accounts}
+    versions = sorted((table, version) for table, version in found if version is not None)
+    checks.record_all(spark, [(load(table), version) for table, version in versions], lake)
 
 
 @dataclass(frozen=True)
@@ -76,15 +83,15 @@ class _Batch:
     spark: SparkSession
     lake: str
     batch_id: str
-    fmt: Format
+    rows: Rows
 
 
 def _write(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], part: Part) -> delta.Commit:
     """Commit the batch's lines unless that was done before."""
     from pyspark.sql import functions as F
 
-    lines = read_lines(batch.spark, files, batch.fmt, part).withColumn("batch_id", F.lit(batch.batch_id))
-    rows = lines.select(*[column.name for column in spec.columns])
+    read = batch.rows.read(batch.spark, files, part).withColumn("batch_id", F.lit(batch.batch_id))
+    rows = read.select(*[column.name for column in spec.columns])
     options = delta.WriteOptions(txn=(f"headrace-batch-{batch.batch_id}", 1), quality=False)
     try:
         return delta.write(rows, spec, batch.lake, batch_id=batch.batch_id, options=options)
@@ -108,7 +115,9 @@ def _starts(files: Sequence[InputFile]) -> np.ndarray[tuple[int], np.dtype[np.in
     return np.array(sorted(firsts), np.int64)
 
 
-def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], commit: delta.Commit) -> dict[int, int]:
+def _count(
+    batch: _Batch, spec: TableSpec, names: Sequence[str], files: Sequence[InputFile], commit: delta.Commit
+) -> dict[int, int]:
     """Rows of the batch in a table, by the key of the range's first line: counted there, not taken from a report.
 
     In the files that the commit has just put there; those of an older commit may have been rewritten since, so that
@@ -125,7 +134,6 @@ def _count(batch: _Batch, spec: TableSpec, files: Sequence[InputFile], commit: d
         yield pa.RecordBatch.from_arrays([pa.array(starts[found]), pa.array(counts[found])], ["start", "rows"])
 
     totals: dict[int, int] = dict.fromkeys(starts.tolist(), 0)
-    names = _KEY_COLUMNS[spec.name]
     if commit.skipped:
         rows = delta.read(batch.spark, spec, batch.lake).where(f"batch_id = '{batch.batch_id}'").select(*names)
         counted = rows.mapInArrow(by_range, "start bigint, rows bigint").toArrow().to_pylist()
@@ -177,11 +185,3 @@ def _account(
             " quarantine; its batch stays open"
         )
     return FileAccount(file.rows, rows, bad, versions[0] if rows else None, versions[1] if bad else None)
-
-
-def describe(file: InputFile, account: FileAccount) -> str:
-    """One line on a file for people."""
-    return (
-        f"{file.scan.path}: day {file.day}, {account.read:,} rows = {account.committed:,} committed"
-        f" + {account.quarantined:,} in quarantine"
-    )

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from headrace.ingest.textfiles import Reject, too_long
+
 INTS = tuple(f"i{n}" for n in range(1, 14))
 CATEGORIES = tuple(f"c{n}" for n in range(1, 27))
 COLUMNS = ("label", *INTS, *CATEGORIES)
@@ -52,17 +54,6 @@ class Format:
         return _NUM_INTS + _NUM_CATEGORIES + int(self.labelled)
 
 
-@dataclass(frozen=True)
-class Reject:
-    """A line that was not accepted; `index` counts lines from the block's first, `offset` bytes from its start."""
-
-    index: int
-    offset: int
-    raw: bytes
-    length: int
-    reason: str
-
-
 @dataclass
 class Parsed:
     """A block's lines: accepted ones as columns, the others with their reasons.
@@ -89,7 +80,7 @@ def parse_line(raw: bytes, fmt: Format, first: bool = False) -> list[int | None]
         first: it is the file's first, where a byte-order mark is dropped.
     """
     if len(raw) > fmt.max_line_bytes:
-        return too_long(fmt)
+        return too_long(fmt.max_line_bytes)
     line = raw[:-1] if raw.endswith(b"\r") else raw
     if first:
         line = line.removeprefix(BOM)
@@ -99,11 +90,6 @@ def parse_line(raw: bytes, fmt: Format, first: bool = False) -> list[int | None]
     if len(cells) != fmt.fields:
         return f"{len(cells)} columns instead of {fmt.fields}"
     return _values(cells if fmt.labelled else [b"", *cells], fmt.labelled)
-
-
-def too_long(fmt: Format) -> str:
-    """The reason for a line over the limit."""
-    return f"line longer than {fmt.max_line_bytes} bytes"
 
 
 def looks_like_header(line: bytes) -> bool:

@@ -80,6 +80,11 @@ class FileScan:
     bom: bool
     ranges: tuple[FileRange, ...]
 
+    @property
+    def empty(self) -> bool:
+        """No line in it."""
+        return not self.lines
+
     def to_json(self) -> dict[str, Any]:
         """As plain values, for the way from a worker to the driver."""
         return dataclasses.asdict(self) | {"head": self.head.hex()}
@@ -108,6 +113,17 @@ class LongLine:
     offset: int
     head: bytes
     length: int
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A line that was not accepted; `index` counts lines from the block's first, `offset` bytes from its start."""
+
+    index: int
+    offset: int
+    raw: bytes
+    length: int
+    reason: str
 
 
 def scan(path: str, range_bytes: int) -> FileScan:
@@ -140,6 +156,11 @@ def is_gzip(path: str) -> bool:
     if path.endswith(".gz") and magic != _GZIP_MAGIC:
         raise BrokenFileError(f"{path} is named .gz but is not a gzip file")
     return magic == _GZIP_MAGIC
+
+
+def too_long(max_line_bytes: int) -> str:
+    """The reason for a line over the limit."""
+    return f"line longer than {max_line_bytes} bytes"
 
 
 def blocks(piece: FileRange, max_line_bytes: int, head_bytes: int) -> Iterator[Block | LongLine]:

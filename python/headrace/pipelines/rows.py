@@ -11,7 +11,7 @@ from headrace.catalog.ledger import FileAccount, Ledger, LedgerBatch, LedgerFile
 from headrace.catalog.log import exists
 from headrace.catalog.spec import load
 from headrace.errors import UserError
-from headrace.ingest.criteo import LINE_BITS
+from headrace.ingest.lines import LINE_BITS
 from headrace.ingest.refused import Refused, by_reason, lines_of
 from headrace.report import Report
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-    from headrace.ingest.criteo import InputFile
+    from headrace.ingest.lines import InputFile
     from headrace.report import Report
     from headrace.train.pyfunc import ClickScorer
 
@@ -195,9 +195,10 @@ def _bronze(spark: SparkSession, cfg: Config) -> _Input:
 
 def _raw(spark: SparkSession, cfg: Config) -> _Input:
     """Raw files through the reader of ingest; keys count files in the order of their paths."""
-    from headrace.ingest.criteo import InputFile, read_lines, scan_files
-    from headrace.ingest.criteo_parse import Format, looks_like_header
+    from headrace.ingest.criteo import CriteoFormat
+    from headrace.ingest.criteo_parse import looks_like_header
     from headrace.ingest.days import days_of, find_files
+    from headrace.ingest.lines import InputFile, read_lines, scan_files
 
     one_day = None if cfg.days is None else _one_day(cfg.days)
     paths = find_files(cfg.source)
@@ -212,7 +213,7 @@ def _raw(spark: SparkSession, cfg: Config) -> _Input:
         scan = scans[path]
         assert not isinstance(scan, str)
         files.append(InputFile(scan, number, days[path], looks_like_header(scan.head)))
-    fmt = Format(labelled=cfg.labelled)
+    fmt = CriteoFormat(labelled=cfg.labelled)
     return _Input(read_lines(spark, files, fmt), _name_of(files), RAW_VERSION, _refused(spark, files, fmt))
 
 
@@ -226,7 +227,7 @@ def _one_day(text: str) -> int:
 
 
 def _refused(spark: SparkSession, files: Sequence[InputFile], fmt: Any) -> int:
-    from headrace.ingest.criteo import read_lines
+    from headrace.ingest.lines import read_lines
 
     return read_lines(spark, files, fmt, "rejected").count()
 
