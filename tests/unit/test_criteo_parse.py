@@ -212,6 +212,13 @@ def test_gzip_bomb_is_read_in_small_pieces(tmp_path: Path) -> None:
     assert long == textfiles.LongLine(0, 0, b"\0" * 100, 64 << 20)
 
 
+def test_very_many_tiny_gzip_members_are_read(tmp_path: Path) -> None:
+    """Copying the rest of a chunk at the end of every member took half a minute for 4 MB of such."""
+    path = tmp_path / "tiny.gz"
+    path.write_bytes(gzip.compress(b"a\n") * 20_000)
+    assert textfiles.scan(str(path), 1 << 20).lines == 20_000
+
+
 def test_a_file_changed_after_its_scan_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "day_0"
     path.write_bytes(b"1\n2\n3\n")

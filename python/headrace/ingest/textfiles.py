@@ -21,6 +21,7 @@ CHUNK_BYTES = 4 << 20
 MAX_BLOCK_LINES = 1 << 16
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31
+_PIECE_BYTES = 1 << 14
 _HEAD_BYTES = 1 << 16
 _BOM = b"\xef\xbb\xbf"
 
@@ -188,8 +189,22 @@ def inflate(file: BinaryIO, path: str, digest: Any = None) -> Iterator[bytes]:
     Raises:
         BrokenFileError: truncated inside a member, a wrong CRC or length, or bytes that are no gzip member.
     """
+    held: list[bytes] = []
+    size = 0
+    for data in _pieces(file, path, digest):
+        if size + len(data) > CHUNK_BYTES and held:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(data)
+        size += len(data)
+    if held:
+        yield b"".join(held)
+
+
+def _pieces(file: BinaryIO, path: str, digest: Any) -> Iterator[bytes]:
+    """Small pieces of the file, because zlib copies what is left of one at the end of every member."""
     engine = None  # within a member, its decompressor
-    for pending in itertools.chain(_raw_chunks(file, digest), [b""]):
+    for pending in itertools.chain(_raw_chunks(file, digest, size=_PIECE_BYTES), [b""]):
         at_end = not pending
         while pending or at_end:
             if engine is None:
@@ -214,8 +229,10 @@ def _inflate(engine: Any, pending: bytes, path: str) -> tuple[bytes, bytes, bool
     return data, engine.unused_data if engine.eof else engine.unconsumed_tail, engine.eof
 
 
-def _raw_chunks(file: BinaryIO, digest: Any = None, limit: int | None = None) -> Iterator[bytes]:
-    while chunk := file.read(CHUNK_BYTES if limit is None else min(CHUNK_BYTES, limit)):
+def _raw_chunks(
+    file: BinaryIO, digest: Any = None, limit: int | None = None, size: int = CHUNK_BYTES
+) -> Iterator[bytes]:
+    while chunk := file.read(size if limit is None else min(size, limit)):
         if digest is not None:
             digest.update(chunk)
         if limit is not None:

@@ -77,7 +77,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     results = {label: sub.results for label, sub in trained.items()}
     report.say(table(best, results))
     report.results |= {"best": best} | {label: _figures(best, r) for label, r in results.items()}
-    report.say("every row accounted for: read = committed + quarantined; each epoch: every row once, proved")
+    report.say(_account(report, list(trained.values())))
     report.say(f"\nheadrace rows {data}/day_0.gz --lake {lake}\nheadrace compare --lake {lake}")
     last = next(iter(trained.values()))
     report.paths |= {"data": data, "lake": lake, "run": last.paths["run"]}
@@ -85,6 +85,19 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         report.say(str(line))
         report.results["mlflow_ui"] = line
     return report
+
+
+def _account(report: Report, trained: list[Report]) -> str:
+    """The rows of ingest and of training, as they were counted."""
+    ingest = [stage for stage in report.stages if stage.name == "ingest"]
+    read, out = sum(stage.rows_in for stage in ingest), sum(stage.rows_out for stage in ingest)
+    refused = sum(stage.quarantined for stage in ingest)
+    epochs = [audit for part in trained for audit in part.results["audits"]]
+    seen, dropped = sum(audit["rows"] for audit in epochs), sum(audit["dropped"] for audit in epochs)
+    return (
+        f"{read:,} rows read = {out:,} committed + {refused:,} in quarantine;"
+        f" {len(epochs)} epochs = {seen:,} rows, each once, proved by their keys ({dropped:,} dropped at epochs' ends)"
+    )
 
 
 def table(best: dict[str, Any], results: dict[str, dict[str, Any]]) -> str:
