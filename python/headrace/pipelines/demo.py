@@ -90,8 +90,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
 def _account(report: Report, trained: list[Report]) -> str:
     """The rows of ingest and of training, as they were counted."""
     ingest = [stage for stage in report.stages if stage.name == "ingest"]
-    read, out = sum(stage.rows_in for stage in ingest), sum(stage.rows_out for stage in ingest)
-    refused = sum(stage.quarantined for stage in ingest)
+    read, out = sum(stage.rows_in or 0 for stage in ingest), sum(stage.rows_out or 0 for stage in ingest)
+    refused = sum(stage.quarantined or 0 for stage in ingest)
     epochs = [audit for part in trained for audit in part.results["audits"]]
     seen, dropped = sum(audit["rows"] for audit in epochs), sum(audit["dropped"] for audit in epochs)
     return (
