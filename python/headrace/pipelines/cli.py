@@ -39,6 +39,7 @@ VERBS = {
     "demo-crash": Verb("demo_crash", "the same killed and resumed: same table, same weights", spark=False),
     "generate-criteo": Verb("generate_criteo", "write files in the Criteo Terabyte format with a planted model"),
     "generate-graph": Verb("generate_graph", "write a power-law graph with planted communities, features and labels"),
+    "generate-crawl": Verb("generate_crawl", "write WARC, WET and WAT files with planted duplicates and the truth"),
     "ingest-criteo": Verb("ingest_criteo", "Criteo logs -> bronze/criteo, every line accounted for"),
     "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
