@@ -66,6 +66,24 @@ def criteo_short() -> Path:
     return _real("criteo_short_rows_1k")
 
 
+@pytest.fixture(scope="session")
+def planetoid() -> Path:
+    """Folder of Cora and CiteSeer: edges, labels with splits, sparse features."""
+    return _real("planetoid")
+
+
+@pytest.fixture(scope="session")
+def snap() -> Path:
+    """Folder of WikiVote and ca-GrQc: edge lists."""
+    return _real("snap")
+
+
+@pytest.fixture(scope="session")
+def wn18rr_folder() -> Path:
+    """Folder of WN18RR: triples by name."""
+    return _real("wn18rr")
+
+
 def _real(name: str) -> Path:
     folder = REAL_DATA / name
     if not folder.is_dir():
