@@ -120,3 +120,33 @@ def test_batch_rows_inputs_and_moves() -> None:
     assert moved["dense"].device.type == "meta" and moved.mask is not None and moved.mask.device.type == "meta"
     assert (moved.step, moved.fingerprint) == (4, 9)
     assert Batch(tensors).rows == 3
+
+
+def test_numbers_in_bytes() -> None:
+    """What is in the cells is said by the description, or by the commit; a slice of a column reads like a whole one."""
+    fixed = Column("grid", "binary", shape=(2, 2), element="float16")
+    said = Column("words", "binary", element="commit")
+    description = TableSpec(
+        name="gold/cells",
+        columns=(Column("key", "bigint"), fixed, said),
+        tensors=tuple(
+            TensorSpec(*each)
+            for each in (("key", ("key",), "int64"), ("grid", ("grid",), "float32"), ("words", ("words",), "int64"))
+        ),
+    )
+    words = np.arange(15, dtype=np.uint16).reshape(5, 3) * 4000
+    grid = np.arange(20, dtype=np.float16).reshape(5, 2, 2)
+    columns = {"key": range(5), "grid": [each.tobytes() for each in grid], "words": [each.tobytes() for each in words]}
+    metadata = {"cells": {"words": {"element": "uint16", "shape": [3]}}}
+    made = {layout.name: layout for layout in layouts(description, metadata)}
+    source, order = pa.table(columns).slice(1), np.array([3, 0])
+    np.testing.assert_array_equal(made["words"].hold(source, order), words[[4, 1]])
+    np.testing.assert_array_equal(made["grid"].hold(source, order), grid[[4, 1]])
+    assert made["words"].hold(source.slice(0, 0), np.arange(0)).shape == (0, 3)
+    _check_schema("part.parquet", source.schema, tuple(made.values()))
+    with pytest.raises(UserError, match="does not say what the cells of words hold"):
+        layouts(description)
+    with pytest.raises(UserError, match="cells are not of 6 bytes"):
+        made["words"].hold(pa.table({"words": [b"123456", b"12"]}), np.arange(2))
+    with pytest.raises(UserError, match=r"part\.parquet is int32, tensor 'words'"):
+        _check_schema("part.parquet", pa.schema({"words": pa.int32()}), (made["words"],))

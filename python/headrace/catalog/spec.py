@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 LAYERS = ("bronze", "quarantine", "silver", "gold", "meta")
 TYPES = ("tinyint", "smallint", "int", "bigint", "float", "double", "boolean", "string", "binary", "date", "timestamp")
 DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool")
+ELEMENTS = ("uint8", "uint16", "int32", "int64", "float16", "float32")  # of binary cells, little-endian
+FROM_COMMIT = "commit"
 _TABLE_KEYS = ("name", "doc", "columns", "keys", "partition_by", "checks", "source", "licence", "tensors")
-_COLUMN_KEYS = ("name", "type", "nullable", "doc", "shape")
+_COLUMN_KEYS = ("name", "type", "nullable", "doc", "shape", "element")
 _RANGE = re.compile(r"([A-Za-z_]\w*?)(\d+)\.\.([A-Za-z_]\w*?)(\d+)")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _MAX_COLUMNS = 10_000
@@ -35,13 +37,18 @@ _MAX_COLUMNS = 10_000
 
 @dataclass(frozen=True)
 class Column:
-    """One column: Spark SQL type, whether null may stand in it, its meaning; `shape` of a cell, () for a scalar."""
+    """One column: Spark SQL type, whether null may stand in it, its meaning; `shape` of a cell, () for a scalar.
+
+    A binary cell may hold numbers: `element` is their type, little-endian; where it is "commit", the writer has said
+    element and shape with the commit, as `cells: {column: {"element": ..., "shape": [...]}}`.
+    """
 
     name: str
     type: str
     nullable: bool = True
     doc: str = ""
     shape: tuple[int, ...] = ()
+    element: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,7 +244,18 @@ def _column(name: str, entry: dict[str, At]) -> Column:
         raise entry["type"].error(f"unknown type {type_name!r}", suggest(_element(type_name), TYPES))
     nullable = entry["nullable"].flag() if "nullable" in entry else True
     shape = tuple(_integer(size) for size in entry["shape"].items()) if "shape" in entry else ()
-    return Column(name, type_name, nullable, entry["doc"].text(), shape)
+    return Column(name, type_name, nullable, entry["doc"].text(), shape, _element_of(entry, type_name))
+
+
+def _element_of(entry: dict[str, At], type_name: str) -> str:
+    if "element" not in entry:
+        return ""
+    element = entry["element"].text()
+    if type_name != "binary":
+        raise entry["element"].error(f"a cell of type {type_name} has no element", "only binary cells hold numbers so")
+    if element not in (*ELEMENTS, FROM_COMMIT):
+        raise entry["element"].error(f"unknown element {element!r}", suggest(element, (*ELEMENTS, FROM_COMMIT)))
+    return element
 
 
 def _integer(at: At) -> int:

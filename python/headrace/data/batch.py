@@ -8,6 +8,7 @@ of contiguous runs, a column of ids is contiguous for its embedding table, and m
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from headrace.catalog.spec import ELEMENTS, FROM_COMMIT
 from headrace.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from headrace.catalog.spec import TableSpec
+    from headrace.catalog.spec import Column, TableSpec
 
 Array = npt.NDArray[Any]
 
@@ -34,15 +36,17 @@ class TensorLayout:
 
     Args:
         name: of the tensor.
-        columns: scalar columns, side by side; or one column, scalar or a list of fixed length.
+        columns: scalar columns, side by side; or one column, scalar, a list of fixed length, or bytes.
         dtype: of the tensor.
-        shape: of one row: (number of columns,) for several, () for one scalar column, the list's shape otherwise.
+        shape: of one row: (number of columns,) for several, () for one scalar column, the cell's shape otherwise.
+        element: where cells are bytes, the type of the numbers in them, little-endian.
     """
 
     name: str
     columns: tuple[str, ...]
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    element: np.dtype[Any] | None = None
 
     @property
     def stacked(self) -> bool:
@@ -93,6 +97,8 @@ class TensorLayout:
             raise UserError(
                 f"column {name} holds {column.null_count} nulls", "training needs every cell filled: see jobs/featurize"
             )
+        if self.element is not None:
+            return _cells(column, self.element, self.shape)
         if self.shape and not self.stacked:
             flat = column.flatten().to_numpy(zero_copy_only=False)
             if len(flat) != len(column) * math.prod(self.shape):
@@ -102,8 +108,24 @@ class TensorLayout:
         return values
 
 
-def layouts(spec: TableSpec) -> tuple[TensorLayout, ...]:
+def _cells(column: pa.Array, element: np.dtype[Any], shape: tuple[int, ...]) -> Array:
+    """A binary column as [rows, *shape], a view of its buffer."""
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset : column.offset + len(column) + 1]
+    size = math.prod(shape) * element.itemsize
+    if (np.diff(offsets) != size).any():
+        raise UserError(f"cells are not of {size} bytes, {shape} of {element}", "rewrite the table")
+    if not len(column):
+        return np.empty((0, *shape), element)
+    data = np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
+    return data.view(element).reshape(len(column), *shape)
+
+
+def layouts(spec: TableSpec, metadata: Mapping[str, Any] | None = None) -> tuple[TensorLayout, ...]:
     """The layout of every tensor of a table.
+
+    Args:
+        spec: the table.
+        metadata: that of the pinned version, which says what is in cells that the spec leaves to the commit.
 
     Raises:
         UserError: the table has no tensor, none called "key", or one made of a partition column (not in the files).
@@ -119,9 +141,30 @@ def layouts(spec: TableSpec) -> tuple[TensorLayout, ...]:
                 f"tensor {tensor.name!r} of {spec.name} needs {', '.join(lost)}, not among the columns in its files",
                 "name other columns under tensors: in data_catalog/",
             )
-        shape = tuple(columns[tensor.columns[0]].shape) if len(tensor.columns) == 1 else (len(tensor.columns),)
-        made.append(TensorLayout(tensor.name, tuple(tensor.columns), np.dtype(tensor.dtype), shape))
+        element: np.dtype[Any] | None = None
+        shape: tuple[int, ...] = (len(tensor.columns),)
+        if len(tensor.columns) == 1:
+            element, shape = _cell(columns[tensor.columns[0]], spec, metadata or {})
+        made.append(TensorLayout(tensor.name, tuple(tensor.columns), np.dtype(tensor.dtype), shape, element))
     return tuple(made)
+
+
+def _cell(column: Column, spec: TableSpec, metadata: Mapping[str, Any]) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
+    """What a column's cell holds: the type of the numbers in its bytes (None where it has no bytes), and its shape."""
+    if column.element != FROM_COMMIT:
+        return _little(column.element) if column.element else None, column.shape
+    said = metadata.get("cells", {}).get(column.name, {})
+    sizes = said.get("shape", "?")
+    if said.get("element") not in ELEMENTS or not all(isinstance(size, int) and size > 0 for size in sizes):
+        raise UserError(
+            f"the commit of {spec.name} does not say what the cells of {column.name} hold",
+            "pin a version that headrace wrote, or write the table again",
+        )
+    return _little(said["element"]), tuple(sizes)
+
+
+def _little(element: str) -> np.dtype[Any]:
+    return np.dtype(element).newbyteorder("<")
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,12 @@ def _fits(kind: pa.DataType, tensor: TensorLayout) -> bool:
     """Whether the column's type can become the tensor's without a wrong value: ints only to wider ints or floats."""
     import pyarrow as pa
 
+    if pa.types.is_binary(kind) or tensor.element is not None:
+        if not pa.types.is_binary(kind) or tensor.element is None:
+            return False
+        return np.can_cast(
+            tensor.element, tensor.dtype, "same_kind" if np.issubdtype(tensor.dtype, np.floating) else "safe"
+        )
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         if tensor.stacked or not tensor.shape:
             return False

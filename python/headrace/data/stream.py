@@ -136,7 +136,7 @@ class Stream:
     def __init__(self, table: PinnedTable, cfg: DataConfig, rank: int = 0, size: int = 1, *, batch_size: int) -> None:
         self._read_groups = _petastorm()
         self.table, self.cfg, self.rank, self.size = table, cfg, rank, size
-        self.layouts = layouts(table.spec)
+        self.layouts = layouts(table.spec, table.metadata)
         self._groups = row_groups(table, self.layouts)
         self.spec = PlanSpec(
             group_rows=tuple(group.rows for group in self._groups),
