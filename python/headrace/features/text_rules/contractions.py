@@ -9,8 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-_ENDINGS = (("m", "i"), ("ll", "i you he she it we they"), ("d", "i you he she it we they"), ("ve", "i you we they"))
-_ENDINGS += (("re", "you we they"), ("s", "he she it"))
+_ENDINGS = (
+    ("m", "i"),
+    ("ll", "i you he she it we they"),
+    ("d", "i you he she it we they"),
+    ("ve", "i you we they"),
+    ("re", "you we they"),
+    ("s", "he she it"),
+)
 _QUESTIONS = "who what when where why how there"
 _NEGATED = "ca could do does did had may might must need ought sha should wo would"
 _NEGATED_ONLY = "ai are is was were have has dare"

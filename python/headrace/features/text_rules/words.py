@@ -117,7 +117,8 @@ class Words(dict[str, tuple[str, ...]]):
 
     def _chosen(self, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The longest first, the leftmost of equals; one that begins or ends in another's range gives way."""
-        chosen, seen = [], set()
+        chosen: list[tuple[int, int]] = []
+        seen: set[int] = set()
         for start, end in sorted(spans, key=lambda span: (span[0] - span[1], span[0])):
             if start not in seen and end - 1 not in seen:
                 chosen.append((start, end))
