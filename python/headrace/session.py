@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,22 @@ def start_options(jar: Path | None = None) -> dict[str, str]:
     if jar is not None:
         options |= {"spark.jars": str(jar), "spark.delta.logStore.file.impl": LOG_STORE}
     return options
+
+
+@contextmanager
+def configured(session: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings of the session inside the `with`, put back behind it: Delta's writer can be told some things by no other way."""
+    before = {key: session.conf.get(key, None) for key in settings}
+    try:
+        for key, value in settings.items():
+            session.conf.set(key, value)
+        yield
+    finally:
+        for key, old in before.items():
+            if old is None:
+                session.conf.unset(key)
+            else:
+                session.conf.set(key, old)
 
 
 def driver_memory() -> str:

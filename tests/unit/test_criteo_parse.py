@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
+from criteo_lines import good_lines, hostile, line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,10 +16,6 @@ from headrace.ingest.criteo_parse import Format, looks_like_header, parse_block,
 
 LABELLED, UNLABELLED = Format(), Format(labelled=False)
 SMALL = Format(max_line_bytes=120, raw_bytes=10)
-
-
-def line(label: str = "1", ints: tuple[str, ...] = ("",) * 13, cats: tuple[str, ...] = ("",) * 26) -> bytes:
-    return "\t".join([label, *ints, *cats]).encode()
 
 
 def of_block(lines: list[bytes], fmt: Format, first: bool = True) -> list[list[int | None] | str]:
@@ -37,43 +35,6 @@ def of_block(lines: list[bytes], fmt: Format, first: bool = True) -> list[list[i
         answer[reject.index] = reject.reason
     assert all(each is not None for each in answer), "a line without an account"
     return answer  # type: ignore[return-value]
-
-
-integers = st.one_of(
-    st.just(""),
-    st.integers(-(10**20), 10**20).map(str),
-    st.integers(-3, 12).map(str),
-    st.sampled_from(["-", "--1", "+1", "1.0", " 1", "1e3", "007", "-0", "9" * 19, "-" + "9" * 18, "0" * 25, "²", "1-"]),
-)
-categories = st.one_of(
-    st.just(""),
-    st.integers(0, 2**32 - 1).map(lambda value: f"{value:08x}"),
-    st.text("0123456789abcdefABCDEF", max_size=10),
-    st.sampled_from(["0x1f", "g1234567", "1234567 ", '"abc"', "-1", "\x00", "\x7f", "\ufeff", "deadbeef0"]),
-)
-good_lines = st.builds(
-    line,
-    st.sampled_from(["0", "1"]),
-    st.tuples(*[st.one_of(st.just(""), st.integers(-(2**63), 2**63 - 1).map(str))] * 13),
-    st.tuples(*[st.one_of(st.just(""), st.integers(0, 2**32 - 1).map("{:x}".format))] * 26),
-)
-odd_lines = st.builds(
-    line, st.sampled_from(["0", "1", "2", "", "01"]), st.tuples(*[integers] * 13), st.tuples(*[categories] * 26)
-)
-
-
-@st.composite
-def damaged(draw: st.DrawFn) -> bytes:
-    """A line with bytes put in, taken out or overwritten anywhere."""
-    raw = bytearray(draw(st.one_of(good_lines, odd_lines)))
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(raw)))
-        junk = draw(st.sampled_from([b"\t", b"\r", b"\0", b'"', b"\xff", b"\xef\xbb\xbf", b" ", b"-", b"a", b"9"]))
-        raw[at : at + draw(st.integers(0, 2))] = junk
-    return bytes(raw).replace(b"\n", b"")
-
-
-hostile = st.one_of(good_lines, odd_lines, damaged(), st.binary(max_size=200).map(lambda raw: raw.replace(b"\n", b"")))
 
 
 @settings(max_examples=150, deadline=None)
@@ -226,3 +187,11 @@ def test_a_file_changed_after_its_scan_is_noticed(tmp_path: Path) -> None:
     path.write_bytes(b"1\n2\n4\n")
     with pytest.raises(textfiles.ChangedFileError, match="day_0"):
         list(textfiles.blocks(piece, 100, 100))
+
+
+def test_golden_lines_are_as_kept() -> None:
+    """The same file is read by the JVM's LineFormatSuite."""
+    golden = json.loads((Path(__file__).parents[1] / "golden/criteo_lines.json").read_text())["lines"]
+    for each in golden:
+        fmt = Format(each["labelled"], 400, 64)
+        assert parse_line(bytes.fromhex(each["line"]), fmt, each["first"]) == (each["values"] or each["reason"])

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from headrace.session import configured
+
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
@@ -41,14 +43,5 @@ def row_groups(spark: SparkSession, rows: int) -> Iterator[None]:
         "spark.sql.parquet.compression.codec": "zstd",
         "spark.sql.files.maxRecordsPerFile": "0",
     }
-    before = {key: spark.conf.get(key, None) for key in settings}
-    try:
-        for key, value in settings.items():
-            spark.conf.set(key, value)
+    with configured(spark, settings):
         yield
-    finally:
-        for key, old in before.items():
-            if old is None:
-                spark.conf.unset(key)
-            else:
-                spark.conf.set(key, old)

@@ -164,12 +164,13 @@ def _values(cells: list[bytes], labelled: bool) -> list[int | None] | str:
 def _one_by_one(
     data: bytes, starts: I64, ends: I64, lines: I64, fmt: Format, first: bool
 ) -> Iterator[Reject | tuple[int, list[int | None]]]:
+    kept = min(fmt.raw_bytes, fmt.max_line_bytes)  # as of lines that were never held whole
     for line in lines.tolist():
         start, end = int(starts[line]), int(ends[line])
         raw = data[start:end]
         result = parse_line(raw, fmt, first and line == 0)
         if isinstance(result, str):
-            yield Reject(line, start, raw[: fmt.raw_bytes], end - start, result)
+            yield Reject(line, start, raw[:kept], end - start, result)
         else:
             yield line, result
 

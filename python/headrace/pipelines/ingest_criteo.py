@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import UserError
 from headrace.ingest.criteo import CriteoFormat, CriteoSource
+from headrace.ingest.criteo_reader import READERS
 from headrace.ingest.days import day_range, days_of, find_files
 from headrace.ingest.lines import RANGE_BYTES
 from headrace.pipelines.ingest_files import BATCH_BYTES, Settings, ingest
@@ -36,6 +37,7 @@ class Config:
         range_bytes: about how much of a plain file one task reads.
         max_line_bytes: longer lines go to quarantine.
         raw_bytes: how much of a refused line is kept there.
+        reader: fast (in the JVM) or plain (in Python): with the same result.
     """
 
     lake: str = "lake"
@@ -50,6 +52,7 @@ class Config:
     range_bytes: int = RANGE_BYTES
     max_line_bytes: int = 1 << 20
     raw_bytes: int = 1 << 16
+    reader: str = "fast"
 
 
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
@@ -65,7 +68,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     fmt = CriteoFormat(cfg.labelled, cfg.max_line_bytes, cfg.raw_bytes)
     hint = "headrace quarantine says why; files without labels need --labelled false"
     settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates, hint)
-    ingest(spark, settings, CriteoSource(fmt, cfg.header, cfg.range_bytes), days, report)
+    source = CriteoSource(fmt, cfg.header, cfg.range_bytes, cfg.reader)
+    ingest(spark, settings, source, days, report)
     report.results["day_by_file"] = dict(sorted(days.items()))
     return report
 
@@ -83,6 +87,8 @@ def early(cfg: Config) -> None:
 def _check(cfg: Config) -> None:
     if cfg.header not in HEADERS:
         raise UserError(f"--header {cfg.header} is unknown", f"one of {', '.join(HEADERS)}")
+    if cfg.reader not in READERS:
+        raise UserError(f"--reader {cfg.reader} is unknown", f"one of {', '.join(READERS)}")
     for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
         if getattr(cfg, name) < 1:
             raise UserError(f"--{name} must be at least 1", f"leave --{name} out")

@@ -42,7 +42,7 @@ final class GzipMembers(file: InputStream, path: String) extends InputStream {
 
   private def inflate(into: Array[Byte], offset: Int, length: Int): Int = {
     if (inflater.needsInput) {
-      if (!fill()) throw new EOFException(s"$path is truncated: its last gzip member is not complete")
+      if (at >= filled && !fill()) throw new EOFException(s"$path is truncated: its last gzip member is not complete")
       inflater.setInput(packed, at, filled - at)
       at = filled
     }
