@@ -82,7 +82,7 @@ def start_options(jar: Path | None = None) -> dict[str, str]:
 
 @contextmanager
 def configured(session: SparkSession, settings: Mapping[str, str]) -> Iterator[None]:
-    """Settings of the session inside the `with`, put back behind it; some things Delta's writer is told by no other way."""
+    """Settings of the session inside the `with`, put back behind it: what Delta's writer is told by no other way."""
     before = {key: session.conf.get(key, None) for key in settings}
     try:
         for key, value in settings.items():
