@@ -127,7 +127,9 @@ class CsrTable:
             with store.open(info.path) as stream:
                 group = pq.ParquetFile(stream).read_row_group(info.row_group, columns=list(_ARRAYS))
         except FileNotFoundError as error:
-            raise UserError(f"{info.path}: a file of gold/graph_csr@{self.version} is gone", "open a newer version") from error
+            raise UserError(
+                f"{info.path}: a file of gold/graph_csr@{self.version} is gone", "open a newer version"
+            ) from error
         indptr, indices, weights = (_cell(group.column(name), info.row) for name in _ARRAYS)
         assert indptr is not None and indices is not None
         if checksum(indptr, indices, weights) != info.crc32:
@@ -186,12 +188,22 @@ def open_csr(
     if not found:
         have = sorted({f"{_edge_type(row)} {row['direction']}" for row in rows})
         more = f" and {len(have) - 20} more" if len(have) > 20 else ""
-        raise UserError(f"graph {graph!r} has no edges {edge_type} {direction}", f"there are: {', '.join(have[:20])}{more}")
-    row = found[0]
-    shards = _shards(lake, graph, row["version"], wanted)
+        raise UserError(
+            f"graph {graph!r} has no edges {edge_type} {direction}", f"there are: {', '.join(have[:20])}{more}"
+        )
+    return open_row(lake, graph, found[0])
+
+
+def open_row(lake: str | Path, graph: str, row: dict[str, Any]) -> CsrTable:
+    """The adjacency that a row of the manifest speaks of.
+
+    Raises:
+        UserError: the table does not hold what the manifest says.
+    """
+    shards = _shards(lake, graph, row["version"], tuple(row[name] for name in _NAMES))
     _check(row, shards)
     table = (row["nodes"], row["targets"], row["edges"], row["version"])
-    return CsrTable(graph, edge_type, direction, *table, tuple(shards), row)
+    return CsrTable(graph, _edge_type(row), row["direction"], *table, tuple(shards), row)
 
 
 def manifest(lake: str | Path, graph: str, version: int | None = None) -> list[dict[str, Any]]:
@@ -209,7 +221,9 @@ def manifest(lake: str | Path, graph: str, version: int | None = None) -> list[d
         with store.open(file.path) as stream:
             rows += pq.ParquetFile(stream).read().to_pylist()
     if not rows:
-        raise UserError(f"there is no graph {graph!r} in {lake}", f"headrace featurize-graph --lake {lake} --graph {graph}")
+        raise UserError(
+            f"there is no graph {graph!r} in {lake}", f"headrace featurize-graph --lake {lake} --graph {graph}"
+        )
     return [row | {"counts": json.loads(row["counts"]), "options": json.loads(row["options"])} for row in rows]
 
 
