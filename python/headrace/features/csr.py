@@ -229,9 +229,9 @@ def manifest(lake: str | Path, graph: str, version: int | None = None) -> list[d
 
 def checksum(indptr: I64, indices: I64, weights: F64 | None) -> int:
     """CRC-32 of the arrays' little-endian bytes, one after the other."""
-    crc = zlib.crc32(np.ascontiguousarray(indptr, "<i8"))
-    crc = zlib.crc32(np.ascontiguousarray(indices, "<i8"), crc)
-    return crc if weights is None else zlib.crc32(np.ascontiguousarray(weights, "<f8"), crc)
+    crc = zlib.crc32(np.ascontiguousarray(indptr, "<i8").data)
+    crc = zlib.crc32(np.ascontiguousarray(indices, "<i8").data, crc)
+    return crc if weights is None else zlib.crc32(np.ascontiguousarray(weights, "<f8").data, crc)
 
 
 def _edge_type(row: dict[str, Any]) -> EdgeType:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from headrace.features.csr import checksum
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
-Arrays = tuple[npt.NDArray[np.generic] | None, ...]
+Arrays = tuple[Any, ...]
 
 NODES = -1  # `type` of a block of nodes with dense ids. a: ids, b: dense ids
 NEW = -2  # of new nodes. a: ids, b: their rank among the new ones of the part in `place`
@@ -110,7 +111,8 @@ def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> list[tupl
     order = np.argsort(local.astype(np.uint16) if high - low < 1 << 16 else local, kind="stable")
     ends = np.cumsum(np.bincount(local, minlength=high - low + 1))
     arranged = [None if array is None else array[order] for array in arrays]
-    rows, start = [], 0
+    rows: list[tuple[object, ...]] = []
+    start = 0
     for number, end in enumerate(ends.tolist()):
         if end > start:
             cut = tuple(None if array is None else array[start:end] for array in arranged)
@@ -121,7 +123,7 @@ def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> list[tupl
 
 def unpack(table: pa.Table, types: Iterable[int] | None = None) -> dict[int, Arrays]:
     """A table's blocks by type, the blocks of one type laid end to end."""
-    found: dict[int, list[list[npt.NDArray[np.generic] | None]]] = {}
+    found: dict[int, list[list[Any]]] = {}
     columns = [table.column(name) for name in ("a", "b", "weight", "place")]
     for place, type_ in enumerate(table.column("type").to_pylist()):
         if types is None or type_ in types:
@@ -228,7 +230,7 @@ class Merge:
         starts = _run_starts(keys)
         if self.duplicates == "drop":
             return keys[starts], weights[starts]
-        reduce = {"sum": np.add, "min": np.minimum, "max": np.maximum}[self.duplicates]
+        reduce: Any = {"sum": np.add, "min": np.minimum, "max": np.maximum}[self.duplicates]
         return keys[starts], reduce.reduceat(weights, starts)
 
     def _unweighted(self, keys: U64) -> tuple[U64, F64 | None]:

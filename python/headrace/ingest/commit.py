@@ -167,7 +167,7 @@ def _dirty(files: Sequence[InputFile], committed: dict[int, int]) -> list[InputF
             piece.first_line
             for piece in file.scan.ranges
             if committed[(file.ordinal << LINE_BITS) + piece.first_line]
-            != piece.lines - int(file.header and piece.first_line == 0)
+            != piece.lines - (file.header if piece.first_line == 0 else 0)
         }
         if first_lines:
             dirty.append(with_ranges(file, first_lines))

@@ -73,18 +73,18 @@ class InputFile:
         scan: what the pass over it told.
         ordinal: its number; a row's key is `ordinal << 40 | line`.
         day: the day all its rows get; None where rows have none.
-        header: its first line holds names and is no row.
+        header: so many of its first lines are no rows: names of columns, comments.
     """
 
     scan: FileScan
     ordinal: int
     day: int | None
-    header: bool = False
+    header: int = 0
 
     @property
     def rows(self) -> int:
         """Rows read: every line but the header."""
-        return self.scan.lines - int(self.header)
+        return self.scan.lines - self.header
 
     def key(self, line: Any) -> Any:
         """The key of a line, or of an array of lines."""
@@ -134,9 +134,9 @@ class LineSource(ABC):
     def restore(self, detail: dict[str, Any]) -> LineFormat:
         """The format that `LineFormat.detail` described."""
 
-    def has_header(self, scan: FileScan) -> bool:
-        """Is the file's first line no row?"""
-        return False
+    def has_header(self, scan: FileScan) -> int:
+        """How many of the file's first lines are no rows (all in its first range)."""
+        return 0
 
     def check(self, scans: Sequence[FileScan]) -> None:
         """Refuse files with more lines than a key can number."""
@@ -189,7 +189,7 @@ class LineRows:
 def inputs(batch: LedgerBatch, scans: Mapping[str, FileScan]) -> list[InputFile]:
     """A batch's files as they are read."""
     return [
-        InputFile(scans[file.path], file.ordinal, file.day, bool(file.detail.get("header"))) for file in batch.files
+        InputFile(scans[file.path], file.ordinal, file.day, int(file.detail.get("header", 0))) for file in batch.files
     ]
 
 
@@ -250,13 +250,13 @@ def range_batches(file: InputFile, piece: FileRange, fmt: LineFormat, part: Part
     """One range's accepted or refused lines."""
     for block in blocks(piece, fmt.max_line_bytes, fmt.raw_bytes):
         if isinstance(block, LongLine):
-            if part == "rejected" and not (file.header and block.line == 0):
+            if part == "rejected" and block.line >= file.header:
                 yield _rejected(
                     file, [(block.line, block.offset, block.head, block.length, too_long(fmt.max_line_bytes))]
                 )
             continue
-        if file.header and block.first_line == 0:
-            block = _without_first(block)
+        if block.first_line < file.header:
+            block = _without_first(block, file.header - block.first_line)
         if not block.data:
             continue
         accepted, rejects = fmt.parse(file, block)
@@ -277,8 +277,12 @@ def per_task(spark: SparkSession, count: int, run: Callable[[int], Iterator[pa.R
 
 
 def ddl(schema: pa.Schema) -> str:
-    """The schema in Spark's words (flat columns of plain types)."""
-    return ", ".join(f"{field.name} {_DDL[str(field.type)]}" for field in schema)
+    """The schema in Spark's words (plain types, and lists of them)."""
+    return ", ".join(f"`{field.name}` {_spark_type(field.type)}" for field in schema)
+
+
+def _spark_type(type_: pa.DataType) -> str:
+    return f"array<{_DDL[str(type_.value_type)]}>" if pa.types.is_list(type_) else _DDL[str(type_)]
 
 
 def _scanned(path: str, range_bytes: int) -> tuple[FileScan | None, str]:
@@ -310,9 +314,13 @@ def _read_task(tasks: list[Task], fmt: LineFormat, part: Part) -> Callable[[int]
     return run
 
 
-def _without_first(block: Block) -> Block:
-    cut = block.data.index(b"\n") + 1
-    return Block(block.data[cut:], block.first_line + 1, block.offset + cut)
+def _without_first(block: Block, lines: int) -> Block:
+    """A block without so many of its first lines, or all of them where it has no more."""
+    cut = 0
+    lines = min(lines, block.data.count(b"\n"))
+    for _ in range(lines):
+        cut = block.data.index(b"\n", cut) + 1
+    return Block(block.data[cut:], block.first_line + lines, block.offset + cut)
 
 
 def _rejected_batch(file: InputFile, block: Block, rejects: Sequence[Reject]) -> pa.RecordBatch:

@@ -42,7 +42,9 @@ VERBS = {
     "generate-crawl": Verb("generate_crawl", "write WARC, WET and WAT files with planted duplicates and the truth"),
     "ingest-criteo": Verb("ingest_criteo", "Criteo logs -> bronze/criteo, every line accounted for"),
     "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
-    "featurize-graph": Verb("featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"),
+    "featurize-graph": Verb(
+        "featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"
+    ),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
