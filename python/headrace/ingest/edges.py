@@ -125,7 +125,7 @@ class EdgeFormat:
 
 
 def parse_line(raw: bytes, fmt: EdgeFormat, first: bool = False) -> tuple[Any, ...] | str:
-    """One line without its newline, exactly: source, target, then weight and relation where lines have them, or why not.
+    """One line without its newline, exactly: source, target, weight and relation where lines have them; or why not.
 
     Args:
         raw: the line; a `\\r` at its end is tolerated.
