@@ -14,7 +14,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -245,6 +245,9 @@ def _committed(spec: TableSpec, path: str, write_id: str, before: int, options: 
         mine = headrace_metadata(log.actions(version))
         if mine is not None and mine.get("write_id") == write_id:
             return _commit(spec, log, version, mine)
+    if options.txn is None and options.replace_where and log.latest == before:
+        # No rows replaced by no rows: Delta makes no version of it.
+        return replace(_commit(spec, log, before, {}), rows_added=0)
     if options.txn is None:
         raise UserError(
             f"{path}: Delta reported success, but no commit has our mark", "is another program deleting its log?"

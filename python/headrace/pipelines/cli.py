@@ -49,6 +49,9 @@ VERBS = {
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
     "quarantine": Verb("quarantine", "refused rows: reasons, counts, examples"),
+    "dedup-text": Verb(
+        "dedup_text", "silver/documents -> silver/duplicates: exact and near, against earlier crawls too"
+    ),
     "catalog": Verb("catalog", "tables: list, show, validate, report", spark=False),
     "compare": Verb("compare", "runs beside each other: quality against seconds and bytes", spark=False),
     "sync-runs": Verb("sync_runs", "send to the tracking store what it missed while it was down", spark=False),
