@@ -48,8 +48,9 @@ peers: setup ## what benchmarks and their checks compare with, into the same env
 bench: setup ## the main job timed by stage, into docs/results/
 	@$(BIN)/python -m bench
 
-docs: setup ## check that links inside README and docs lead somewhere
+docs: setup ## check links inside README and docs, and that docs/tables.md is what data_catalog/ says
 	@$(BIN)/python scripts/check_links.py README.md docs
+	@$(BIN)/headrace catalog docs --check true >/dev/null
 
 clean: ## remove what builds and demos made (the environment stays: remove .venv and .tools yourself)
 	rm -rf .build scala/target project/target project/project build dist demo lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis

@@ -84,6 +84,12 @@ def wn18rr_folder() -> Path:
     return _real("wn18rr")
 
 
+@pytest.fixture(scope="session")
+def ml100k() -> Path:
+    """The real MovieLens 100k: u.data, 100,000 ratings by 943 users of 1,682 items."""
+    return _real("ml100k") / "u.data"
+
+
 def _real(name: str) -> Path:
     folder = REAL_DATA / name
     if not folder.is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from headrace.catalog import checks
 from headrace.catalog.delta import WriteOptions, commit_metadata, pin, small_frame, write
 from headrace.catalog.spec import load
 from headrace.data.stream import DataConfig, Stream
@@ -145,6 +146,8 @@ def test_the_stream_reads_every_sequence_once(made: tuple[Path, dict[str, Any]])
                 if key >= 0:
                     assert tokens.tolist() == np.frombuffer(rows[key]["tokens"], "<u2").tolist()
                     assert segments.tolist() == np.frombuffer(rows[key]["segments"], "<u2").tolist()
+    for name in ("gold/tokenizer", "gold/tokens", "gold/token_sequences"):  # bytes and lists have a quality report too
+        assert len(checks.make(load(name), lake, 1).rows) == len(load(name).columns)
     assert "proved" in (ranks[0].audit(0) + ranks[1].audit(0)).prove(pinned)
 
 

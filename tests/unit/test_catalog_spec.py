@@ -137,9 +137,33 @@ def test_unknown_table_names_the_nearest() -> None:
 def test_data_sets_load() -> None:
     assert {"criteo_kaggle", "criteo_terabyte", "generated_criteo"} <= set(datasets.names())
     for name in datasets.names():
-        assert datasets.load(name).table in spec.load_all()
+        found = datasets.load(name)
+        assert all(found.texts().values())
+        assert (found.table in spec.load_all()) != (found.table == datasets.NONE_YET)
     with pytest.raises(UserError, match="did you mean criteo_kaggle?"):
         datasets.load("criteo_kagle")
+
+
+def test_a_data_set_that_is_not_ingested_says_so(tmp_path: Path) -> None:
+    text = (spec.catalog_dir() / "datasets/imagenet.yaml").read_text()
+    file = write(tmp_path, text, "imagenet")
+    assert datasets.load_file(file).ingested_by == "none yet"
+    file = write(tmp_path, text.replace("ingested_by: none yet", "ingested_by: ingest-images"), "imagenet")
+    with pytest.raises(UserError, match="go together"):
+        datasets.load_file(file)
+    file = write(tmp_path, text.replace("table: none yet", "table: none"), "imagenet")
+    with pytest.raises(UserError, match="no table 'none'"):
+        datasets.load_file(file)
+
+
+def test_binary_cells_say_what_they_hold(tmp_path: Path) -> None:
+    text = GOOD.replace("type: string, doc", "type: binary, element: uint16, shape: [2, 3], doc")
+    column = spec.load_file(write(tmp_path, text)).column("part")
+    assert (column.element, column.shape) == ("uint16", (2, 3))
+    for wrong, says in (("element: uint61", "did you mean uint16?"), ("shape: [2, 3]", "no element")):
+        changed = text.replace("element: uint16", wrong) if "uint61" in wrong else text.replace("binary", "string")
+        with pytest.raises(UserError, match=says):
+            spec.load_file(write(tmp_path, changed))
 
 
 def test_differences_are_shown() -> None:

@@ -1,4 +1,4 @@
-"""Data sets we know how to obtain: what they are, their terms, which table they fill. Nothing is fetched from here."""
+"""Data sets our users name: what they are, their terms, which job ingests them. Nothing is fetched from here."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from headrace.catalog.strict_yaml import load as load_yaml
 from headrace.config import suggest
 from headrace.errors import UserError
 
-_TEXTS = ("name", "doc", "table", "format", "files", "source", "licence", "obtain")
+NONE_YET = "none yet"
+_TEXTS = ("name", "doc", "size", "table", "ingested_by", "format", "files", "source", "licence", "obtain")
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """One entry of data_catalog/datasets; `facts` are what can be checked after obtaining it."""
+    """One entry of data_catalog/datasets; `facts` are what can be checked after obtaining it.
+
+    `table` and `ingested_by` (a verb, such as ingest-criteo) are "none yet" where the data set cannot be ingested.
+    """
 
     name: str
     doc: str
+    size: str
     table: str
+    ingested_by: str
     format: str
     files: str
     source: str
@@ -28,8 +34,12 @@ class DataSet:
     obtain: str
     facts: dict[str, str]
 
+    def texts(self) -> dict[str, str]:
+        """All that is said of it, by name, in the order of its file."""
+        return {name: str(getattr(self, name)) for name in _TEXTS} | self.facts
+
     def _repr_html_(self) -> str:
-        pairs = {name: str(getattr(self, name)) for name in _TEXTS[1:]} | self.facts
+        pairs = {name: text for name, text in self.texts().items() if name != "name"}
         rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in pairs.items())
         return f"<h4>{html.escape(self.name)}</h4><table>{rows}</table>"
 
@@ -56,8 +66,12 @@ def load_file(file: Path) -> DataSet:
     texts = {name: entry[name].text() for name in _TEXTS}
     if texts["name"] != file.stem:
         raise entry["name"].error(f"name {texts['name']!r} does not fit the file", f"call it {file.stem}")
-    if texts["table"] not in table_names():
+    if texts["table"] not in (*table_names(), NONE_YET):
         raise entry["table"].error(f"no table {texts['table']!r}", suggest(texts["table"], table_names()))
+    if (texts["table"] == NONE_YET) != (texts["ingested_by"] == NONE_YET):
+        raise entry["ingested_by"].error(
+            "a table and the verb that fills it go together", f"or say {NONE_YET} for both"
+        )
     facts = entry["facts"].mapping() if "facts" in entry else {}
     return DataSet(**texts, facts={name: fact.text() for name, fact in facts.items()})
 

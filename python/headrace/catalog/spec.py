@@ -28,7 +28,9 @@ TYPES = ("tinyint", "smallint", "int", "bigint", "float", "double", "boolean", "
 DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool")
 ELEMENTS = ("uint8", "uint16", "int32", "int64", "float16", "float32")  # of binary cells, little-endian
 FROM_COMMIT = "commit"
-_TABLE_KEYS = ("name", "doc", "columns", "keys", "partition_by", "checks", "source", "licence", "tensors")
+_TABLE_KEYS = (
+    "name", "doc", "columns", "keys", "partition_by", "checks", "source", "licence", "tensors", "written_by", "read_by"
+)  # fmt: skip
 _COLUMN_KEYS = ("name", "type", "nullable", "doc", "shape", "element")
 _RANGE = re.compile(r"([A-Za-z_]\w*?)(\d+)\.\.([A-Za-z_]\w*?)(\d+)")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -73,6 +75,8 @@ class TableSpec:
         source: where the rows come from.
         licence: the terms of that source.
         tensors: what a training batch is made of.
+        written_by: the verbs that write it.
+        read_by: the verbs, and parts of the package, that read it.
     """
 
     name: str
@@ -84,6 +88,8 @@ class TableSpec:
     source: str = ""
     licence: str = ""
     tensors: tuple[TensorSpec, ...] = ()
+    written_by: tuple[str, ...] = ()
+    read_by: tuple[str, ...] = ()
 
     @property
     def layer(self) -> str:
@@ -193,6 +199,8 @@ def load_file(file: Path) -> TableSpec:
         source=entry["source"].text(),
         licence=entry["licence"].text(),
         tensors=_tensors(entry.get("tensors"), names),
+        written_by=_texts(entry.get("written_by")),
+        read_by=_texts(entry.get("read_by")),
     )
     for key in spec.keys:
         if spec.column(key).nullable:
@@ -286,6 +294,10 @@ def _named(at: At | None, known: list[str]) -> tuple[str, ...]:
                 raise item.error(f"no column {name!r}", suggest(name, known))
             names.append(name)
     return tuple(names)
+
+
+def _texts(at: At | None) -> tuple[str, ...]:
+    return tuple(item.text() for item in at.items()) if at else ()
 
 
 def _checks(at: At | None) -> dict[str, str]:

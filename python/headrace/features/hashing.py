@@ -84,6 +84,14 @@ def slice_of(hashes: Int64s, num_slices: int) -> Int64s:
     return (((unsigned >> np.uint64(32)) * np.uint64(num_slices)) >> np.uint64(32)).astype(np.int64)
 
 
+def slice_column(hashed: Column, num_slices: Column) -> Column:
+    """`slice_of` as a Spark expression; the number of slices may differ from row to row."""
+    from pyspark.sql import functions as F
+
+    unsigned_high = F.shiftrightunsigned(hashed.bitwiseXOR(F.lit(-(1 << 63))), 32)
+    return F.shiftright(unsigned_high * num_slices, 32).cast("int")
+
+
 def places(num_partitions: int) -> npt.NDArray[np.int32]:
     """For each partition number a value that Spark's hash partitioning puts there.
 

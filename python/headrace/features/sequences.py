@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headrace.features.hashing import order_column, places
+from headrace.features.hashing import order_column, places, slice_column
 from headrace.features.packing import Pieces, Sequences, best_fit, concatenate
 from headrace.features.tokenizer import Encoder, Trained, element_of
 
@@ -111,7 +111,7 @@ def sample(corpus: DataFrame, limit_bytes: int, max_document_chars: int, seed: i
 
     texts = corpus.select("key", F.substring("text", 1, max_document_chars).alias("text")).where("text != ''")
     texts = texts.withColumn("_order", order_column(F.col("key"), seed)).withColumn("_bytes", F.octet_length("text"))
-    texts = texts.withColumn("_slice", _slice(F.col("_order"), F.lit(_SAMPLE_SLICES)))
+    texts = texts.withColumn("_slice", slice_column(F.col("_order"), F.lit(_SAMPLE_SLICES)))
     sizes = texts.groupBy("_slice").agg(F.sum("_bytes").alias("bytes")).orderBy("_slice").toArrow()
     upto = np.cumsum(sizes.column("bytes").to_numpy())
     if not len(upto):
@@ -185,7 +185,7 @@ def place_documents(tokens: DataFrame, slices: Slices, seed: int) -> DataFrame:
         count = F.when(F.col("split") == name, F.lit(max(1, number))).otherwise(count)
     spots = F.array(*[F.lit(int(spot)) for spot in places(slices.total)])
     placed = tokens.withColumn("_order", order).withColumn(
-        "slice", (first + _slice(F.col("_order"), count)).cast("int")
+        "slice", (first + slice_column(F.col("_order"), count)).cast("int")
     )
     placed = placed.withColumn("_place", F.element_at(spots, F.col("slice") + 1))
     placed = placed.repartition(slices.total, "_place").sortWithinPartitions("slice", "_order", "key")
@@ -372,14 +372,6 @@ def _heads_schema() -> pa.Schema:
     return pa.schema(
         [("slice", pa.int32()), ("total", pa.int64()), ("keys", longs), ("lengths", longs), ("tokens", pa.binary())]
     )
-
-
-def _slice(hashed: Column, count: Column) -> Column:
-    """`hashing.slice_of` as a Spark expression."""
-    from pyspark.sql import functions as F
-
-    high = F.shiftrightunsigned(hashed.bitwiseXOR(F.lit(_SIGN)), 32)
-    return F.shiftright(high * count, 32).cast("int")
 
 
 def _cut(share: float) -> int:

@@ -1,4 +1,4 @@
-"""Look at the catalog: list its tables, show one, validate live tables against it, report on a version's quality."""
+"""Look at the catalog: its tables and data sets, live tables against it, a version's quality, its page in the docs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.catalog import checks, differences
+from headrace.catalog import checks, datasets, differences
 from headrace.catalog.log import Log, exists
 from headrace.catalog.spec import TableSpec, describe, load, load_all
 from headrace.config import suggest
 from headrace.errors import UserError
+from headrace.pipelines import catalog_page
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -26,16 +27,22 @@ class Config:
     """Look at the catalog and the tables it describes.
 
     Args:
-        action: list, show, validate or report.
-        table: a table by name, such as silver/ctr; for report, with a version if wanted, such as silver/ctr@3.
+        action: list, show, validate or report; datasets (all that are known) or dataset (one by name); docs (write
+            the page of all tables).
+        table: a table by name, such as silver/ctr; for report, with a version if wanted, such as silver/ctr@3; for
+            dataset the data set's name.
         lake: folder of the tables.
         html: file to which report also writes its page.
+        page: file that docs writes.
+        check: with docs, write nothing, and fail where the page is not what would be written.
     """
 
     action: str = "list"
     table: str = ""
     lake: str = "lake"
     html: str = ""
+    page: str = "docs/tables.md"
+    check: bool = False
 
 
 def run(spark: SparkSession | None, cfg: Config, report: Report) -> Report:
@@ -49,6 +56,9 @@ def run(spark: SparkSession | None, cfg: Config, report: Report) -> Report:
         "show": lambda: _show(cfg, report),
         "validate": lambda: _validate(cfg, report),
         "report": lambda: _report(spark, cfg, report),
+        "datasets": lambda: _datasets(report),
+        "dataset": lambda: _dataset(cfg, report),
+        "docs": lambda: _docs(cfg, report),
     }
     if cfg.action not in actions:
         raise UserError(f"catalog {cfg.action}: no such action", suggest(cfg.action, list(actions)))
@@ -78,6 +88,8 @@ def _show(cfg: Config, report: Report) -> None:
         "partitioned by": ", ".join(spec.partition_by),
         "source": spec.source,
         "licence": spec.licence,
+        "written by": ", ".join(spec.written_by),
+        "read by": ", ".join(spec.read_by),
     }
     _say_aligned(report, [(name, value) for name, value in facts.items() if value])
     _say_aligned(report, [("column", "type", "", "meaning"), *describe(spec.columns)])
@@ -138,6 +150,28 @@ def _report(spark: SparkSession | None, cfg: Config, report: Report) -> None:
         Path(cfg.html).write_text(f"<!doctype html><meta charset='utf-8'>{made._repr_html_()}", encoding="utf-8")
         report.paths["html"] = cfg.html
     report.results |= {"table": spec.name, "version": version, "columns": [_public(row) for row in made.rows]}
+
+
+def _datasets(report: Report) -> None:
+    known = [datasets.load(name) for name in datasets.names()]
+    _say_aligned(report, [("data set", "ingested by", "table"), *((d.name, d.ingested_by, d.table) for d in known)])
+    report.results |= {d.name: {"table": d.table, "ingested_by": d.ingested_by, "size": d.size} for d in known}
+
+
+def _dataset(cfg: Config, report: Report) -> None:
+    found = datasets.load(cfg.table)
+    _say_aligned(report, list(found.texts().items()))
+    report.results |= found.texts()
+
+
+def _docs(cfg: Config, report: Report) -> None:
+    page, text = Path(cfg.page), catalog_page.render()
+    if cfg.check:
+        if not page.is_file() or page.read_text(encoding="utf-8") != text:
+            raise UserError(f"{page} is not what data_catalog/ says", "headrace catalog docs, and commit it")
+    else:
+        page.write_text(text, encoding="utf-8")
+    report.paths["page"] = str(page)
 
 
 def _public(row: dict[str, object]) -> dict[str, object]:

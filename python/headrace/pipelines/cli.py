@@ -40,11 +40,14 @@ VERBS = {
     "generate-criteo": Verb("generate_criteo", "write files in the Criteo Terabyte format with a planted model"),
     "generate-graph": Verb("generate_graph", "write a power-law graph with planted communities, features and labels"),
     "generate-crawl": Verb("generate_crawl", "write WARC, WET and WAT files with planted duplicates and the truth"),
+    "generate-ratings": Verb("generate_ratings", "write ratings from a planted model, with the best possible error"),
     "ingest-criteo": Verb("ingest_criteo", "Criteo logs -> bronze/criteo, every line accounted for"),
+    "ingest-ratings": Verb("ingest_ratings", "MovieLens and other ratings -> bronze/ratings, every line accounted for"),
     "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
     "featurize-graph": Verb(
         "featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"
     ),
+    "featurize-ratings": Verb("featurize_ratings", "bronze/ratings -> dense ids, splits, folds in silver/ratings"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
