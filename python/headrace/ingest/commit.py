@@ -138,7 +138,7 @@ def _count(
         rows = delta.read(batch.spark, spec, batch.lake).where(f"batch_id = '{batch.batch_id}'").select(*names)
         counted = rows.mapInArrow(by_range, "start bigint, rows bigint").toArrow().to_pylist()
     else:
-        counted = [row for part in by_range(_new_rows(commit, names)) for row in part.to_pylist()]
+        counted = [row for part in by_range(new_rows(commit, names)) for row in part.to_pylist()]
     for row in counted:
         totals[row["start"]] += row["rows"]
     return totals
@@ -151,7 +151,7 @@ def _keys(rows: pa.RecordBatch) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     return (rows.column(0).to_numpy().astype(np.int64) << LINE_BITS) + rows.column(1).to_numpy()
 
 
-def _new_rows(commit: delta.Commit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def new_rows(commit: delta.Commit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of the files that a commit added, a bounded piece at a time."""
     log = Log(commit.path)
     for file in log.added_at(commit.version):

@@ -43,6 +43,9 @@ VERBS = {
     "generate-ratings": Verb("generate_ratings", "write ratings from a planted model, with the best possible error"),
     "ingest-criteo": Verb("ingest_criteo", "Criteo logs -> bronze/criteo, every line accounted for"),
     "ingest-ratings": Verb("ingest_ratings", "MovieLens and other ratings -> bronze/ratings, every line accounted for"),
+    "ingest-commoncrawl": Verb(
+        "ingest_commoncrawl", "WARC, WET, WAT -> bronze/commoncrawl, every record accounted for"
+    ),
     "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
     "featurize-graph": Verb(
         "featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"
