@@ -1,6 +1,7 @@
 """Kill ingest at random moments, start it again, and compare with a run nobody disturbed.
 
     python scripts/campaign_ingest.py --kills 20 --seed 7 --results docs/results/ingest_kills.jsonl
+    python scripts/campaign_ingest.py --kind commoncrawl --rows 60 --results docs/results/crawl_kills.jsonl
 
 A chain is one lake: a run is killed, started again, killed again, until one comes to its end before its moment. The
 whole process group (Python, JVM, Python workers) is killed with SIGKILL at a moment drawn uniformly from the start of
@@ -31,6 +32,9 @@ from typing import Any
 import polars as pl
 import psutil
 
+from headrace.ingest import generated_crawl, generated_crawl_pages
+
+PLACES = {"criteo": "line", "commoncrawl": "offset"}  # the column of quarantine that says where in a file
 TIMEOUT_S = 900
 POLL_S = 0.1
 KILLS_A_CHAIN = 6  # twice the late files: one arrives before every second restart
@@ -42,7 +46,10 @@ SPARK_CONF = {  # a run is too short for the optimizing compiler to pay
 
 @dataclass(frozen=True)
 class Setting:
-    """What a campaign works on: files of `rows` rows each, one commit a file; `late` more files come later."""
+    """What a campaign works on: files of `rows` rows each, one commit a file; `late` more files come later.
+
+    `kind` is criteo, or commoncrawl: then rows are pages, and each has three records.
+    """
 
     folder: Path
     files: int = 8
@@ -50,6 +57,7 @@ class Setting:
     late: int = 3
     seed: int = 7
     master: str = "local[2]"
+    kind: str = "criteo"
 
     def source(self, late: int) -> str:
         """What to ingest when so many late files have arrived."""
@@ -80,12 +88,31 @@ class Kill:
 
 def write_files(setting: Setting) -> None:
     """The input: `source/day_N` with a bad line here and there, and `late_N/day_M` for files that come later."""
+    if setting.kind == "commoncrawl":
+        _write_crawl(setting)
+        return
     rng = random.Random(setting.seed)
     for day in range(setting.files + setting.late):
         part = setting.folder / ("source" if day < setting.files else f"late_{day - setting.files}")
         part.mkdir(parents=True, exist_ok=True)
         lines = [_line(rng) if rng.random() > 0.02 else b"broken\tline" for _ in range(setting.rows)]
         (part / f"day_{day}").write_bytes(b"".join(line + b"\n" for line in lines))
+
+
+def _write_crawl(setting: Setting) -> None:
+    """The same with WARC files, one page in ten damaged."""
+    mix = generated_crawl_pages.Mix(seed=setting.seed)
+    options: dict[str, Any] = {"first_page": 0, "crawl": "CC-MAIN-2099-01", "bomb_bytes": 0, "text": False}
+    count = setting.files + setting.late
+    generation = generated_crawl.Generation(
+        mix=mix, pages=count * setting.rows, pages_per_file=setting.rows, formats=("warc",), bad=0.1, **options
+    )
+    for number in range(count):
+        generated_crawl.write_file(generation, number, setting.folder / "made")
+        part = setting.folder / ("source" if number < setting.files else f"late_{number - setting.files}")
+        part.mkdir(parents=True, exist_ok=True)
+        made = setting.folder / "made" / generation.name("warc", number)
+        made.rename(part / made.name)
 
 
 def _line(rng: random.Random) -> bytes:
@@ -97,7 +124,7 @@ def _line(rng: random.Random) -> bytes:
 
 def start(setting: Setting, source: str, lake: Path, log: Path) -> subprocess.Popen[bytes]:
     """Ingest in a process group of its own."""
-    command = [sys.executable, "-m", "headrace.pipelines.cli", "ingest-criteo", "--lake", str(lake)]
+    command = [sys.executable, "-m", "headrace.pipelines.cli", f"ingest-{setting.kind}", "--lake", str(lake)]
     command += ["--source", source, "--batch_bytes", "1", "--session.master", setting.master]
     command += ["--session.driver_memory", "1g", "--session.conf", json.dumps(SPARK_CONF)]
     with open(log, "ab") as out:
@@ -165,9 +192,9 @@ def batches(lake: Path) -> tuple[set[str], set[str]]:
     return events["open"], events["close"]
 
 
-def difference(lake: Path, expected: Path, files: int) -> str:
+def difference(lake: Path, expected: Path, files: int, kind: str = "criteo") -> str:
     """Empty if both lakes hold the same rows, keys and accounts of the first `files` files; else what differs."""
-    for name, order in (("bronze/criteo", ["key"]), ("quarantine/criteo", ["file_ordinal", "line"])):
+    for name, order in ((f"bronze/{kind}", ["key"]), (f"quarantine/{kind}", ["file_ordinal", PLACES[kind]])):
         ours, theirs = _content(lake, name, order, files), _content(expected, name, order, files)
         if ours != theirs:
             return f"{name}: {len(ours)} rows, {len(theirs)} expected"
@@ -229,21 +256,21 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
             new_file_before_restart=arrives,
             load=round(load, 1),
             equal=True,
-            difference=damage(lake, closed),
+            difference=damage(lake, closed, setting.kind),
         )
         kills.append(hit)
     if process.returncode:  # killed, the last time as well
         complete(setting, setting.source(late), lake, log)
-    differs = difference(lake, setting.folder / "expected", setting.files + late)
+    differs = difference(lake, setting.folder / "expected", setting.files + late, setting.kind)
     found = [(each, differs or each.difference) for each in kills]
     return [replace(each, equal=not text, difference=text) for each, text in found]
 
 
-def damage(lake: Path, closed: set[str]) -> str:
+def damage(lake: Path, closed: set[str], kind: str = "criteo") -> str:
     """Empty if, right after a kill, no row is there twice and every closed batch is as its account says."""
-    rows, refused = table(lake, "bronze/criteo"), table(lake, "quarantine/criteo")
+    rows, refused = table(lake, f"bronze/{kind}"), table(lake, f"quarantine/{kind}")
     keys = [row["key"] for row in rows]
-    places = [(row["file_ordinal"], row["line"]) for row in refused]
+    places = [(row["file_ordinal"], row[PLACES[kind]]) for row in refused]
     if len(set(keys)) != len(keys) or len(set(places)) != len(places):
         return "rows twice after a kill"
     for row in table(lake, "meta/ledger"):
@@ -259,6 +286,7 @@ def main() -> int:
     """Run chains until there are enough kills; status 1 if one differs or too few fell between two commits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--kind", choices=sorted(PLACES), default="criteo")
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)
@@ -267,7 +295,7 @@ def main() -> int:
     done = _done(args.results, args.seed)
     if len(done) < args.kills:
         with tempfile.TemporaryDirectory(prefix="headrace-kills-") as folder:
-            setting = Setting(Path(folder), args.files, args.rows, seed=args.seed)
+            setting = Setting(Path(folder), args.files, args.rows, seed=args.seed, kind=args.kind)
             done += _run(setting, args.kills, done, args.results)
     return _verdict(done)
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import io
-from collections import Counter
+import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+from crawl_server import Server, serving
 
-from headrace.ingest import generated_crawl
-from headrace.pipelines import generate_crawl, ingest_commoncrawl
+from headrace.errors import UserError
+from headrace.ingest import commoncrawl, commoncrawl_rows, generated_crawl
+from headrace.ingest.commoncrawl_index import Capture, index_line
+from headrace.pipelines import generate_crawl, ingest_commoncrawl, quarantine, rows
+from headrace.pipelines.ingest_commoncrawl import FetchConfig, MatchConfig
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -24,18 +31,25 @@ CRAWL = "CC-MAIN-2099-01"
 
 def ingest(spark: SparkSession, lake: Path, **settings: Any) -> Report:
     report = Report("ingest-commoncrawl", progress="none", out=io.StringIO())
-    return ingest_commoncrawl.run(spark, ingest_commoncrawl.Config(lake=str(lake), **settings), report)
+    fetch = FetchConfig(**({"requests_per_second": 0.0, "backoff_s": 0.01} | settings.pop("fetch", {})))
+    return ingest_commoncrawl.run(spark, ingest_commoncrawl.Config(lake=str(lake), fetch=fetch, **settings), report)
 
 
 def table(lake: Path, name: str) -> pl.DataFrame:
     return pl.read_delta(str(lake / name / "commoncrawl"))
 
 
+def account(report: Report) -> tuple[int, int, int]:
+    names = ("rows_read", "rows_committed", "rows_quarantined")
+    read, committed, quarantined = (report.results[name] for name in names)
+    return read, committed, quarantined
+
+
 @pytest.fixture(scope="module")
 def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two files of each format, with damaged records and bombs, made without Spark."""
     dest = tmp_path_factory.mktemp("crawl")
-    options: dict[str, Any] = {"pages": 120, "pages_per_file": 60, "formats": "warc,wet,wat", "bad": 0.2}
+    options: dict[str, Any] = {"pages": 80, "pages_per_file": 40, "formats": "warc,wet,wat", "bad": 0.25}
     made = generate_crawl.Config(dest=str(dest), hostile=0.1, bomb_bytes=80 << 20, **options).generation()
     generated_crawl.prepare(made, dest, False)
     for file in range(made.files):
@@ -45,59 +59,197 @@ def crawl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def truth(crawl: Path) -> pl.DataFrame:
-    return pl.concat([pl.from_arrow(pq.read_table(path)) for path in sorted((crawl / "truth").iterdir())])
+def web(crawl: Path) -> Iterator[Server]:
+    with pytest.MonkeyPatch.context() as patch, serving(crawl) as server:
+        patch.setenv("NO_PROXY", "*")
+        yield server
 
 
 @pytest.fixture(scope="module")
 def ingested(
-    spark: SparkSession, no_quality_reports: None, crawl: Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, list[Report]]:
-    """A lake with the three path lists, the first of them given twice."""
+    spark: SparkSession, no_quality_reports: None, crawl: Path, web: Server, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Report]:
+    """A lake with all formats: WARC from the web, which fails as it can, WET and WAT from where they lie."""
     lake = tmp_path_factory.mktemp("ingested")
-    lists = [crawl / f"crawl-data/{CRAWL}/{form}.paths.gz" for form in ("warc", "wet", "wat", "warc")]
-    return lake, [ingest(spark, lake, source=str(path)) for path in lists]
+    lists = [f"{crawl}/crawl-data/{CRAWL}/{form}.paths.gz" for form in ("wet", "wat")]
+    web.faults[f"crawl-data/{CRAWL}/warc.paths.gz"] = ["503 0"]
+    web.faults[f"crawl-data/{CRAWL}/segments/0/warc/{CRAWL}-00000.warc.gz"] = ["cut 5000", "429 0", "plain"]
+    source = ",".join([f"{web.url}/crawl-data/{CRAWL}/warc.paths.gz", *lists])
+    return lake, ingest(spark, lake, source=source, fetch={"remove": True})
 
 
-def test_every_planted_record_is_where_it_belongs(
-    ingested: tuple[Path, list[Report]], crawl: Path, truth: pl.DataFrame
-) -> None:
-    lake, reports = ingested
+@pytest.fixture(scope="module")
+def expected(crawl: Path, web: Server) -> pl.DataFrame:
+    """The truth on the records that carry a page, files as the tables call them."""
+    found = pl.concat([pl.from_arrow(pq.read_table(path)) for path in sorted((crawl / "truth").iterdir())])
+    base = pl.when(pl.col("format") == "warc").then(pl.lit(f"{web.url}/")).otherwise(pl.lit(f"{crawl}/"))
+    return found.filter(pl.col("page").is_not_null()).with_columns(file=base + pl.col("file"))
+
+
+def test_every_planted_record_is_where_it_belongs(ingested: tuple[Path, Report], expected: pl.DataFrame) -> None:
+    lake, report = ingested
     bronze, refused = table(lake, "bronze"), table(lake, "quarantine")
-    main = truth.filter(pl.col("page").is_not_null())
-    good = main.filter(pl.col("bad").is_null())
     place = ["file", "offset", "length", "type", "record_id"]
-    expected = good.with_columns(file=pl.lit(f"{crawl}/") + pl.col("file")).select(*place, uri="uri").sort(place)
+    good, bad = expected.filter(pl.col("bad").is_null()), expected.filter(pl.col("bad").is_not_null())
     found = bronze.select(*place, uri="target_uri").sort(place)
-    assert found.equals(expected)
-    bad = main.filter(pl.col("bad").is_not_null()).with_columns(file=pl.lit(f"{crawl}/") + pl.col("file"))
-    assert set(refused.select("file", "offset").rows()) == set(bad.select("file", "offset").rows())
-    assert bronze["key"].n_unique() == len(bronze) == sum(each.results["rows_committed"] for each in reports)
-    assert len(refused) == sum(each.results["rows_quarantined"] for each in reports)
-    assert reports[3].results["files_known"] == 2 and reports[3].results["rows_read"] == 0
+    assert found.rows() == good.select(*place, "uri").sort(place).rows()
+    assert refused.select("file", "offset", "length").sort("file", "offset").rows() == (
+        bad.select("file", "offset", "length").sort("file", "offset").rows()
+    )
+    assert account(report) == (len(good) + len(bad), len(good), len(bad))
+    assert bronze["key"].n_unique() == len(good)
     assert set(bronze["crawl"]) == {CRAWL}
+    assert not any((lake / "landing/commoncrawl").glob("*.warc.gz"))
 
 
-def test_payloads_are_the_pages(ingested: tuple[Path, list[Report]], truth: pl.DataFrame) -> None:
+def test_payloads_are_the_pages(ingested: tuple[Path, Report], expected: pl.DataFrame) -> None:
     bronze = table(ingested[0], "bronze")
+    texts = dict(expected.filter(pl.col("type") == "conversion").select("record_id", "text").rows())
     wet = bronze.filter(pl.col("type") == "conversion").select("record_id", "payload")
-    texts = dict(truth.filter(pl.col("type") == "conversion").select("record_id", "text").rows())
     assert all(payload.decode() == texts[own] for own, payload in wet.rows())
     responses = bronze.filter(pl.col("type") == "response")
     assert set(responses["http_status"]) == {200}
     assert responses["digest_ok"].all()
     assert all(payload.startswith((b"<!DOCTYPE", b"{")) for payload in responses["payload"])
+    first = responses.row(0, named=True)
+    headers = dict(zip(first["http_header_names"], first["http_header_values"], strict=True))
+    assert headers["Server"] == "made" and int(headers["Content-Length"]) == first["payload_length"]
+    assert "WARC-Target-URI" in first["warc_header_names"]
 
 
-def test_bytes_of_a_file_add_up(ingested: tuple[Path, list[Report]], crawl: Path) -> None:
-    """Everything committed, refused or left out is the file; and what is kept of the refused is its beginning."""
+def test_what_was_refused_is_kept_and_told(
+    spark: SparkSession, ingested: tuple[Path, Report], expected: pl.DataFrame, web: Server, crawl: Path
+) -> None:
     lake, _ = ingested
-    lengths: Counter[str] = Counter()
-    for name in ("bronze", "quarantine"):
-        for file, length in table(lake, name).select("file", "length").rows():
-            lengths[file] += length
-    for file in lengths:
-        if ".wet." in file:
-            info = table(lake, "quarantine").filter(pl.col("file") == file)
-            assert lengths[file] < Path(file).stat().st_size
-            assert all(Path(file).read_bytes()[row["offset"] :].startswith(row["raw"]) for row in info.to_dicts())
+    for row in table(lake, "quarantine").to_dicts():
+        content = (crawl / row["file"].removeprefix(f"{web.url}/")).read_bytes()
+        assert content[row["offset"] : row["offset"] + row["length"]].startswith(row["raw"])
+        assert row["raw_length"] == row["length"]
+    said = io.StringIO()
+    config = quarantine.Config(lake=str(lake), source="commoncrawl", examples=1)
+    told = quarantine.run(spark, config, Report("quarantine", out=said)).results
+    bad = expected.filter(pl.col("bad").is_not_null())
+    assert told["rows_quarantined"] == len(bad)
+    spoilt = bad.filter(pl.col("bad") == "bad_digest")
+    assert told["reasons"][commoncrawl_rows.DIGEST_REASON] == len(spoilt)
+    name = f"{CRAWL}-00001.warc.gz"
+    found = rows.run(spark, rows.Config(lake=str(lake), file=name, source="commoncrawl"), Report("rows", out=said))
+    of_file = expected.filter(pl.col("file").str.ends_with(name))
+    assert found.results["rows_read"] == len(of_file) == 40
+    assert found.results["rows_now"] == len(of_file.filter(pl.col("bad").is_null()))
+    assert "81 records of types that were not asked for are left out" in said.getvalue()
+
+
+def test_what_is_known_is_not_fetched_again(spark: SparkSession, ingested: tuple[Path, Report], web: Server) -> None:
+    before = len(web.requests)
+    again = ingest(spark, ingested[0], source=f"{web.url}/crawl-data/{CRAWL}/warc.paths.gz")
+    assert account(again) == (0, 0, 0) and again.results["files_known"] == 2
+    assert len(web.requests) == before
+
+
+def test_single_records_by_the_url_index(
+    spark: SparkSession, ingested: tuple[Path, Report], expected: pl.DataFrame, web: Server, crawl: Path, tmp_path: Path
+) -> None:
+    """German pages by their index lines, local and by ranges; a line that lies about the address is found out."""
+    lake, _ = ingested
+    index = crawl / f"cc-index/collections/{CRAWL}/indexes/cdx-00000.gz"
+    content = gzip.decompress(index.read_bytes()) + b"not a line\n"
+    lines = [line for line in content.splitlines() if b'"languages": "rus"' in line]
+    lie = json.loads(lines[0].split(b" ", 2)[2])
+    liar = Capture("https://liar.example/x", "20240101000000", lie["filename"], int(lie["offset"]), int(lie["length"]))
+    wanted = [json.loads(line.split(b" ", 2)[2]) for line in lines[1:]]
+    lying = tmp_path / "cdx-00000.gz"
+    kept = [line for line in content.splitlines() if line != lines[0]]
+    lying.write_bytes(gzip.compress(b"\n".join([*kept, index_line(liar).encode()])))
+    common: dict[str, Any] = {"index": str(lying), "types": "all", "crawl": "picked", "base": web.url}
+    report = ingest(spark, lake, match=MatchConfig(languages="rus"), **common)
+    bronze = table(lake, "bronze").filter(pl.col("crawl") == "picked")
+    good = expected.filter(pl.col("bad").is_null())["record_id"].to_list()
+    here = {(each["url"], int(each["offset"])) for each in wanted}
+    assert {(uri, at) for uri, at in bronze.select("target_uri", "offset").rows()} <= here
+    assert set(bronze["record_id"]) <= set(good)
+    assert set(bronze["file"]) == {f"{web.url}/{wanted[0]['filename']}"}
+    assert account(report)[0] == len(wanted) and account(report)[1] == len(bronze) > 0
+    assert report.warnings and "1 lines of the index are none" in report.warnings[0]
+    report = ingest(spark, lake, match=MatchConfig(domains="liar.example"), **(common | {"base": str(crawl)}))
+    assert account(report) == (1, 0, 1)
+    reasons = table(lake, "quarantine").filter(pl.col("reason") == commoncrawl_rows.INDEX_REASON)
+    assert reasons["offset"].to_list() == [liar.offset]
+    again = ingest(spark, lake, match=MatchConfig(domains="liar.example"), **(common | {"base": str(crawl)}))
+    assert account(again) == (0, 0, 0)
+    with pytest.raises(UserError, match="none of 41 lines of the index matches"):
+        ingest(spark, lake, match=MatchConfig(prefixes="nowhere.example/"), **common)
+    with pytest.raises(UserError, match="more than 1 captures match"):
+        ingest(spark, lake, max_records=1, match=MatchConfig(mimes="text/*"), **common)
+
+
+def test_real_files_and_a_cut_one(
+    spark: SparkSession, ingested: tuple[Path, Report], cc_whirlwind: Path, warc_resiliparse: Path, tmp_path: Path
+) -> None:
+    """The counts of the data's README; of the cut file complete records once, the cut with its offset.
+
+    A run that fails between its two commits is finished once; a file that changed or is there twice is refused.
+    """
+    lake, source = ingested[0], tmp_path / "in"
+    source.mkdir()
+    for form in ("gz", "wet.gz", "wat.gz"):
+        shutil.copy(cc_whirlwind / f"whirlwind.warc.{form}", source)
+    cut = source / "'; rm -rf $HOME; [x]* %2e.warc.gz"
+    cut.write_bytes((warc_resiliparse / "warcfile.warc.gz").read_bytes()[:70_000])
+
+    def fails(*_: object) -> None:
+        raise OSError("power cut")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commoncrawl_rows, "rejected", fails)
+        with pytest.raises(OSError, match="power cut"):
+            ingest(spark, lake, source=str(source), types="all")
+    cut.write_bytes((warc_resiliparse / "warcfile.warc.gz").read_bytes()[:70_001])
+    with pytest.raises(UserError, match="was changed after batch"):
+        ingest(spark, lake, source=str(source), types="all")
+    cut.write_bytes((warc_resiliparse / "warcfile.warc.gz").read_bytes()[:70_000])
+    ingest(spark, lake, source=str(source), types="request")  # the batch keeps its own settings
+    bronze = table(lake, "bronze").filter(pl.col("file").str.starts_with(str(source)))
+    counts = dict(bronze.group_by("file").len().rows())
+    whole = {Path(name).name: count for name, count in counts.items()}
+    assert [whole[f"whirlwind.warc.{form}"] for form in ("gz", "wet.gz", "wat.gz")] == [4, 2, 2]
+    assert bronze.filter(pl.col("file").str.contains("whirlwind"))["digest_ok"].all()
+    (refused,) = table(lake, "quarantine").filter(pl.col("file") == str(cut)).to_dicts()
+    of_cut = bronze.filter(pl.col("file") == str(cut)).sort("offset")
+    assert refused["offset"] == of_cut["length"].sum() == (of_cut["offset"] + of_cut["length"]).max()
+    assert refused["offset"] + refused["length"] == 70_000
+    shutil.copy(source / "whirlwind.warc.gz", tmp_path / "again.warc.gz")
+    with pytest.raises(UserError, match=r"again.warc.gz has the same content as .*whirlwind.warc.gz"):
+        ingest(spark, lake, source=str(tmp_path / "again.warc.gz"))
+    (source / "whirlwind.warc.gz").write_bytes(b"other")
+    with pytest.raises(UserError, match="was changed after it was ingested"):
+        ingest(spark, lake, source=str(source))
+
+
+def test_a_reader_that_loses_bytes_is_found_out(spark: SparkSession, lake: Path, crawl: Path) -> None:
+    source = commoncrawl.CommonCrawlSource()
+    path = str(crawl / f"crawl-data/{CRAWL}/segments/0/wet/{CRAWL}-00000.warc.wet.gz")
+    with pytest.MonkeyPatch.context() as patch:
+        lost = commoncrawl_rows.Census({"conversion": commoncrawl_rows.Count(1, 5)})
+        patch.setattr(commoncrawl_rows, "take_census", lambda *_: {path: lost})
+        with pytest.raises(RuntimeError, match="the account of .* does not close: its rows have 5 bytes"):
+            source.scan(spark, [path])
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "either --source or --index"),
+        ({"source": "x", "bad_digest": "drop"}, "one of quarantine, keep"),
+        ({"source": "x", "match": MatchConfig(domains="a.example")}, "give --index"),
+        ({"source": "x", "crawl": "../x"}, "no crawl's name"),
+        ({"source": "x", "limit": -1}, "at least 0"),
+        ({"source": "x", "fetch": FetchConfig(downloads=0)}, "downloads must be at least 1"),
+        ({"source": "x", "lake": "s3://lake"}, "cannot land"),
+        ({"source": "nowhere.warc.gz"}, "names no file"),
+        ({"index": "x", "match": MatchConfig(statuses="ok")}, "are not numbers"),
+    ],
+)
+def test_senseless_settings_are_refused(settings: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ingest_commoncrawl.early(ingest_commoncrawl.Config(**settings))

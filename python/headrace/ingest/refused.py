@@ -16,10 +16,10 @@ _SHOWN_BYTES = 120
 
 @dataclass(frozen=True)
 class Example:
-    """A refused line: its file, line and offset count from 0; `raw` is its beginning."""
+    """A refused line or record: line and offset count from 0, a record has no line; `raw` is its beginning."""
 
     file: str
-    line: int
+    line: int | None
     offset: int
     raw: bytes
     length: int
@@ -28,7 +28,8 @@ class Example:
         """For people: control characters and foreign bytes escaped."""
         shown = self.raw.decode("utf-8", "backslashreplace").encode("unicode_escape").decode()
         more = f"... ({self.length:,} bytes)" if self.length > len(self.raw) else ""
-        return f"{self.file} line {self.line} offset {self.offset}: {shown}{more}"
+        line = "" if self.line is None else f"line {self.line} "
+        return f"{self.file} {line}offset {self.offset}: {shown}{more}"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Refused:
 def by_reason(
     spark: SparkSession, lake: str, table: str, *, examples: int, condition: Column | None = None
 ) -> list[Refused]:
-    """Reasons by falling number of lines.
+    """Reasons by falling number of lines or records.
 
     Args:
         spark: the session.
@@ -63,13 +64,14 @@ def _group(rows: DataFrame, examples: int) -> list[Refused]:
     from pyspark.sql import Window
     from pyspark.sql import functions as F
 
+    by_line = ["line"] if "line" in rows.columns else []  # records of a crawl have none
     counts = rows.groupBy("reason").agg(F.count("*").alias("rows"), F.count_distinct("file").alias("files")).collect()
-    place = F.row_number().over(Window.partitionBy("reason").orderBy("file_ordinal", "line"))
+    place = F.row_number().over(Window.partitionBy("reason").orderBy("file_ordinal", *by_line, "offset"))
     firsts = rows.withColumn("place", place).where(F.col("place") <= examples).orderBy("reason", "place")
     shown = F.expr(f"substring(raw, 1, {_SHOWN_BYTES})").alias("raw")
     lines: dict[str, list[Example]] = {}
-    for row in firsts.select("reason", "file", "line", "offset", shown, "raw_length").collect():
-        example = Example(row.file, row.line, row.offset, bytes(row.raw), row.raw_length)
+    for row in firsts.select("reason", "file", *by_line, "offset", shown, "raw_length").collect():
+        example = Example(row.file, row.line if by_line else None, row.offset, bytes(row.raw), row.raw_length)
         lines.setdefault(row.reason, []).append(example)
     found = [Refused(row.reason, row.rows, row.files, tuple(lines.get(row.reason, ()))) for row in counts]
     return sorted(found, key=lambda refused: (-refused.rows, refused.reason))

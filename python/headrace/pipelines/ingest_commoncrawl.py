@@ -21,11 +21,15 @@ from headrace.ingest.commoncrawl_index import Match
 from headrace.ingest.commoncrawl_paths import Origin
 from headrace.ingest.commoncrawl_rows import BAD_DIGEST, Reading
 from headrace.ingest.commoncrawl_singles import SELECTION, Selection, land_selection, select, selection_of, selections
+from headrace.ingest.days import find_files
 from headrace.pipelines.ingest_files import Settings, ingest
 from headrace.report import Report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+
+
+_SUMMED = ("files", "rows_read", "rows_committed", "rows_quarantined")
 
 
 @dataclass(kw_only=True)
@@ -166,7 +170,7 @@ def early(cfg: Config) -> None:
     """Refuse what needs no Spark to be seen.
 
     Raises:
-        UserError: a setting out of range.
+        UserError: a setting out of range, no such file.
     """
     if bool(cfg.source) == bool(cfg.index):
         raise UserError("give either --source or --index", "--source 'crawl/*.warc.gz', or --index cdx-00000.gz")
@@ -179,6 +183,9 @@ def early(cfg: Config) -> None:
     if cfg.match.match() != Match() and not cfg.index:
         raise UserError("--match chooses from a URL index", "give --index cdx-00000.gz as well")
     _landing(cfg)
+    for part in _words(cfg.source or cfg.index):
+        if not paths.is_remote(part):
+            find_files(part)
 
 
 def _check_numbers(cfg: Config) -> None:
@@ -218,7 +225,7 @@ class _Run:
     report: Report
     fetcher: Fetcher
     landing: Path
-    totals: dict[str, int] = field(default_factory=dict)
+    totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMED, 0))
     known: int = 0
 
     def __post_init__(self) -> None:
@@ -297,11 +304,10 @@ class _Run:
     def ingest(self, part: dict[str, Origin]) -> None:
         """One part into the tables; its account added to the run's; what landed removed if that is asked for."""
         self.source.origins |= {path: origin.name for path, origin in part.items()}
-        part_report = self.report
-        ingest(self.spark, self._settings, self.source, dict.fromkeys(part), part_report)
-        for name in ("files", "rows_read", "rows_committed", "rows_quarantined"):
-            self.totals[name] = self.totals.get(name, 0) + part_report.results[name]
-        self.known += part_report.results["files_known"]
+        ingest(self.spark, self._settings, self.source, dict.fromkeys(part), self.report)
+        for name in _SUMMED:
+            self.totals[name] += self.report.results[name]
+        self.known += self.report.results["files_known"]
         if self.cfg.fetch.remove:
             for path in part:
                 if Path(path).parent == self.landing:

@@ -51,7 +51,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     early(cfg)
     table = f"quarantine/{cfg.source}"
     refused = by_reason(spark, cfg.lake, table, examples=cfg.examples)
-    report.say(f"{sum(each.rows for each in refused):,} lines in {table}")
+    report.say(f"{sum(each.rows for each in refused):,} rows in {table}")
     for line in lines_of(refused):
         report.say(line)
     report.results |= {

@@ -75,7 +75,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     now = _rows_now(spark, cfg, file)
     refused = _refused(spark, cfg, batch, file)
     report.say(f"in bronze/{cfg.source} now {now:,} rows")
-    report.say(f"in quarantine/{cfg.source} now {sum(each.rows for each in refused):,} lines")
+    report.say(f"in quarantine/{cfg.source} now {sum(each.rows for each in refused):,} rows")
     for line in lines_of(refused):
         report.say(line)
     report.results |= _results(batch, file, account) | {
@@ -87,24 +87,33 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
 
 def _find(name: str, state: LedgerState) -> tuple[LedgerBatch, LedgerFile]:
     every = [(batch, file) for batch in state.batches for file in batch.files]
-    exact = [(batch, file) for batch, file in every if file.path == os.path.abspath(name)]
-    found = exact or [(batch, file) for batch, file in every if file.path.endswith(f"/{name.lstrip('/')}")]
+    exact = [(batch, file) for batch, file in every if os.path.abspath(name) == file.path or name == _origin(file)]
+    ending = f"/{name.lstrip('/')}"
+    found = exact or [each for each in every if f"/{_origin(each[1])}".endswith(ending)]
     if len(found) > 1:
-        raise UserError(f"{len(found)} files are called {name}", f"give the path, such as {found[0][1].path}")
+        raise UserError(f"{len(found)} files are called {name}", f"give the path, such as {_origin(found[0][1])}")
     if not found:
-        known = ", ".join(sorted(os.path.basename(file.path) for _, file in every)[:5]) or "no file yet"
+        known = ", ".join(sorted(os.path.basename(_origin(file)) for _, file in every)[:5]) or "no file yet"
         raise UserError(f"the ledger does not know {name or 'a file without a name'}", f"it knows {known}")
     return found[0]
 
 
+def _origin(file: LedgerFile) -> str:
+    """Where a file came from, if that is not where it was read."""
+    return str(file.detail.get("origin", file.path))
+
+
 def _facts(batch: LedgerBatch, file: LedgerFile, account: FileAccount | None) -> list[str]:
     lines = [
-        f"{file.path}: {file.size:,} bytes, {file.checksum}, file {file.ordinal}, day {file.day}",
+        f"{_origin(file)}: {file.size:,} bytes, {file.checksum}, file {file.ordinal}"
+        + ("" if file.day is None else f", day {file.day}"),
         f"batch {batch.batch_id}, {len(batch.files)} files",
     ]
     if account is None:
         return [*lines, "the batch is open: run the same ingest again to finish it"]
     header = " (and a header)" if file.detail.get("header") else ""
+    if left := file.detail.get("left_out"):
+        lines.append(f"{left:,} records of types that were not asked for are left out")
     lines.append(
         f"{account.read:,} rows read{header}"
         f" = {account.committed:,} committed (version {_or_none(account.table_version)})"
