@@ -275,6 +275,11 @@ def finish(generation: Generation, dest: Path) -> dict[str, Any]:
     return body
 
 
+def size(generation: Generation, dest: Path) -> int:
+    """Bytes of all crawl files."""
+    return sum((dest / generation.name(form, file)).stat().st_size for form, file in _all(generation))
+
+
 def truth_rows(generation: Generation, dest: Path) -> Iterator[dict[str, Any]]:
     """The truth of all records, without the texts, a file at a time."""
     columns = [name for name in TRUTH_SCHEMA.names if name != "text"]

@@ -124,10 +124,11 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     with report.stage("generate") as stage:
         made = _write_files(spark, generation, cfg.parts, dest)
         stage.rows_out = generation.pages
+        stage.bytes_in = files.size(generation, dest)
         stage.note = "" if made == generation.pages else f"{generation.pages - made:,} pages were there already"
     with report.stage("truth") as stage:
         body = files.finish(generation, dest)
-        stage.bytes_in = sum(body["files"].values())
+        stage.rows_in = sum(sum(count.values()) for name, count in body["counts"].items() if name.endswith("_type"))
     report.results |= {"bytes": sum(body["files"].values()), **body["counts"]}
     return report
 
