@@ -88,6 +88,8 @@ def wn18rr_folder() -> Path:
 def ml100k() -> Path:
     """The real MovieLens 100k: u.data, 100,000 ratings by 943 users of 1,682 items."""
     return _real("ml100k") / "u.data"
+
+
 def cc_whirlwind() -> Path:
     """Folder of one Common Crawl capture as WARC, WET and WAT, plain and gzip: 4, 2 and 2 records."""
     return _real("cc_whirlwind")
