@@ -90,6 +90,7 @@ def ml100k() -> Path:
     return _real("ml100k") / "u.data"
 
 
+@pytest.fixture(scope="session")
 def cc_whirlwind() -> Path:
     """Folder of one Common Crawl capture as WARC, WET and WAT, plain and gzip: 4, 2 and 2 records."""
     return _real("cc_whirlwind")
