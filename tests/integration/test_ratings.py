@@ -237,7 +237,7 @@ def test_movielens_100k(spark: SparkSession, ml100k: Path, lake: Path) -> None:
 
 def test_generated_ratings_and_their_best_error(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
     config = generate_ratings.Config(
-        dest=str(tmp_path / "made"), rows=9000, users=8300, bad_rows=7, write_truth_rows=True
+        dest=str(tmp_path / "made"), rows=9000, num_users=8300, bad_rows=7, write_truth_rows=True
     )
     report = generate_ratings.run(spark, config, Report("generate-ratings", out=io.StringIO()))
     truth = report.results

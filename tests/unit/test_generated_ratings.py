@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from headrace.config import parse
 from headrace.errors import UserError
 from headrace.ingest.generated_ratings import BLOCK_USERS, STEPS, Generation, Truth, figures, make_block, moments
 from headrace.ingest.ratings_parse import Format, Layout, layout_of, parse_block
+from headrace.pipelines import generate_ratings
 
 
 def generation(**settings: object) -> Generation:
@@ -69,3 +71,8 @@ def test_settings_that_cannot_be() -> None:
         with pytest.raises(UserError):
             generation(**wrong).check()
     generation().check()
+
+
+def test_the_command_line_reaches_the_generation() -> None:
+    config = parse({"": generate_ratings.Config}, ["--dest", "x", "--rows", "5000", "--num_items", "300"], "x")[""]
+    assert config.generation() == generation(rows=5000, users=50, items=300, rank=8, seed=1)

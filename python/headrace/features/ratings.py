@@ -111,6 +111,9 @@ def k_core(
         left = keep(left)
         now = left.count()
         removed.append(size - now)
+        done = left if now == size else current  # what was computed for it is in the other one
+        if done is not rows:
+            done.unpersist()
         if now == size:
             return current, removed
         current, size = left, now

@@ -78,9 +78,10 @@ class Generation:
         """
         if self.format not in FORMATS:
             raise UserError(f"--format {self.format} is unknown", f"one of {', '.join(FORMATS)}")
-        for name in ("rows", "users", "items", "rank"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} is under 1", f"leave --{name} out")
+        settings = {"rows": self.rows, "num_users": self.users, "num_items": self.items, "rank": self.rank}
+        for name, value in settings.items():
+            if value < 1:
+                raise UserError(f"--{name} {value} is under 1", f"leave --{name} out")
         if min(self.duplicates, self.bad_rows, self.seed) < 0 or not 0 < self.noise <= 10:
             raise UserError("duplicates, bad_rows and seed are 0 or more, noise is over 0 and at most 10")
         if self.rows < self.users or self.rows > self.users * self.items // 2:

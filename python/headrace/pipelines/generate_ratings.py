@@ -27,8 +27,8 @@ class Config:
     Args:
         dest: folder to write to; executors on other machines must see it too.
         rows: ratings, each pair of user and item once.
-        users: number of users; 0 = one for 100 ratings.
-        items: number of items; 0 = a fifth of the users, at least 200.
+        num_users: number of users; 0 = one for 100 ratings.
+        num_items: number of items; 0 = a fifth of the users, at least 200.
         rank: numbers in a user's and an item's factor.
         noise: standard deviation of the noise, before ratings are rounded to half stars.
         seed: of everything; the same settings give the same bytes on any number of cores.
@@ -41,8 +41,8 @@ class Config:
 
     dest: str
     rows: int = 1_000_000
-    users: int = 0
-    items: int = 0
+    num_users: int = 0
+    num_items: int = 0
     rank: int = 8
     noise: float = 0.75
     seed: int = 1
@@ -54,11 +54,11 @@ class Config:
 
     def generation(self) -> Generation:
         """The part of the settings that the bytes depend on."""
-        users = self.users or max(20, self.rows // 100)
+        users = self.num_users or max(20, self.rows // 100)
         return Generation(
             rows=self.rows,
             users=users,
-            items=self.items or max(200, users // 5),
+            items=self.num_items or max(200, users // 5),
             rank=self.rank,
             noise=self.noise,
             seed=self.seed,
