@@ -6,10 +6,9 @@ guarded), so that a page which hangs or crashes a parser is a row with extract_e
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.catalog.spec import load
@@ -18,9 +17,14 @@ from headrace.features.guarded import Guarded, Lost
 from headrace.features.text_rules import c4, judge
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
+    from pyspark.sql import Column
 
-INPUT = ("key", "batch_id", "crawl", "type", "date", "target_uri", "http_status", "http_content_type", "payload")
+INPUT = (
+    *("key", "batch_id", "crawl", "type", "date", "target_uri"),
+    *("http_status", "http_content_type", "payload", "payload_bytes"),
+)
 KINDS = ("response", "conversion")
 _FLUSH_ROWS, _FLUSH_CHARS = 512, 8 << 20
 
@@ -30,7 +34,7 @@ class Limits:
     """What one document may cost.
 
     Args:
-        seconds: of work on it; over it the document is a timeout.
+        seconds: of CPU time; over it, or over ten times as long by the clock, the document is a timeout.
         memory_mb: by which the process that works on it may grow.
     """
 
@@ -48,10 +52,6 @@ class Recipe:
     bad_words: tuple[str, ...] = ()
     bad_words_whole: bool = True
     limits: Limits = field(default_factory=Limits)
-
-    def pattern(self) -> re.Pattern[str] | None:
-        """Of the bad words."""
-        return c4.word_pattern(self.bad_words, self.bad_words_whole)
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,35 @@ class Verdict:
             return "language_unsure"
         return judge.first(self.rules, row)
 
+    def sql(self) -> str:
+        """The same as a Spark SQL expression over silver/documents, but for the URL lists."""
+        cases = ["WHEN extract_error IS NOT NULL THEN concat('extract_', extract_error)"]
+        if self.languages:
+            known = ", ".join(f"'{code}'" for code in self.languages)
+            cases.append(f"WHEN language IS NULL OR language NOT IN ({known}) THEN 'language_other'")
+            cases.append(f"WHEN language_score < {self.min_score!r}D THEN 'language_unsure'")
+        cases += [f"WHEN {rule.sql()} THEN '{rule.name}'" for rule in self.rules]
+        return f"CASE {' '.join(cases)} END"
+
+    def column(self) -> Column:
+        """removed_by as a Spark column; with URL lists, Python looks at the URLs alone."""
+        from pyspark.sql import functions as F
+
+        by_values = F.expr(self.sql())
+        if not self.urls:
+            return by_values
+        return F.coalesce(_listed(self.urls)(F.col("url")), by_values)
+
+
+def _listed(urls: url_filter.UrlFilter) -> Any:
+    from pyspark.sql.pandas.functions import pandas_udf
+
+    @pandas_udf("string")
+    def reason(column: pd.Series) -> pd.Series:
+        return column.map(urls.reason)
+
+    return reason
+
 
 def extracted(batches: Iterable[pa.RecordBatch], recipe: Recipe, verdict: Verdict) -> Iterator[pa.RecordBatch]:
     """Records -> documents, extracted, measured and judged.
@@ -92,16 +121,6 @@ def measured(batches: Iterable[pa.RecordBatch], recipe: Recipe, verdict: Verdict
     yield from _guarded(batches, partial(_again, _worker(recipe)), verdict, recipe, _document_lost)
 
 
-def judged(batches: Iterable[pa.RecordBatch], verdict: Verdict) -> Iterator[pa.RecordBatch]:
-    """Documents with removed_by decided anew from the stored values; texts are not looked at."""
-    import pyarrow as pa
-
-    for batch in batches:
-        rows = batch.drop_columns(["text", "removed_by"]).to_pylist()
-        found = pa.array([verdict.of(row) for row in rows], pa.string())
-        yield batch.set_column(batch.schema.get_field_index("removed_by"), "removed_by", found)
-
-
 @dataclass
 class _Worker:
     recipe: Recipe
@@ -112,7 +131,7 @@ def _worker(recipe: Recipe) -> _Worker:
     """Everything loaded, before the child is forked."""
     main_text.warm()
     language.detect("warm")
-    measures = text_rules.Measures(recipe.measure, recipe.pattern())
+    measures = text_rules.Measures(recipe.measure, c4.word_pattern(recipe.bad_words, recipe.bad_words_whole))
     measures.of("Warm.")
     return _Worker(recipe, measures)
 
@@ -150,6 +169,7 @@ def _batch(rows: list[dict[str, Any]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist(rows, schema())
 
 
+@lru_cache(1)
 def schema() -> pa.Schema:
     """Of silver/documents, every column nullable as Spark's Arrow exchange has it, times in UTC."""
     import pyarrow as pa
@@ -183,15 +203,18 @@ def _measure(worker: _Worker, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _extract(record: Mapping[str, Any], recipe: Recipe) -> tuple[main_text.Extracted, str]:
-    payload = record["payload"] or b""
-    if record["type"] == "conversion":
-        return main_text.published(payload, recipe.extract), "published"
+    payload, published = record["payload"], record["type"] == "conversion"
+    extractor = "published" if published else main_text.version()
     allowed = {status.strip() for status in recipe.extract.status.split(",")}
-    if str(record["http_status"]) not in allowed:
-        return main_text.Extracted(None, "http_status"), main_text.version()
+    if not published and str(record["http_status"]) not in allowed:
+        return main_text.Extracted(None, "http_status"), extractor
+    if payload is None:
+        return main_text.Extracted(None, "too_large" if record["payload_bytes"] else "no_payload"), extractor
+    if published:
+        return main_text.published(payload, recipe.extract), extractor
     found = main_text.extract(payload, record["http_content_type"], recipe.extract)
     plain = main_text.media_type(record["http_content_type"]) == main_text.PLAIN
-    return found, "plain" if plain else main_text.version()
+    return found, "plain" if plain else extractor
 
 
 def _empty(record: Mapping[str, Any], error: str | None) -> dict[str, Any]:

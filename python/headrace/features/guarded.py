@@ -1,8 +1,9 @@
 """Work on hostile items in a forked child: what hangs, crashes or eats memory costs its item, not the job.
 
-The child arms an alarm before an item, with the default action, so the kernel ends it wherever it hangs, also inside a
-C library, and also when nobody is left to wait for it. Its address space is bounded. The next item gets a new child.
-Fork after loading models: children share them.
+The child arms alarms before an item, with the default action, so the kernel ends it wherever it hangs, also inside a C
+library, and also when nobody is left to wait for it: one of its CPU time, which a busy machine does not shorten, and a
+later one of the clock. Its address space is bounded. The next item gets a new child. Fork after loading models:
+children share them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Generic, TypeVar
 
+_CLOCK_FACTOR = 10
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -35,7 +37,7 @@ class Guarded(Generic[T, R]):
 
     Args:
         work: what to do with an item; items and results are pickled.
-        seconds: an item may take so long.
+        seconds: CPU time an item may take; by the clock, ten times as long.
         memory_bytes: the child may grow by so much.
     """
 
@@ -82,7 +84,7 @@ class Guarded(Generic[T, R]):
             process.kill()
             process.join()
         code = process.exitcode
-        return Lost("timeout") if code == -signal.SIGALRM else Lost("crashed", f"exit code {code}")
+        return Lost("timeout") if code in (-signal.SIGPROF, -signal.SIGALRM) else Lost("crashed", f"exit code {code}")
 
 
 def _serve(
@@ -91,18 +93,23 @@ def _serve(
     """The child: one item after the other until the parent closes the pipe."""
     other_end.close()
     faulthandler.disable()  # a child that crashes is expected
-    for number in (signal.SIGALRM, signal.SIGTERM):
+    for number in (signal.SIGPROF, signal.SIGALRM, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _bound_memory(memory_bytes)
     with contextlib.suppress(EOFError, OSError):
         while True:
             item = connection.recv()
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            _alarm(seconds)
             result = _attempt(work, item)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            _alarm(0)
             connection.send(result)
     os._exit(0)
+
+
+def _alarm(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds * _CLOCK_FACTOR)
 
 
 def _attempt(work: Callable[[Any], Any], item: Any) -> Any:

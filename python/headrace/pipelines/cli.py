@@ -51,6 +51,7 @@ VERBS = {
         "featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"
     ),
     "featurize-ratings": Verb("featurize_ratings", "bronze/ratings -> dense ids, splits, folds in silver/ratings"),
+    "featurize-text": Verb("featurize_text", "bronze/commoncrawl -> documents, corpus, tokens, packed sequences"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
