@@ -17,7 +17,6 @@ from headrace.features.guarded import Guarded, Lost
 from headrace.features.text_rules import c4, judge
 
 if TYPE_CHECKING:
-    import pandas as pd
     import pyarrow as pa
     from pyspark.sql import Column
 
@@ -92,17 +91,7 @@ class Verdict:
         by_values = F.expr(self.sql())
         if not self.urls:
             return by_values
-        return F.coalesce(_listed(self.urls)(F.col("url")), by_values)
-
-
-def _listed(urls: url_filter.UrlFilter) -> Any:
-    from pyspark.sql.pandas.functions import pandas_udf
-
-    @pandas_udf("string")
-    def reason(column: pd.Series) -> pd.Series:
-        return column.map(urls.reason)
-
-    return reason
+        return F.coalesce(F.udf(self.urls.reason, "string", useArrow=True)(F.col("url")), by_values)
 
 
 def extracted(batches: Iterable[pa.RecordBatch], recipe: Recipe, verdict: Verdict) -> Iterator[pa.RecordBatch]:
