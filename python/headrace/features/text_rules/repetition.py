@@ -117,8 +117,8 @@ def _repeated(pieces: list[str]) -> tuple[int, int, int]:
 
 def _top_grams(words: Sequence[str], ends: Ints) -> dict[int, int | None]:
     """Characters, with blanks between words, of the most frequent n-gram (the first of equals) times its count."""
-    ids: dict[str, int] = {}
-    word = np.fromiter((ids.setdefault(w, len(ids)) for w in words), np.int64, len(words))
+    ids = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    word = np.fromiter(map(ids.__getitem__, words), np.int64, len(words))
     gram, tops = word, dict[int, int | None]()
     for n in TOP:
         if len(words) < n:
@@ -148,16 +148,20 @@ def _duplicated(words: Sequence[str], ends: Ints) -> dict[int, int]:
 
 def _skipping(letters: str, ends: Ints, n: int, hashes: UInt64s) -> int:
     """Go over the n-grams whose hash repeats, from left to right, behind each that occurred before by n words."""
-    ordered = np.sort(hashes)
-    repeated = ordered[1:][ordered[1:] == ordered[:-1]]
-    if not len(repeated):
+    order = np.argsort(hashes)
+    ordered = hashes[order]
+    equal = ordered[1:] == ordered[:-1]
+    if not equal.any():
         return 0
+    repeated = np.zeros(len(hashes), bool)
+    repeated[order[1:][equal]] = repeated[order[:-1][equal]] = True
     seen: set[str] = set()
     chars = following = 0
-    for start in np.flatnonzero(np.isin(hashes, repeated)).tolist():
+    starts = np.flatnonzero(repeated)
+    for start, begin, end in zip(starts.tolist(), ends[starts].tolist(), ends[starts + n].tolist(), strict=True):
         if start < following:
             continue
-        gram = letters[ends[start] : ends[start + n]]
+        gram = letters[begin:end]
         if gram in seen:
             chars += len(gram)
             following = start + n
