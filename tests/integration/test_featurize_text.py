@@ -32,6 +32,7 @@ STORY = (
     "Years later the channel was still there, and so was the mill. You can write to keeper@mill.example.org "
     "or look at the gauge at 8.8.8.8 if you want to know how high the water stands today."
 )
+SHORT = "This page is too short for the rule that counts words, though it names rivers, mills, gates, stones and boats."
 GERMAN = (
     "Der Fluss, der durch das Tal fließt, führte in jenem Frühling wenig Wasser, und die Leute holten es vom See. " * 4
 )
@@ -57,7 +58,7 @@ def record(key: int, payload: bytes | None, **fields: Any) -> dict[str, Any]:
 FIRST = [
     record(0, page(STORY)),
     record(1, page(GERMAN)),
-    record(2, page("This page is too short to be kept, and that is all of it.")),
+    record(2, page(SHORT)),
     record(3, b"\x89PNG\r\n" + bytes(50), http_content_type="image/png"),
     record(4, b"<html>gone</html>", http_status=404),
     record(5, page(STORY + " {")),
@@ -81,7 +82,7 @@ EXPECTED = {
     5: None,
     6: "extract_timeout",
     7: "extract_no_payload",
-    9: "repetition_top_2_gram",
+    9: "repetition_top_3_gram",
     10: "extract_too_large",
 }
 
