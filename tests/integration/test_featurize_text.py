@@ -222,6 +222,26 @@ def test_batches_extracted_with_other_thresholds_are_judged_before_the_corpus(
     assert sorted(kept) == [0, (1 << 40) + 2, (1 << 40) + 3] and "\n\n" not in kept[0]
 
 
+def test_the_whole_way_from_pages_to_packed_sequences(spark: SparkSession, tmp_path: Path) -> None:
+    ingest(spark, tmp_path, [*FIRST[:3], *SECOND])
+    settings: dict[str, Any] = {
+        "tokenizer": featurize_text.pack_text.TokenizerConfig(vocab_size=300),
+        "pack": featurize_text.pack_text.PackConfig(length=64, validation_share=0.0),
+    }
+    stages = ",".join(featurize_text.STAGES)
+    report = featurize(spark, tmp_path, stages, **settings)
+    kept = [row["key"] for row in read(spark, CORPUS, tmp_path).collect()]
+    assert kept == [0]  # the same story in the second crawl is its duplicate, by whatever it was extracted
+    sequences = read(spark, load("gold/token_sequences"), tmp_path)
+    assert sequences.count() > 2 and {key for row in sequences.collect() for key in row["doc_keys"]} == {0}
+    made = {
+        name: latest_version(load(name).path(tmp_path)) for name in ("silver/documents", "gold/corpus", "gold/tokens")
+    }
+    featurize(spark, tmp_path, stages, **settings)
+    assert made == {name: latest_version(load(name).path(tmp_path)) for name in made}
+    assert report.results["corpus"]["documents"] == 1
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
