@@ -45,6 +45,9 @@ class Words(dict[str, tuple[str, ...]]):
 
     def cut(self, text: str) -> list[str]:
         """The words of a text, punctuation marks among them."""
+        if len(self._mergeable) > _KEPT_CHUNKS:
+            self._mergeable.clear()
+            self.clear()  # or known chunks would not be entered again
         chunks = text.split()
         tokens = list(chain.from_iterable(map(self.__getitem__, chunks)))
         if self._mergeable and not self._mergeable.isdisjoint(chunks):
