@@ -43,8 +43,9 @@ final class ArrayBytes(bytes: Array[Byte]) extends Bytes {
  *
  * @param end bytes from here on are as if they were not there
  */
-final class Window(bytes: Bytes, val end: Long, capacity: Int = Window.Capacity) {
-  val buffer: Array[Byte] = new Array[Byte](capacity)
+final class Window(bytes: Bytes, val end: Long) {
+  private val capacity    = math.max(16L, math.min(Window.Capacity.toLong, end)).toInt
+  val buffer: Array[Byte] = new Array[Byte](capacity + FastInflate.SLACK)
   var position: Int       = 0
   var limit: Int          = 0
   private var base        = 0L
@@ -92,5 +93,5 @@ final class Window(bytes: Bytes, val end: Long, capacity: Int = Window.Capacity)
 object Window {
 
   /** Room for the longest gzip header field (64 KiB) and much more. */
-  val Capacity: Int = 1 << 19
+  val Capacity: Int = 1 << 20
 }

@@ -2,7 +2,7 @@ package io.headrace.warc
 
 /** The decompressed bytes of a member, as far ahead as a reader of records asks for. */
 final class Flow(limits: Limits) {
-  var buffer: Array[Byte]        = new Array[Byte](1 << 20)
+  var buffer: Array[Byte]        = new Array[Byte](1 << 16)
   var start: Int                 = 0
   var end: Int                   = 0
   private var member: Member     = _

@@ -2,15 +2,23 @@ package io.headrace.warc
 
 import java.util.zip.{CRC32, DataFormatException, Inflater}
 
-/** A gzip member (RFC 1952): its end, CRC and length are checked, the rest of its header is passed over. */
+/**
+ * A gzip member (RFC 1952): its end, CRC and length are checked, the rest of its header is passed over.
+ *
+ * Members that lie in the window are inflated at once by FastInflate, and by zlib if it cannot: what is wrong with a
+ * member is always zlib's word.
+ */
 final class GzipMember(limits: Limits) extends Compressed {
   import GzipMember._
 
   private val inflater       = new Inflater(true)
+  private val fast           = new FastInflate
   private val crc            = new CRC32
   private var window: Window = _
   private var first          = 0L
   private var out            = 0L
+  private var begun          = false
+  private var inflated       = false
   private var ended          = false
 
   override def name: String = "gzip member"
@@ -29,6 +37,8 @@ final class GzipMember(limits: Limits) extends Compressed {
     inflater.reset()
     crc.reset()
     out = 0
+    begun = false
+    inflated = false
     ended = false
     if (!isAt(window)) throw new BadMember("no gzip member begins here")
     need(10)
@@ -49,27 +59,50 @@ final class GzipMember(limits: Limits) extends Compressed {
     }
   }
 
-  override def read(into: Array[Byte], start: Int, length: Int): Int = {
-    if (ended) return -1
-    var count = 0
-    while (count == 0) {
-      if (inflater.needsInput) feed()
-      count = inflate(into, start, length)
-      if (count == 0 && inflater.finished) {
-        window.position -= inflater.getRemaining
+  override def read(into: Array[Byte], start: Int, length: Int): Int =
+    if (ended) -1
+    else {
+      val whole = if (begun) 0 else inflateWhole(into, start, length)
+      begun = true
+      val count = if (whole > 0) whole else inflateSome(into, start, length)
+      if (count == 0) {
         checkTrailer()
         ended = true
-        return -1
+        -1
+      } else {
+        crc.update(into, start, count)
+        out += count
+        Member.checkRatio(offset - first, out, limits, name)
+        count
       }
+    }
+
+  /** The common case: the member lies in the window, and there is room for all of it. Else 0, and zlib has to do it. */
+  private def inflateWhole(into: Array[Byte], start: Int, length: Int): Int = {
+    if (window.available < FewBytes) window.fill()
+    inflated = fast.inflate(window.buffer, window.position, window.limit, into, start, start + length)
+    if (!inflated && window.position > FewBytes && window.fill())
+      inflated = fast.inflate(window.buffer, window.position, window.limit, into, start, start + length)
+    if (inflated) {
+      window.position = fast.consumed
+      fast.produced - start
+    } else 0
+  }
+
+  /** As much as zlib gives, 0 at the end of the member's data. */
+  private def inflateSome(into: Array[Byte], start: Int, length: Int): Int = {
+    if (inflated) return 0
+    var count = 0
+    while (count == 0 && !inflater.finished) {
+      if (inflater.needsInput) feed()
+      count = inflate(into, start, length)
       if (count == 0 && inflater.needsDictionary) throw new BadMember("the gzip member wants a preset dictionary")
     }
-    crc.update(into, start, count)
-    out += count
-    Member.checkRatio(offset - first, out, limits, name)
+    if (count == 0) window.position -= inflater.getRemaining
     count
   }
 
-  override def offset: Long = window.offset - (if (ended) 0 else inflater.getRemaining)
+  override def offset: Long = window.offset - (if (ended || inflated) 0 else inflater.getRemaining)
 
   override def produced: Long = out
 
@@ -121,6 +154,9 @@ private object GzipMember {
   val Name          = 8
   val Comment       = 16
   val ReservedFlags = 0xe0
+
+  /** Fewer bytes than this in the window are likely to be cut: it moves on first. */
+  val FewBytes: Int = 64 << 10
 
   /** A longer file name is no file name, and would make the search for members slow. */
   val MaxText = 1024

@@ -109,7 +109,8 @@ object Body {
       out.write(buffer, from, count)
       at = from + count
       if (at < end && buffer(at) == '\r') at += 1
-      if (at < end && buffer(at) == '\n') at += 1
+      if (at < end && buffer(at) != '\n') return None
+      at += 1
     }
     if (end > start) Some(out.toByteArray) else None
   }
@@ -125,8 +126,10 @@ object Body {
       size = size << 4 | Character.digit(buffer(at).toChar, 16)
       at += 1
     }
-    val ends = at == end || buffer(at) == ';' || buffer(at) == '\r' || buffer(at) == ' '
-    if (at > start && ends) size else -1
+    val digits = at - start
+    while (at < end && (buffer(at) == ' ' || buffer(at) == '\t')) at += 1
+    val ends = at == end || buffer(at) == ';' || buffer(at) == '\r'
+    if (digits > 0 && ends) size else -1
   }
 
   private def decode(body: Body, coding: String, limits: Limits): Body = {

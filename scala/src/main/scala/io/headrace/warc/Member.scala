@@ -71,8 +71,13 @@ object Member {
   def of(window: Window, fileName: String, limits: Limits): Member = {
     val known = List(new GzipMember(limits), new ZstdFrame(limits), new Lz4Frame(limits))
     val lower = fileName.toLowerCase(java.util.Locale.ROOT)
-    val found = known
-      .find(_.isAt(window))
+    // Frames that can be skipped look the same before zstd and lz4: what follows them tells.
+    val start = window.offset
+    try Frames.passSkippable(window, "frame")
+    catch { case _: BadMember => window.seek(start) }
+    val first = known.find(_.isAt(window))
+    window.seek(start)
+    val found = first
       .orElse(if (RecordStart.isAt(window)) None else known.find(_.suffixes.exists(lower.endsWith)))
     known.filterNot(found.contains).foreach(_.close())
     found.getOrElse(new PlainMember)

@@ -87,42 +87,37 @@ final class RecordParser(flow: Flow, limits: Limits, member: Member) {
       val reason = s"the record's $length bytes are over maxRecordBytes = ${limits.maxRecordBytes}"
       passOver(record, start, length)
       if (record.isIntact) record.error = reason
-    } else if (!wanted(record) && length > flow.available) {
+    } else if (plain && !wanted(record) && length > flow.available) {
       keepHead(record)
       passOver(record, start, length)
-    } else if (flow.has(start + length.toInt)) {
-      ending(record, start + length.toInt)
-      record.kept = record.isIntact
-      if (record.kept) {
-        record.head.move(flow.buffer, flow.start)
-        record.buffer = flow.buffer
-        record.blockStart = flow.start + start
-        record.blockEnd = record.blockStart + length.toInt
-      }
-    } else fail(record, tooLong(length, flow.available - start), start)
+    } else if (!flow.has(start + length.toInt)) fail(record, tooLong(record, length, there(start)), start)
+    else if (!isEnded(record, start + length.toInt)) fail(record, RecordParser.NotEnding, start)
+    else {
+      record.kept = true
+      record.head.move(flow.buffer, flow.start)
+      record.buffer = flow.buffer
+      record.blockStart = flow.start + start
+      record.blockEnd = record.blockStart + length.toInt
+    }
 
   private def passOver(record: Record, start: Int, length: Long): Unit = {
     flow.drop(start)
     val begin = flow.offset
     val there = flow.discard(length)
-    if (there == length) ending(record, 0)
-    else {
+    if (there < length || !isEnded(record, 0)) {
       flow.seek(begin)
-      fail(record, tooLong(length, there), 0)
+      fail(record, if (there < length) tooLong(record, length, there) else RecordParser.NotEnding, 0)
     }
   }
 
-  /** See that the record ends at `at`, where its block does. */
-  private def ending(record: Record, at: Int): Unit = {
+  /** Whether the record ends at `at`, where its block does. */
+  private def isEnded(record: Record, at: Int): Boolean = {
     val (end, lines) = lineEnds(at)
+    used = end
     if (!flow.ensure(end + 1)) {
       unended = lines < (if (record.arc == null) 2 else 1)
-      used = end
-    } else if (startsAt(end) || plain && lines >= 2) used = end
-    else {
-      keepHead(record)
-      fail(record, "the record does not end where its Content-Length says", at)
-    }
+      true
+    } else startsAt(end) || plain && lines >= 2
   }
 
   /** Mark a record as bad and go to the next that begins at `from` or behind. */
@@ -206,11 +201,18 @@ final class RecordParser(flow: Flow, limits: Limits, member: Member) {
   /** The head stays readable when the flow goes on. */
   private def keepHead(record: Record): Unit = record.head.keep(flow.buffer, flow.start)
 
-  private def tooLong(length: Long, there: Long) = s"Content-Length is $length, $there bytes are there"
+  private def tooLong(record: Record, length: Long, there: Long) =
+    s"${if (record.arc == null) "Content-Length" else "Archive-length"} is $length, $there bytes are there"
+
+  /** Bytes from `start` to the end of the member, as far as they are known. */
+  private def there(start: Int): Long =
+    if (plain) member.size - flow.offset - start else flow.available.toLong - start
 }
 
 private object RecordParser {
   val MaxLineEnds: Int = 64
+
+  val NotEnding = "the record does not end where its Content-Length says"
 
   /** Bytes searched for a record before they are let go. */
   val Step: Int = 256 << 10
