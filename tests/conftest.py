@@ -102,6 +102,13 @@ def warc_resiliparse() -> Path:
     return _real("warc_resiliparse")
 
 
+@pytest.fixture(scope="session")
+def cc_archives() -> Path:
+    """Folder of the folders of real WARC, WET, WAT and ARC files."""
+    folders = ("cc_whirlwind", "cc_jwarc", "cc_dolma_warc", "warc_broken", "warc_resiliparse")
+    return min(_real(name).parent for name in folders)
+
+
 def _real(name: str) -> Path:
     folder = REAL_DATA / name
     if not folder.is_dir():

@@ -9,7 +9,7 @@ import java.util.Arrays;
  * Inflates a whole deflate stream (RFC 1951) from one array into another.
  *
  * <p>What makes it faster than zlib behind JNI is what makes libdeflate fast: all input and output are at hand, so that
- * bits are taken 56 at a time, codes are looked up in one table of 11 bits whose entries hold base value and extra bits,
+ * bits are taken 56 at a time, codes are looked up in one table of 10 bits whose entries hold base value and extra bits,
  * and copies go in words. It does not say what is wrong with a stream: whatever it does not like (bad codes, too little
  * input, too little room) it gives up, and the caller asks zlib.
  *
@@ -21,7 +21,7 @@ final class FastInflate {
 
   private static final VarHandle WORDS = MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
 
-  private static final int LITERAL_BITS = 11;
+  private static final int LITERAL_BITS = 10;
   private static final int DISTANCE_BITS = 8;
   private static final int LONGEST_MATCH = 258;
 
