@@ -7,10 +7,7 @@ killed before is simply made again, and the same is not computed twice. Every ta
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +19,7 @@ from headrace.errors import UserError
 from headrace.features import candidates, clusters, dedup
 from headrace.features.components import components
 from headrace.features.minhash import MinHash
+from headrace.pipelines.dedup_request import check_earlier, compared_before, finished, request
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -172,6 +170,8 @@ def deduplicate(
     for place, crawl in enumerate(order):
         if not wanted or crawl in wanted:
             _bring_up_to_date(spark, lake, (crawl, *order[:place]), version, settings, report, firsts[crawl])
+    if stale := compared_before(finished(read(spark, load(REPORT), lake))):
+        report.warn(f"compared with crawls as they were before: {', '.join(stale)}; headrace dedup-text --lake {lake}")
     return report
 
 
@@ -204,58 +204,19 @@ def _bring_up_to_date(
     """Compare crawls[0] with itself and the others, unless the same was done."""
     crawl, earlier = crawls[0], crawls[1:]
     before = latest_version(load(REPORT).path(lake))
-    done = _done(spark, lake, before)
-    _check_earlier(earlier, done, crawl, settings)
-    request = {
-        "documents": _digest(lake, crawl, version),
-        "settings": {**asdict(settings), "minhash": settings.minhash().to_json()},
-        "earlier": {name: _sha(done[name]) for name in earlier},
-    }
-    text = json.dumps(request, sort_keys=True)
+    done = finished(read(spark, load(REPORT), lake, before))
+    check_earlier(crawl, earlier, done, settings.minhash().to_json())
+    files = files_at(load(DOCUMENTS), lake, version, {"crawl": crawl})
+    text = request(files, {**asdict(settings), "minhash": settings.minhash().to_json()}, earlier, done)
     if done.get(crawl) == text:
         report.say(f"{crawl}: compared before, with the same settings and documents; nothing to do")
         return
-    later = [name for name, other in done.items() if crawl in json.loads(other)["earlier"]]
     with scratch(lake, "dedup") as work:
         run = _Run(spark, lake, crawl, earlier, settings, report, work, version)
         _compare(run, WriteOptions(replace_where=f"crawl = '{crawl}'", txn=("dedup-text", before + 1)), text, first_key)
-    if later:
-        names = ", ".join(sorted(later))
-        report.warn(f"{names} came later and were compared with {crawl} as it was: headrace dedup-text --lake {lake}")
 
 
-def _done(spark: SparkSession, lake: str, version: int) -> dict[str, str]:
-    """Request by crawl of what is finished."""
-    rows = read(spark, load(REPORT), lake, version).where("host IS NULL").select("crawl", "request").collect()
-    return {row["crawl"]: row["request"] for row in rows}
-
-
-def _check_earlier(earlier: tuple[str, ...], done: Mapping[str, str], crawl: str, settings: Settings) -> None:
-    for name in earlier:
-        if name not in done:
-            raise UserError(f"{name} comes before {crawl} and was not compared yet", "leave --crawl out, or add it")
-        theirs, ours = json.loads(done[name])["settings"]["minhash"], settings.minhash().to_json()
-        if theirs != ours:
-            changed = ", ".join(
-                f"{key} {theirs.get(key)} -> {ours[key]}" for key in ours if theirs.get(key) != ours[key]
-            )
-            raise UserError(
-                f"{name} was signed with other settings ({changed}): its buckets say nothing about {crawl}",
-                "give the same settings, or leave --crawl out, and all crawls are signed anew",
-            )
-
-
-def _digest(lake: str, crawl: str, version: int) -> str:
-    """Of the files that hold the crawl's documents: they never change, so neither do the documents."""
-    files = files_at(load(DOCUMENTS), lake, version, {"crawl": crawl})
-    return _sha("\n".join(sorted(f"{file.path.rsplit('/', 1)[-1]} {file.rows} {file.size}" for file in files)))
-
-
-def _sha(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-def _compare(run: _Run, options: WriteOptions, request: str, first_key: int) -> None:
+def _compare(run: _Run, options: WriteOptions, wanted: str, first_key: int) -> None:
     documents = run.documents((run.crawl,)).where("removed_by IS NULL")
     signed = _sign(run, documents)
     stands_for = run.of_earlier(DUPLICATES)
@@ -269,7 +230,7 @@ def _compare(run: _Run, options: WriteOptions, request: str, first_key: int) -> 
         for table, frame in ((BANDS, signed), (DUPLICATES, rows)):
             write(_of_crawl(frame, run.crawl), load(table), run.lake, mode="overwrite", options=replace)
         written = write(
-            _report_rows(counts, run.crawl, request, first_key),
+            _report_rows(counts, run.crawl, wanted, first_key),
             load(REPORT),
             run.lake,
             mode="overwrite",
@@ -367,12 +328,12 @@ def _of_crawl(rows: DataFrame, crawl: str) -> DataFrame:
     return rows.withColumn("crawl", F.lit(crawl))
 
 
-def _report_rows(counts: DataFrame, crawl: str, request: str, first_key: int) -> DataFrame:
+def _report_rows(counts: DataFrame, crawl: str, wanted: str, first_key: int) -> DataFrame:
     from pyspark.sql import functions as F
 
     whole = F.col("host").isNull()
     rows = _of_crawl(counts, crawl).withColumn("first_key", F.when(whole, F.lit(first_key).cast("bigint")))
-    return rows.withColumn("request", F.when(whole, F.lit(request))).coalesce(1)
+    return rows.withColumn("request", F.when(whole, F.lit(wanted))).coalesce(1)
 
 
 def _conclude(run: _Run, rows: DataFrame, figures: dict[str, Any]) -> None:
