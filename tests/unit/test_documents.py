@@ -11,8 +11,10 @@ import pytest
 
 from headrace import resources
 from headrace.config import parse
-from headrace.features import documents, text_rules
+from headrace.features import documents, language, masking, text_rules
 from headrace.features.documents import INPUT, Limits, Recipe, Verdict
+from headrace.features.text_rules import judge
+from headrace.ingest import generated_crawl_pages
 from headrace.pipelines import featurize_text, text_report
 
 REAL = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -122,3 +124,42 @@ def test_the_preset_and_dotted_settings_are_read() -> None:
     cfg = parse({"": featurize_text.Config}, argv, "headrace featurize-text")[""]
     assert cfg.measure.c4.terminal_punctuation is False and cfg.measure.c4.min_words == 3
     assert cfg.thresholds.gopher.min_words is None and cfg.thresholds.fineweb.max_newlines == 0.5
+
+
+PLANTED = {
+    "c4_curly_bracket": "c4_curly_bracket",
+    "c4_few_sentences": "c4_few_sentences",
+    "c4_lorem_ipsum": "c4_lorem_ipsum",
+    "fineweb_duplicated_characters": "fineweb_dup_line_chars",
+    "fineweb_many_line_breaks": "fineweb_newlines",
+    "fineweb_no_punctuation": "fineweb_line_punctuation",
+    "fineweb_short_lines": "fineweb_short_lines",
+    "gopher_bullets": "gopher_bullet_lines",
+    "gopher_ellipses": "gopher_ellipsis_lines",
+    "gopher_few_alphabetic": "gopher_few_letters",
+    "gopher_few_stop_words": "gopher_few_stop_words",
+    "gopher_hash_signs": "gopher_hashes",
+    "gopher_long_words": "gopher_long_words",
+    "gopher_repeated_lines": "repetition_dup_lines",
+    "gopher_repeated_words": "repetition_top_2_gram",
+    "gopher_too_few_words": "gopher_short_doc",
+}
+
+
+def test_planted_pages_are_judged_as_they_were_planted() -> None:
+    """Every rule removes what was written to break it, nothing removes an ordinary English page."""
+    measures = text_rules.Measures()
+    rules = {rule.name: rule for rule in VERDICT.rules}
+    seen = set()
+    for number in range(400):
+        planted = generated_crawl_pages.page(generated_crawl_pages.Mix(seed=5, spam=0.3), number)
+        values = measures.of(planted.text)
+        if planted.rule:
+            assert rules[PLANTED[planted.rule]].removes(values), planted
+            seen.add(planted.rule)
+        elif planted.language == "en":
+            assert judge.first(VERDICT.rules, values) is None, planted
+        assert language.detect(planted.text).code == planted.language
+        masked = masking.mask(planted.text)
+        assert (masked.num_emails, masked.num_ips) == (planted.emails, planted.public_ips)
+    assert seen == PLANTED.keys()
