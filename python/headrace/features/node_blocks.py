@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -260,13 +261,22 @@ def block_rows(spark: SparkSession, blocks: Blocks) -> DataFrame:
 
 def mapped(frame: DataFrame, act: Callable[[Iterator[Row]], Iterable[Row]], blocks: Blocks) -> DataFrame:
     """Run `act` over each partition's rows."""
-    by_partition = places(blocks.num_partitions)
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in act(read_rows(batches)):
-            yield to_batch(row, int(by_partition[row.block * blocks.num_partitions // max(1, blocks.count)]))
+            yield to_batch(row, place_of(row.block, blocks))
 
     return frame.mapInArrow(run, DDL)
+
+
+def place_of(block: int, blocks: Blocks) -> int:
+    """What sends a block's rows to its partition; blocks that are neighbours go together."""
+    return int(_places(blocks.num_partitions)[block * blocks.num_partitions // blocks.count])
+
+
+@lru_cache(maxsize=8)
+def _places(num_partitions: int) -> npt.NDArray[np.int32]:
+    return places(num_partitions)
 
 
 def read_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
