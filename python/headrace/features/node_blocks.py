@@ -251,18 +251,16 @@ def gather(rows: DataFrame, blocks: Blocks, finish: Finish) -> DataFrame:
 
 
 def block_rows(spark: SparkSession, blocks: Blocks) -> DataFrame:
-    """An empty row for each block, as many partitions as a shuffle has."""
-    count = blocks.num_partitions
-    numbers = spark.range(0, blocks.count, 1, count)
-    return numbers.selectExpr(
-        "0 AS place", "id AS block", "0 AS kind", "0L AS order", "X'' AS nodes", "X'' AS values", "X'' AS scale"
-    )
+    """An empty state for each block, in as many partitions as a shuffle has."""
+    numbers = spark.range(0, blocks.count, 1, blocks.num_partitions)
+    empty = "0 AS kind", "0L AS order", "X'' AS nodes", "X'' AS values", "X'' AS scale"
+    return mapped(numbers.selectExpr("id AS block", *empty), lambda rows: rows, blocks)
 
 
 def mapped(frame: DataFrame, act: Callable[[Iterator[Row]], Iterable[Row]], blocks: Blocks) -> DataFrame:
     """Run `act` over each partition's rows."""
 
-    def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in act(read_rows(batches)):
             yield to_batch(row, place_of(row.block, blocks))
 

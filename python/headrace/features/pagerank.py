@@ -193,7 +193,7 @@ def _kept(spark: SparkSession, frame: DataFrame, path: str) -> DataFrame:
 def _ranks(states: DataFrame, blocks: Blocks) -> DataFrame:
     import pyarrow as pa
 
-    def expand(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for row in node_blocks.read_rows(batches):
             start, stop = blocks.bounds(row.block)
             arrays = [pa.array(np.arange(start, stop)), pa.array(np.frombuffer(row.values))]

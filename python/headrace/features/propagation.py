@@ -13,7 +13,7 @@ Graph Neural Networks", 2020; Kipf, Welling, ICLR 2017 (symmetric).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import groupby
@@ -37,6 +37,7 @@ F64 = npt.NDArray[np.float64]
 NORMS = ("none", "row", "symmetric")
 PRECISIONS = ("float32", "float16")
 MAX_HOPS = 8
+_BATCH_CELLS = 1 << 17
 _FEATURE_COLUMNS = ("first_node", "num_nodes", "dim", "dtype", "layout", "indptr", "indices", "values")
 
 
@@ -163,7 +164,7 @@ def _begin(spark: SparkSession, adjacency: Adjacency, features: DataFrame, step:
     """The first states: features from their shards, factors from the degrees."""
     blocks = step.blocks
 
-    def cut(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for shard in batch.to_pylist():
                 for row in feature_pieces(shard, blocks):
@@ -214,26 +215,43 @@ def node_rows(hops: Sequence[DataFrame], blocks: Blocks, precision: str = "float
     moved = place(frame, "place", blocks.num_partitions).sortWithinPartitions("block", "order")
     ddl = ", ".join(["node bigint", *(f"x{hop} array<float>" for hop in range(len(hops)))])
 
-    def expand(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for block, group in groupby(node_blocks.read_rows(batches), key=lambda row: row.block):
             yield from block_batches(block, [blocks.values(row) for row in group], blocks, precision)
 
     return moved.mapInArrow(expand, ddl)
 
 
+def feature_rows(shards: DataFrame) -> DataFrame:
+    """Rows of gold/graph_features as one row a node: node bigint, x array<float>."""
+
+    def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for shard in batch.to_pylist():
+                blocks = Blocks.of(shard["first_node"] + shard["num_nodes"], shard["dim"], "float32")
+                for row in feature_pieces(shard, blocks):
+                    first = row.block * blocks.size + int(np.frombuffer(row.nodes, np.int32)[0])
+                    yield from _batches(first, [("x", blocks.values(row))])
+
+    return shards.select(*_FEATURE_COLUMNS).mapInArrow(expand, "node bigint, x array<float>")
+
+
 def block_batches(block: int, values: Sequence[F32], blocks: Blocks, precision: str) -> Iterator[pa.RecordBatch]:
-    """A block's hops [nodes, width] as Arrow batches of rows, a few thousand each."""
+    """A block's hops [nodes, width] as Arrow batches of rows."""
+    if precision == "float16":
+        values = [x.astype(np.float16).astype(np.float32) for x in values]
+    return _batches(blocks.bounds(block)[0], [(f"x{hop}", x) for hop, x in enumerate(values)])
+
+
+def _batches(first: int, columns: Sequence[tuple[str, F32]]) -> Iterator[pa.RecordBatch]:
+    """Matrices [nodes, width] of the nodes from `first` on as list columns, some 100,000 numbers of each a batch."""
     import pyarrow
 
-    start, stop = blocks.bounds(block)
-    size = max(1, (1 << 17) // max(1, blocks.width))
-    for low in range(0, stop - start, size):
-        high = min(low + size, stop - start)
-        columns = [pyarrow.array(np.arange(start + low, start + high))]
-        for x in values:
-            flat = x[low:high].reshape(-1)
-            flat = flat.astype(np.float16).astype(np.float32) if precision == "float16" else flat
-            offsets = np.arange(high - low + 1, dtype=np.int32) * blocks.width
-            columns.append(pyarrow.ListArray.from_arrays(pyarrow.array(offsets), pyarrow.array(flat)))
-        names = ["node", *(f"x{hop}" for hop in range(len(values)))]
-        yield pyarrow.RecordBatch.from_arrays(columns, names)
+    nodes, width = columns[0][1].shape
+    size = max(1, _BATCH_CELLS // max(1, width))
+    for low in range(0, nodes, size):
+        high = min(low + size, nodes)
+        offsets = pyarrow.array(np.arange(high - low + 1, dtype=np.int32) * width)
+        arrays = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(x[low:high].reshape(-1))) for _, x in columns]
+        ids = pyarrow.array(np.arange(first + low, first + high))
+        yield pyarrow.RecordBatch.from_arrays([ids, *arrays], ["node", *(name for name, _ in columns)])
