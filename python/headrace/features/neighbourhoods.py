@@ -322,7 +322,6 @@ def _means(table: pa.Table, here: npt.NDArray[np.bool_], row: I64, rows: int, di
     import pyarrow
 
     x = table.column("x").filter(pyarrow.array(here)).combine_chunks()
-    x = x.chunk(0) if isinstance(x, pyarrow.ChunkedArray) else x
     if x.null_count:
         raise UserError(f"{x.null_count} of the sampled nodes have no features", "make the graph's features again")
     flat = x.flatten().to_numpy().reshape(-1, dim)

@@ -284,6 +284,17 @@ def read_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
         yield from map(Row._make, zip(*columns, strict=True))
 
 
+def shard_rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows of a table of shards, list cells as numpy arrays."""
+    for i in range(batch.num_rows):
+        cells = {name: column[i] for name, column in zip(batch.schema.names, batch.columns, strict=True)}
+        lists = {name for name, cell in cells.items() if hasattr(cell, "values")}
+        yield {
+            name: cell.values.to_numpy(zero_copy_only=False) if name in lists and cell.is_valid else cell.as_py()
+            for name, cell in cells.items()
+        }
+
+
 def to_batch(row: Row, at: int) -> pa.RecordBatch:
     """A row, with its place in a shuffle, as a batch of its own: rows are megabytes."""
     import pyarrow

@@ -166,7 +166,7 @@ def _begin(spark: SparkSession, adjacency: Adjacency, features: DataFrame, step:
 
     def cut(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for shard in batch.to_pylist():
+            for shard in node_blocks.shard_rows(batch):
                 for row in feature_pieces(shard, blocks):
                     yield node_blocks.to_batch(row, node_blocks.place_of(row.block, blocks))
 
@@ -227,7 +227,7 @@ def feature_rows(shards: DataFrame) -> DataFrame:
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
-            for shard in batch.to_pylist():
+            for shard in node_blocks.shard_rows(batch):
                 blocks = Blocks.of(shard["first_node"] + shard["num_nodes"], shard["dim"], "float32")
                 for row in feature_pieces(shard, blocks):
                     first = row.block * blocks.size + int(np.frombuffer(row.nodes, np.int32)[0])

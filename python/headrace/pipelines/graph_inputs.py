@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.catalog.delta import read
 from headrace.catalog.spec import load
 from headrace.errors import UserError
-from headrace.features import csr, hashing, layout, neighbourhoods
+from headrace.features import csr, hashing, layout, neighbourhoods, node_blocks
 from headrace.features.csr import CsrTable, EdgeType
 from headrace.features.neighbourhoods import SPLITS
 
@@ -74,7 +74,7 @@ class Inputs:
 
         def seeds(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             for batch in batches:
-                yield from neighbourhoods.seed_rows(batch.to_pylist(), wanted)
+                yield from neighbourhoods.seed_rows(node_blocks.shard_rows(batch), wanted)
 
         return self.shards(spark, "labels").select("first_node", "splits", "labels").mapInArrow(seeds, _LABEL_DDL)
 
@@ -148,6 +148,14 @@ def named_splits(rows: DataFrame) -> DataFrame:
 
     names = F.array(*[F.lit(name) for name in SPLITS])
     return rows.withColumn("split", F.element_at(names, F.col("split") + 1))
+
+
+def all_columns(rows: DataFrame, table: str) -> DataFrame:
+    """With nulls for the columns that were not made: hops beyond those asked for."""
+    from pyspark.sql import functions as F
+
+    lacking = [field for field in load(table).to_spark() if field.name not in rows.columns]
+    return rows.withColumns({field.name: F.lit(None).cast(field.dataType) for field in lacking})
 
 
 def in_order(rows: DataFrame, seed: int, partitions: Sequence[str]) -> DataFrame:

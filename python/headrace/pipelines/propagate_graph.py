@@ -120,7 +120,4 @@ def _laid(rows: DataFrame, labels: DataFrame, cfg: Config) -> DataFrame:
     placed = nodes.withColumn("_place", file_column(F.col("key"), F.col("split"), files, cfg.seed))
     named = graph_inputs.named_splits(hashing.place(placed, "_place", sum(files)))
     named = named.withColumn("graph", F.lit(cfg.graph)).withColumn("propagation", F.lit(cfg.propagation))
-    for field in load(TABLE).to_spark():
-        if field.name not in named.columns:
-            named = named.withColumn(field.name, F.lit(None).cast(field.dataType))
-    return graph_inputs.in_order(named.drop("_place"), cfg.seed, _PARTITIONS)
+    return graph_inputs.in_order(graph_inputs.all_columns(named.drop("_place"), TABLE), cfg.seed, _PARTITIONS)

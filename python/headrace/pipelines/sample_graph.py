@@ -22,7 +22,9 @@ from headrace.pipelines.graph_inputs import Inputs
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from headrace.report import Report, Stage
+    from headrace.catalog.delta import Commit
+    from headrace.features.csr import CsrTable
+    from headrace.report import Report
 
 DIRECTIONS = ("out", "in")
 _PARTITIONS = ("graph", "sampling", "epoch", "split")
@@ -59,7 +61,7 @@ class Config:
     replace: bool = False
     means: bool = False
     seed: int = 0
-    rows_per_file: int = 262_144
+    rows_per_file: int = 65_536
     rows_per_group: int = 4_096
 
 
@@ -79,7 +81,12 @@ def early(cfg: Config) -> None:
         raise UserError(
             f"--rows_per_file is under 1, or --rows_per_group under {layout.MIN_GROUP_ROWS}", "leave them out"
         )
-    graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction)
+    edge = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction).adjacency.edge_type
+    if edge.source != edge.target and ("," in cfg.fanouts or cfg.means):
+        raise UserError(
+            f"edges {edge} lead to nodes of another type, which have no such edges, nor the seeds' features",
+            "take one hop, and ids only: --fanouts 15 --means false",
+        )
 
 
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
@@ -89,66 +96,71 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         UserError: as `early`; mean features of a graph without features.
     """
     early(cfg)
-    spec = load(TABLE)
-    report.paths["neighbourhoods"] = spec.path(cfg.lake)
+    report.paths["neighbourhoods"] = load(TABLE).path(cfg.lake)
     inputs = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction)
-    seeds = inputs.seeds(spark, graph_inputs.split_codes(cfg.splits))
-    counts = graph_inputs.count_by_split(seeds)
-    if not counts:
-        raise UserError(f"graph {cfg.graph!r} has no node of --splits {cfg.splits}", "name other splits")
-    for epoch in parse_days(cfg.epochs, "epochs"):
-        with report.stage(f"sample epoch {epoch}") as stage:
-            stage.rows_in = sum(counts.values())
-            _sample(spark, cfg, inputs, seeds, counts, epoch, stage, report)
-    report.results |= {"table": spec.name, "rows_by_split": {SPLITS[code]: n for code, n in sorted(counts.items())}}
+    with scratch(cfg.lake, "sample-graph") as work:
+        with report.stage("seeds") as stage:
+            source = _prepare(spark, cfg, inputs, work)
+            stage.rows_out = source.rows
+        for epoch in parse_days(cfg.epochs, "epochs"):
+            with report.stage(f"sample epoch {epoch}") as stage:
+                stage.rows_in = source.rows
+                commit = _sample(spark, cfg, source, epoch, f"{work}/epoch-{epoch}")
+                stage.rows_out = commit.rows_added
+                assert stage.rows_out == stage.rows_in, f"{stage.rows_in} seeds, {stage.rows_out} rows committed"
+                stage.note = f"version {commit.version}"
+    rows = {SPLITS[code]: n for code, n in sorted(source.counts.items())}
+    report.results |= {"table": TABLE, "version": commit.version, "rows_by_split": rows}
     return report
 
 
-def _sample(
-    spark: SparkSession,
-    cfg: Config,
-    inputs: Inputs,
-    seeds: DataFrame,
-    counts: dict[int, int],
-    epoch: int,
-    stage: Stage,
-    report: Report,
-) -> None:
+@dataclass(frozen=True)
+class _Source:
+    """What every epoch reads; seeds and features are put down once, as rows rather than shards."""
+
+    adjacency: CsrTable
+    seeds: DataFrame
+    counts: dict[int, int]
+    features: DataFrame | None
+    dim: int
+
+    @property
+    def rows(self) -> int:
+        """Seeds."""
+        return sum(self.counts.values())
+
+
+def _prepare(spark: SparkSession, cfg: Config, inputs: Inputs, work: str) -> _Source:
+    features, dim = None, 0
+    with node_blocks.few_records_a_batch(spark):
+        seeds = _kept(inputs.seeds(spark, graph_inputs.split_codes(cfg.splits)), f"{work}/seeds")
+        if cfg.means:
+            shards = inputs.shards(spark, "features")
+            dim = int(shards.select("dim").first()["dim"])  # type: ignore[index]
+            features = _kept(propagation.feature_rows(shards), f"{work}/features")
+    counts = graph_inputs.count_by_split(seeds)
+    if not counts:
+        raise UserError(f"graph {cfg.graph!r} has no node of --splits {cfg.splits}", "name other splits")
+    return _Source(inputs.adjacency, seeds, counts, features, dim)
+
+
+def _kept(frame: DataFrame, path: str) -> DataFrame:
+    frame.write.parquet(path)
+    return frame.sparkSession.read.schema(frame.schema).parquet(path)
+
+
+def _sample(spark: SparkSession, cfg: Config, source: _Source, epoch: int, work: str) -> Commit:
     """One epoch's rows, committed."""
     from pyspark.sql import functions as F
 
-    features, dim = (_features(spark, inputs)) if cfg.means else (None, 0)
-    files = graph_inputs.files_by_split(counts, cfg.rows_per_file)
-    plan = Plan(parse_fanouts(cfg.fanouts), cfg.seed, epoch, 0, cfg.replace, dim, files)
+    files = graph_inputs.files_by_split(source.counts, cfg.rows_per_file)
+    plan = Plan(parse_fanouts(cfg.fanouts), cfg.seed, epoch, 0, cfg.replace, source.dim, files)
+    rows = neighbourhoods(source.seeds, source.adjacency, plan, work, source.features)
+    names = {"graph": F.lit(cfg.graph), "sampling": F.lit(cfg.sampling), "epoch": F.lit(epoch)}
+    rows = graph_inputs.all_columns(graph_inputs.named_splits(rows).withColumns(names), TABLE)
+    metadata = {"request": asdict(cfg) | {"lake": None}, "graph_csr": source.adjacency.version, "epoch": epoch}
     where = f"graph = '{cfg.graph}' AND sampling = '{cfg.sampling}' AND epoch = {epoch}"
-    metadata = {"request": asdict(cfg) | {"lake": None}, "graph_csr": inputs.adjacency.version, "epoch": epoch}
-    with scratch(cfg.lake, "sample-graph") as work, layout.row_groups(spark, cfg.rows_per_group):
-        rows = graph_inputs.named_splits(neighbourhoods(seeds, inputs.adjacency, plan, work, features))
-        rows = rows.withColumn("graph", F.lit(cfg.graph)).withColumn("sampling", F.lit(cfg.sampling))
-        rows = _all_columns(rows.withColumn("epoch", F.lit(epoch)))
-        rows = graph_inputs.in_order(rows, cfg.seed, _PARTITIONS)
-        commit = write(
-            rows, load(TABLE), cfg.lake, mode="overwrite", metadata=metadata, options=WriteOptions(replace_where=where)
-        )
-    stage.rows_out = commit.rows_added
-    assert stage.rows_out == stage.rows_in, f"{stage.rows_in} seeds went in, {stage.rows_out} rows were committed"
-    stage.note = f"version {commit.version}, {sum(plan.widths)} slots a row"
-    report.results |= {"version": commit.version, "widths": list(plan.widths)}
-
-
-def _all_columns(rows: DataFrame) -> DataFrame:
-    """With nulls for hops that were not sampled."""
-    from pyspark.sql import functions as F
-
-    for field in load(TABLE).to_spark():
-        if field.name not in rows.columns:
-            rows = rows.withColumn(field.name, F.lit(None).cast(field.dataType))
-    return rows
-
-
-def _features(spark: SparkSession, inputs: Inputs) -> tuple[DataFrame, int]:
-    """Features by node, and their width."""
-    shards = inputs.shards(spark, "features")
-    dim = int(shards.select("dim").first()["dim"])  # type: ignore[index]
-    with node_blocks.few_records_a_batch(spark):
-        return propagation.feature_rows(shards), dim
+    options = WriteOptions(replace_where=where)
+    with layout.row_groups(spark, cfg.rows_per_group):
+        ordered = graph_inputs.in_order(rows, cfg.seed, _PARTITIONS)
+        return write(ordered, load(TABLE), cfg.lake, mode="overwrite", metadata=metadata, options=options)
