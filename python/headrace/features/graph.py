@@ -29,7 +29,7 @@ from headrace.features.graph_blocks import (
     unpack,
 )
 from headrace.features.graph_edges import Adjacency, Edges, Sample, by_type, chunks
-from headrace.features.graph_ids import Nodes, look_up, map_of
+from headrace.features.graph_ids import Nodes, look_up_all, map_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -117,7 +117,8 @@ def _map_target(sources: list[Ranges], starts: dict[int, int]) -> Callable[[pa.T
         ids, dense = map_of(table, starts)
         rows: list[tuple[object, ...]] = []
         for number, (src, dst, weight, place) in unpack(table, range(len(sources))).items():
-            rows += split(sources[number].parts(src), number, (src, look_up(dst, ids, dense), weight, place))
+            dst, (src, weight, place) = look_up_all(dst, (src, weight, place), ids, dense)
+            rows += split(sources[number].parts(src), number, (src, dst, weight, place))
         return table_of(rows)
 
     return run
@@ -130,7 +131,8 @@ def _map_source(emit: Emit, starts: dict[int, int]) -> Callable[[pa.Table], pa.T
         ids, dense = map_of(table, starts)
         rows: list[tuple[object, ...]] = []
         for number, (src, dst, weight, place) in unpack(table, types).items():
-            rows += emit(number, look_up(src, ids, dense), dst, weight, place)
+            src, (dst, weight, place) = look_up_all(src, (dst, weight, place), ids, dense)
+            rows += emit(number, src, dst, weight, place)
         return table_of(rows)
 
     return run

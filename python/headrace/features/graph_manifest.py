@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from headrace.catalog.delta import Commit
 
 
-def of_graph(graph: str) -> WriteOptions:
-    """Replace one graph's rows of a table, and leave the others'."""
-    return WriteOptions(replace_where=f"graph = '{graph}'")
+def of_graph(graph: str, *, quality: bool = False) -> WriteOptions:
+    """Replace one graph's rows of a table, and leave the others'.
+
+    Without a quality report where rows are shards: their columns are summed up in the manifest, and 65,536 rows at a
+    time, as a report reads them, would be the whole graph.
+    """
+    return WriteOptions(replace_where=f"graph = '{graph}'", quality=quality)
 
 
 def find(lake: str | Path, graph: str) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ _ROW_BITS = 33  # of monotonically_increasing_id: partition << 33 | row
 
 
 def ends(triples: DataFrame) -> DataFrame:
-    """node_type, name of both ends of every triple."""
-    heads = triples.selectExpr("source_type AS node_type", "head AS name")
-    return heads.unionAll(triples.selectExpr("target_type AS node_type", "tail AS name"))
+    """node_type, name of both ends (src, dst) of every triple."""
+    heads = triples.selectExpr("source_type AS node_type", "src AS name")
+    return heads.unionAll(triples.selectExpr("target_type AS node_type", "dst AS name"))
 
 
 def new_names(names: DataFrame, known: DataFrame | None) -> DataFrame:
@@ -72,12 +72,13 @@ def _look_up(key: Column, table: Mapping[int, int] | Mapping[str, int]) -> Colum
 
 
 def renumber(triples: DataFrame, nodes: DataFrame) -> DataFrame:
-    """Triples with dense ids: their columns, src and dst bigint.
+    """Triples with dense ids: type int, src bigint, dst bigint.
 
     Args:
-        triples: source_type, head, target_type, tail and others.
+        triples: type int, source_type, src, target_type, dst, all but the first strings.
         nodes: node_type, name, id.
     """
-    heads = nodes.selectExpr("node_type AS source_type", "name AS head", "id AS src")
-    tails = nodes.selectExpr("node_type AS target_type", "name AS tail", "id AS dst")
-    return triples.join(heads, ["source_type", "head"]).join(tails, ["target_type", "tail"])
+    heads = nodes.selectExpr("node_type AS source_type", "name AS src", "id AS head")
+    tails = nodes.selectExpr("node_type AS target_type", "name AS dst", "id AS tail")
+    joined = triples.join(heads, ["source_type", "src"]).join(tails, ["target_type", "dst"])
+    return joined.selectExpr("type", "head AS src", "tail AS dst")

@@ -46,15 +46,15 @@ VERBS = {
     "ingest-commoncrawl": Verb(
         "ingest_commoncrawl", "WARC, WET, WAT -> bronze/commoncrawl, every record accounted for"
     ),
+    "ingest-graph": Verb(
+        "ingest_graph", "edge lists, triples, node features and labels -> bronze, every row accounted for"
+    ),
     "featurize-ctr": Verb("featurize_ctr", "bronze/criteo -> vocabularies and silver/ctr, split by day"),
     "featurize-graph": Verb(
         "featurize_graph", "a graph in bronze -> dense ids, CSR shards, features and labels by row"
     ),
     "featurize-ratings": Verb("featurize_ratings", "bronze/ratings -> dense ids, splits, folds in silver/ratings"),
     "featurize-text": Verb("featurize_text", "bronze/commoncrawl -> documents, corpus, tokens, packed sequences"),
-    "sample-graph": Verb("sample_graph", "sampled neighbourhoods of a graph's nodes -> gold/graph_neighbourhoods"),
-    "propagate-graph": Verb("propagate_graph", "propagated features (SGC, SIGN) -> gold/graph_hops"),
-    "rank-graph": Verb("rank_graph", "PageRank and connected components -> gold/graph_ranks"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),

@@ -411,7 +411,7 @@ def _commit(work: _Run, table: str, rows: DataFrame) -> Commit:
     rows = rows.withColumn("graph", F.lit(work.cfg.graph))
     alone = contextlib.nullcontext() if table in _FLAT else layout.row_groups(work.spark, 1)
     with alone:
-        options = graph_manifest.of_graph(work.cfg.graph)
+        options = graph_manifest.of_graph(work.cfg.graph, quality=table in _FLAT)
         return write(rows, spec, work.cfg.lake, mode="overwrite", options=options)
 
 
