@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from unit.graph_shards import cut, power_law
 
 from headrace.errors import UserError
 from headrace.features import sampling
+from headrace.features.neighbourhoods import ShardSampler
 from headrace.features.sampling import ALL, NONE, Draw
 
 M = (1 << 64) - 1
@@ -189,3 +191,18 @@ def test_fanouts_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="fanouts"):
         sampling.parse_fanouts(text)
     assert sampling.parse_fanouts("15, 10,-1") == (15, 10, -1)
+
+
+def test_a_worker_on_disk_draws_what_memory_draws() -> None:
+    """Shard by shard, hubs in pieces, nodes in any order and twice, NONE among them."""
+    matrix = power_law(300, 4_000, 7)
+    matrix.sort_indices()
+    indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
+    nodes = np.random.default_rng(0).integers(-1, 300, 500)
+    for max_edges in (7, 100, 10_000):
+        shards = cut(matrix, max_edges)
+        assert max_edges > 7 or max(info.pieces for info in shards.shards) > 5
+        sampler = ShardSampler(shards)
+        for replace in (False, True):
+            wanted = sampling.sample(indptr, indices, nodes, 6, Draw(4, 1), replace=replace)
+            assert np.array_equal(sampler.neighbours(nodes, 6, Draw(4, 1), replace=replace), wanted)
