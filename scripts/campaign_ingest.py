@@ -61,7 +61,7 @@ class Setting:
 
     def source(self, late: int) -> str:
         """What to ingest when so many late files have arrived."""
-        return ",".join([f"{self.folder / 'source'}", *(f"{self.folder / f'late_{n}'}" for n in range(late))])
+        return ",".join([f"{self.folder / 'source'}", *(f"{self.folder / f'then_{n}'}" for n in range(late))])
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ class Kill:
 
 
 def write_files(setting: Setting) -> None:
-    """The input: `source/day_N` with a bad line here and there, and `late_N/day_M` for files that come later."""
+    """The input: `source/day_N` with a bad line here and there, and `then_N/day_M` for files that come later."""
     if setting.kind == "commoncrawl":
         _write_crawl(setting)
         return
     rng = random.Random(setting.seed)
     for day in range(setting.files + setting.late):
-        part = setting.folder / ("source" if day < setting.files else f"late_{day - setting.files}")
+        part = setting.folder / ("source" if day < setting.files else f"then_{day - setting.files}")
         part.mkdir(parents=True, exist_ok=True)
         lines = [_line(rng) if rng.random() > 0.02 else b"broken\tline" for _ in range(setting.rows)]
         (part / f"day_{day}").write_bytes(b"".join(line + b"\n" for line in lines))
@@ -109,7 +109,7 @@ def _write_crawl(setting: Setting) -> None:
     )
     for number in range(count):
         generated_crawl.write_file(generation, number, setting.folder / "made")
-        part = setting.folder / ("source" if number < setting.files else f"late_{number - setting.files}")
+        part = setting.folder / ("source" if number < setting.files else f"then_{number - setting.files}")
         part.mkdir(parents=True, exist_ok=True)
         made = setting.folder / "made" / generation.name("warc", number)
         made.rename(part / made.name)
