@@ -282,13 +282,15 @@ def _records(records: DataFrame, cfg: Config) -> DataFrame:
     """What a worker gets of the records that may hold text: no payload that is too large."""
     from pyspark.sql import functions as F
 
-    size = F.col("payload_length")
+    # What the server sent, without chunks and content encoding where it had them.
+    content = F.coalesce("body", "payload")
+    size = F.coalesce(F.octet_length("body").cast("bigint"), F.col("payload_length"))
     return records.where(F.col("type").isin(*documents.KINDS)).select(
         "key",
         "batch_id",
         F.coalesce(F.nullif("crawl", F.lit("")), F.lit("unknown")).alias("crawl"),
         *("type", "date", "target_uri", "http_status", "http_content_type"),
-        F.when(size <= cfg.extract.max_bytes, F.col("payload")).alias("payload"),
+        F.when(size <= cfg.extract.max_bytes, content).alias("payload"),
         size.cast("bigint").alias("payload_bytes"),
     )
 

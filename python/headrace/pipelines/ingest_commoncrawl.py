@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 
+_NOTHING_ACCEPTED = (
+    "headrace quarantine --source commoncrawl says why; --bad_digest keep takes records whose digest does not hold"
+)
 _SUMMED = ("files", "rows_read", "rows_committed", "rows_quarantined")
 
 
@@ -231,7 +234,7 @@ class _Run:
     def __post_init__(self) -> None:
         cfg = self.cfg
         self.source = CommonCrawlSource(cfg.reading(), crawl=cfg.crawl)
-        self._settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates)
+        self._settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates, _NOTHING_ACCEPTED)
         self._ledger = Ledger(self.spark, cfg.lake, NAME)
 
     def land_open_batches(self) -> None:
