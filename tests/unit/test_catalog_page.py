@@ -9,7 +9,7 @@ import pytest
 
 from headrace.catalog import datasets, spec
 from headrace.errors import UserError
-from headrace.pipelines import catalog, catalog_page
+from headrace.pipelines import catalog, catalog_page, cli
 from headrace.report import Report
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tables.md"
@@ -46,6 +46,11 @@ def test_write_and_compare(tmp_path: Path) -> None:
         run(action="docs", page=page, check=True)
     run(action="docs", page=page)
     run(action="docs", page=page, check=True)
+
+
+def test_data_sets_name_verbs_that_are_there() -> None:
+    for name in datasets.names():
+        assert datasets.load(name).ingested_by in (*cli.VERBS, datasets.NONE_YET), name
 
 
 def test_data_sets_are_listed_and_shown() -> None:
