@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,8 @@ def test_every_table_says_who_writes_it_and_every_column_is_there() -> None:
         section = page.split(f"\n### {name}\n")[1].split("\n## ")[0].split("\n### ")[0]
         ranges = [line.split(" | ")[0].removeprefix("| ") for line in section.splitlines() if line.startswith("| ")][2:]
         known = {column.name for column in table.columns}
-        covered = sum(1 if ".." not in each else int(each.rpartition("..")[2].lstrip("ic")) for each in ranges)
+        ends = [re.findall(r"(\d+)(?=\.\.|$)", each) if ".." in each else [0, 0] for each in ranges]
+        covered = sum(int(last) - int(first) + 1 for first, last in ends)
         assert covered == len(known), name
     for name in datasets.names():
         assert f"| {name} | " in page
