@@ -129,12 +129,12 @@ def make_block(generation: Generation, number: int) -> Block:
     scale = math.sqrt(INTERACTION / math.sqrt(generation.rank))
     bias, factors = rng.normal(0, BIAS, len(counts)), rng.normal(0, scale, (len(counts), generation.rank))
     mean = MEAN + bias[user] + item_bias[item] + np.einsum("nk,nk->n", factors[user], item_factors[item])
-    start = START + rng.integers(0, SPAN, len(counts))
-    timestamp = start[user] + _within(np.sort(rng.integers(0, 30 * 86_400, len(user))), rng, counts)
+    start = rng.integers(0, SPAN // 2, len(counts))
+    timestamp = START + start[user] + (_within(rng, user) * (SPAN - start[user])).astype(np.int64)
     rows = np.arange(len(user))
     again = rng.choice(rows, _share(generation.duplicates, generation, number, len(rows)), replace=False)
     rows = np.concatenate([rows, again])
-    later = np.concatenate([np.zeros(len(user), np.int64), rng.integers(1, 86_400, len(again)) + 31 * 86_400])
+    later = np.concatenate([np.zeros(len(user), np.int64), rng.integers(1, 86_400, len(again))])
     rating = _nearest_step(mean[rows] + rng.normal(0, generation.noise, len(rows)))
     expectation, variance = moments(mean[rows], generation.noise)
     columns = (user[rows] + first + 1, item[rows] + 1, rating, timestamp[rows] + later)
@@ -242,11 +242,10 @@ def _draw_items(rng: np.random.Generator, counts: Int64s, popularity: Floats) ->
     return taken % items
 
 
-def _within(offsets: Int64s, rng: np.random.Generator, counts: Int64s) -> Int64s:
-    """Offsets in time, ascending within each user, shuffled over users."""
-    owner = np.repeat(np.arange(len(counts)), counts)
-    mixed = rng.permutation(offsets)
-    return mixed[np.lexsort((mixed, owner))]
+def _within(rng: np.random.Generator, owner: Int64s) -> Floats:
+    """Uniform in [0, 1), ascending within each owner; `owner` is ascending."""
+    drawn = rng.random(len(owner))
+    return drawn[np.lexsort((drawn, owner))]
 
 
 def _nearest_step(values: Floats) -> Floats:
