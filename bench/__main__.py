@@ -1,8 +1,9 @@
-"""`make bench`: the main job by stage at a size that takes minutes, and streaming beside its peers.
+"""`make bench`: the main job by stage at a size that takes minutes, and single stages beside their peers.
 
-    .venv/bin/python -m bench [--rows N] [--work DIR]
+    .venv/bin/python -m bench [NAME ...] [--rows N] [--work DIR]
 
-Each module runs alone, too, and says more with `--help`. Results are appended to docs/results/.
+Without a name, all of them. Each module runs alone, too, and says more with `--help`. Results are appended to
+docs/results/.
 """
 
 from __future__ import annotations
@@ -14,17 +15,27 @@ import tempfile
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+# By name: the module, and whether it takes --rows and --work.
+MODULES = {
+    "main_job": ("main_job.py", True),
+    "streaming": ("streaming.py", False),
+    "criteo": ("criteo.py", True),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(MODULES))
     parser.add_argument("--rows", default="1000000")
     parser.add_argument("--work", help="a folder that is kept; a temporary one by default")
     args = parser.parse_args()
+    if unknown := set(args.names) - set(MODULES):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as temporary:
-        work = args.work or temporary
-        for module in (["main_job.py", "--rows", args.rows, "--work", work], ["streaming.py"]):
-            subprocess.run([sys.executable, str(HERE / module[0]), *module[1:]], check=True)
+        for name in args.names or MODULES:
+            file, sized = MODULES[name]
+            more = ["--rows", args.rows, "--work", str(Path(args.work or temporary) / name)] if sized else []
+            subprocess.run([sys.executable, str(HERE / file), *more], check=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from headrace.features import vocabulary
 from headrace.features.hashing import bucket_column, bucket_of, murmur3, order_column, order_hash, xxhash64
 from headrace.features.row_transform import RowTransform, Vocabulary
 from headrace.features.transform import Transform
-from headrace.pipelines import featurize_ctr
+from headrace.pipelines import featurize_ctr, featurize_rows, train_ctr
 from headrace.pipelines.featurize_ctr import Config, SplitConfig
-from headrace.report import Report
+from headrace.report import Report, Stage
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -229,6 +229,48 @@ def test_killed_between_the_commits_and_laid_out_otherwise_it_is_the_same_table(
     assert silver(lake) == silver(made[0])
     cuts = [[(file.rows, file.partition) for file in files_at(SILVER, where)] for where in (lake, made[0])]
     assert cuts[0] == cuts[1]
+
+
+def test_day_by_day_and_gone_on_with_after_a_kill(
+    spark: SparkSession, made: tuple[Path, Report], lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rare values go by the join here; the rows are those of the run that was not disturbed, in another order."""
+    ingest(spark, lake, ROWS)
+    settings: dict[str, Any] = {"order": "day", "rows_per_file": 150, "broadcast_entries": 50}
+    original, days = featurize_rows.ctr.arrange, []
+
+    def killed_on_day_2(cells: Any, order: Any) -> Any:
+        days.append(len(days))
+        if len(days) == 3:
+            raise KeyboardInterrupt
+        return original(cells, order)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(featurize_rows.ctr, "arrange", killed_on_day_2)
+        with pytest.raises(KeyboardInterrupt):
+            featurize(spark, lake, **settings)
+    assert commit_metadata(SILVER.path(lake), latest_version(SILVER.path(lake)))["unfinished"] == [2, 3]
+    with pytest.raises(UserError, match="is unfinished: day 2-3 is still to come"):
+        train_ctr.pin_splits(train_ctr.Config(lake=str(lake)), Stage("data"))
+    assert [row["day"] for row in silver(lake)["train"]] == [0] * 400 + [1] * 400
+    report = featurize(spark, lake, **settings)
+    assert latest_version(SILVER.path(lake)) == 4  # created, and a commit a day
+    metadata = commit_metadata(SILVER.path(lake), 4)
+    assert "unfinished" not in metadata and report.results["rows"] == len(ROWS)
+    assert metadata["unknown"] == made[1].results["unknown"]
+    for split, rows in silver(lake).items():
+        ranks = [(row["day"], slow.slow_xxhash64(row["key"], slow.slow_xxhash64(0) % 2**64)) for row in rows]
+        assert ranks == sorted(ranks)
+        assert sorted(rows, key=by_key) == sorted(silver(made[0])[split], key=by_key)
+    assert featurize(spark, lake, **settings).results["nothing_to_do"]
+    featurize(spark, lake, order="file", rows_per_file=150)
+    for split, rows in silver(lake).items():
+        assert rows == sorted(silver(made[0])[split], key=by_key)
+    assert {file.rows for file in files_at(SILVER, lake, partition={"split": "test"})} == {150, 100}
+
+
+def by_key(row: slow.Row) -> Any:
+    return row["key"]
 
 
 def test_hashing_and_auto_by_cardinality(spark: SparkSession, lake: Path) -> None:

@@ -1,122 +1,101 @@
 """Click rows, bronze to silver: DataFrame to DataFrame, without side effects on tables.
 
-The cells are computed by `row_transform` in numpy, a batch of Arrow at a time: one pass over the rows, no shuffle for
-the 26 columns, the vocabulary in a file that the workers of a machine map and share. Then the rows move once, into the
-order of a hash of their key.
+One pass over the rows in Spark's own code: categories by `CategoryEncoder`, the vocabulary held once by every worker,
+integers by expressions; the same numbers as `row_transform`, which scores single rows. Then the rows move once, into
+the order that `Order` gives them.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from headrace.features.hashing import order_hash, place, places, slice_of
-from headrace.features.row_transform import RowTransform, Vocabulary, arrow_cells
-from headrace.features.transform import CATEGORIES, INTS, MISSING_ID, UNKNOWN_ID, Transform
+from headrace.features.hashing import place, places
+from headrace.features.order import Order, entry_of
+from headrace.features.transform import (
+    CATEGORIES,
+    FIRST_ID,
+    INTS,
+    MISSING_ID,
+    MISSING_LOG,
+    MISSING_QUANTILE,
+    UNKNOWN_ID,
+    Transform,
+)
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import Column, DataFrame
 
 BRONZE_COLUMNS = ("key", "day", "label", *INTS, *CATEGORIES)
 SILVER_COLUMNS = (*BRONZE_COLUMNS, "split")
-_SCHEMA = ", ".join(
-    ["key bigint", "day int", "label float"]
-    + [f"{name} float" for name in INTS]
-    + [f"{name} int" for name in CATEGORIES]
-    + ["split string", "_order bigint", "_place int"]
-)
-
-
-@dataclass(frozen=True)
-class Order:
-    """Where rows go: each split's share of the files, and the seed of the hash that orders them.
-
-    Args:
-        split_of_day: split by day.
-        num_files: files by split, in the order of their places.
-        seed: of the hash.
-    """
-
-    split_of_day: Mapping[int, str]
-    num_files: Mapping[str, int]
-    seed: int
-
-    @property
-    def num_partitions(self) -> int:
-        """Files of all splits."""
-        return sum(self.num_files.values())
-
-
-@dataclass(frozen=True)
-class SharedVocabulary:
-    """A vocabulary file that Spark carries to the workers: its name there, and each column's part of it."""
-
-    file: str
-    spans: Mapping[str, tuple[int, int]]
-
-    def open(self) -> Vocabulary:
-        """Map the file on a worker (or on the driver)."""
-        from pyspark import SparkFiles
-
-        return Vocabulary.open(SparkFiles.get(self.file), self.spans)
+BROADCAST_ENTRIES = 30_000_000
 
 
 @contextmanager
-def share(spark: SparkSession, vocabulary: Vocabulary | None) -> Iterator[SharedVocabulary | None]:
-    """Lend a vocabulary to the workers of the jobs that run inside the `with`."""
-    if vocabulary is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory(prefix="headrace-vocabulary-") as folder:
-        file = f"{Path(folder).name}.arrow"
-        vocabulary.save(Path(folder) / file)
-        spark.sparkContext.addFile(str(Path(folder) / file))
-        yield SharedVocabulary(file, vocabulary.spans)
-
-
-def open_transform(transform: Transform, shared: SharedVocabulary | None) -> RowTransform:
-    """The row transform on a worker."""
-    return RowTransform(transform, shared.open() if shared is not None else None)
-
-
-def encode(rows: DataFrame, transform: Transform, shared: SharedVocabulary | None, order: Order) -> DataFrame:
-    """Featurize the labelled rows of the days that `order` names.
+def encoded(
+    rows: DataFrame, transform: Transform, known: DataFrame | None, broadcast_entries: int = BROADCAST_ENTRIES
+) -> Iterator[DataFrame]:
+    """Lend the featurized rows.
 
     Args:
-        rows: BRONZE_COLUMNS as in bronze/criteo; rows without a label and of other days are left out.
+        rows: BRONZE_COLUMNS as in bronze/criteo, with a label.
         transform: what to do with cells.
-        shared: the vocabulary, where the transform needs one.
-        order: splits, files and seed.
+        known: the vocabulary (column, value, id, count), where the transform needs one.
+        broadcast_entries: entries of it that every worker holds; cells with rarer values go by a join.
+
+    Yields:
+        BRONZE_COLUMNS; the vocabulary's copies on the workers are dropped behind the `with`.
+    """
+    from headrace.features.category_encoder import CategoryEncoder
+
+    rules = [transform.categories[name] for name in CATEGORIES]
+    encoder = CategoryEncoder(
+        inputCols=list(CATEGORIES),
+        outputCols=list(CATEGORIES),
+        kinds=[rule.kind for rule in rules],
+        hashSizes=[max(1, rule.num_ids - FIRST_ID) for rule in rules],
+        maxBroadcast=broadcast_entries,
+        rowKeyCol="key",
+        fitOn="vocabulary",
+    )
+    model = encoder.fit(_no_vocabulary(rows) if known is None else known)
+    try:
+        yield number_ints(model.transform(rows.select(*BRONZE_COLUMNS)), transform).select(*BRONZE_COLUMNS)
+    finally:
+        model.release()
+
+
+def arrange(cells: DataFrame, order: Order) -> DataFrame:
+    """Move rows into their files' partitions.
+
+    Args:
+        cells: as `encoded` lends them, of days that `order` knows.
+        order: files and order of rows.
 
     Returns:
-        SILVER_COLUMNS; partition p holds the rows of file p, ascending by (order_hash(key), key).
+        SILVER_COLUMNS; partition p holds the rows of file p, ascending by (rank, key).
     """
     from pyspark.sql import functions as F
 
-    wanted = rows.where(F.col("day").isin(sorted(order.split_of_day))).where("label IS NOT NULL")
-    encode_batches = _encoder(transform, shared, order)
-    encoded = wanted.select(*BRONZE_COLUMNS).mapInArrow(encode_batches, _SCHEMA)
+    spots = F.array(*[F.lit(int(spot)) for spot in places(order.num_files)])
+    split = entry_of(order.split_of_day, F.col("day"))
+    spot = F.element_at(spots, order.file().cast("int") + 1)
+    placed = cells.withColumns({"split": split, "_order": order.rank(), "_place": spot})
     # `split` leads the sort though a partition has one split only: Delta's writer wants its partition column sorted,
     # and would sort again, no longer by our order.
-    moved = place(encoded, "_place", order.num_partitions).sortWithinPartitions("split", "_order", "key")
+    moved = place(placed, "_place", order.num_files).sortWithinPartitions("split", "_order", "key")
     return moved.select(*SILVER_COLUMNS)
 
 
-def count_cells(encoded: DataFrame) -> DataFrame:
+def count_cells(cells: DataFrame) -> DataFrame:
     """Missing and out-of-vocabulary cells.
 
     Args:
-        encoded: as `encode` returns it.
+        cells: as `encoded` lends it.
 
     Returns:
-        day, split, rows, and missing_c1 .. missing_c26, unknown_c1 .. unknown_c26, by day.
+        day, rows, and missing_c1 .. missing_c26, unknown_c1 .. unknown_c26, by day.
     """
     from pyspark.sql import functions as F
 
@@ -125,15 +104,18 @@ def count_cells(encoded: DataFrame) -> DataFrame:
         for word, wanted in (("missing", MISSING_ID), ("unknown", UNKNOWN_ID))
         for name in CATEGORIES
     ]
-    return encoded.groupBy("day", "split").agg(F.count(F.lit(1)).alias("rows"), *sums)
+    return cells.groupBy("day").agg(F.count(F.lit(1)).alias("rows"), *sums)
 
 
-def unknown_shares(counts: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> dict[str, dict[str, Any]]:
+def unknown_shares(
+    counts: Sequence[Mapping[str, Any]], columns: Sequence[str], split_of_day: Mapping[int, str]
+) -> dict[str, dict[str, Any]]:
     """The share of out-of-vocabulary cells a day: cells with id 2 over cells that are not missing.
 
     Args:
         counts: rows of `count_cells`.
         columns: the columns that have a vocabulary; hashed ones know every value.
+        split_of_day: split by day.
 
     Returns:
         By day (as text, ascending): split, rows, cells, missing, unknown, share, and columns: share by column.
@@ -143,7 +125,7 @@ def unknown_shares(counts: Sequence[Mapping[str, Any]], columns: Sequence[str]) 
         present = {name: row["rows"] - row[f"missing_{name}"] for name in columns}
         unknown = {name: row[f"unknown_{name}"] for name in columns}
         report[str(row["day"])] = {
-            "split": row["split"],
+            "split": split_of_day[int(row["day"])],
             "rows": row["rows"],
             "cells": row["rows"] * len(columns),
             "missing": row["rows"] * len(columns) - sum(present.values()),
@@ -180,42 +162,52 @@ def quantile_boundaries(counts: DataFrame, num_bins: int) -> dict[str, tuple[flo
     return {name: tuple(sorted(values)) for name, values in found.items()}
 
 
-def _encoder(transform: Transform, shared: SharedVocabulary | None, order: Order) -> Any:
-    names = [*order.num_files]
-    first = dict(zip(names, np.cumsum([0, *order.num_files.values()])[:-1].tolist(), strict=True))
-    spots = places(order.num_partitions)
+def number_ints(rows: DataFrame, transform: Transform) -> DataFrame:
+    """Label and integers as float32."""
+    from pyspark.sql import functions as F
 
-    def encode_batches(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        rows = open_transform(transform, shared)
-        for batch in batches:
-            yield encode_batch(batch, rows, order, spots, first)
-
-    return encode_batches
+    columns = {"label": F.col("label").cast("float")}
+    if transform.ints == "log":
+        columns |= {name: _log(F.col(name).cast("double")) for name in INTS}
+        return rows.withColumns(columns)
+    return _ranks(rows, transform.boundaries).withColumns(columns)
 
 
-def encode_batch(
-    batch: pa.RecordBatch, rows: RowTransform, order: Order, spots: np.ndarray[Any, Any], first: Mapping[str, int]
-) -> pa.RecordBatch:
-    """One Arrow batch of bronze rows as silver rows, with `_order` and `_place`."""
-    import pyarrow as pa
+def _log(x: Column) -> Column:
+    from pyspark.sql import functions as F
 
-    hashes = order_hash(batch.column("key").to_numpy(), order.seed)
-    days = batch.column("day").to_numpy()
-    split = np.empty(len(days), object)
-    partition = np.zeros(len(days), np.int64)
-    for day in np.unique(days):
-        at, name = days == day, order.split_of_day[int(day)]
-        split[at] = name
-        partition[at] = first[name] + slice_of(hashes[at], order.num_files[name])
-    columns = {
-        "key": batch.column("key"),
-        "day": batch.column("day"),
-        "label": pa.array(batch.column("label").to_numpy().astype(np.float32)),
-    }
-    columns |= {name: pa.array(rows.int_column(name, arrow_cells(batch.column(name)))) for name in INTS}
-    columns |= {name: pa.array(rows.category_column(name, arrow_cells(batch.column(name)))) for name in CATEGORIES}
-    columns |= {"split": pa.array(split, pa.string()), "_order": pa.array(hashes), "_place": pa.array(spots[partition])}
-    return pa.RecordBatch.from_arrays(list(columns.values()), names=list(columns))
+    y = F.when(x < 0, -F.log1p(-x)).otherwise(F.log1p(x))
+    return F.coalesce(y.cast("float"), F.lit(MISSING_LOG).cast("float"))
+
+
+def _ranks(rows: DataFrame, boundaries: Mapping[str, Sequence[float]]) -> DataFrame:
+    """(1 + number of boundaries below x) / (1 + number of boundaries), by Bucketizer.
+
+    A bucket there holds its lower boundary, one here its upper: so -x is put among the negative boundaries.
+    """
+    from pyspark.ml.feature import Bucketizer
+    from pyspark.sql import functions as F
+
+    cut = [name for name in INTS if boundaries[name]]
+    negative = {f"_n_{name}": F.coalesce(-F.col(name).cast("double"), F.lit(0.0)) for name in cut}
+    rows = rows.withColumns(negative)
+    if cut:
+        infinity = float("inf")
+        splits = [[-infinity, *(-value for value in reversed(boundaries[name])), infinity] for name in cut]
+        found = [f"_b_{name}" for name in cut]
+        rows = Bucketizer(splitsArray=splits, inputCols=list(negative), outputCols=found).transform(rows)
+    columns = {}
+    for name in INTS:
+        parts = len(boundaries[name]) + 1
+        rank = (parts - F.col(f"_b_{name}")) / parts if boundaries[name] else F.lit(1.0)
+        columns[name] = F.when(F.col(name).isNull(), MISSING_QUANTILE).otherwise(rank).cast("float")
+    return rows.withColumns(columns)
+
+
+def _no_vocabulary(rows: DataFrame) -> DataFrame:
+    from pyspark.sql import functions as F
+
+    return rows.select(F.lit("").alias("column"), F.col("key").alias("value"), F.lit(0).alias("id")).limit(0)
 
 
 def _share(part: int, whole: int) -> float:

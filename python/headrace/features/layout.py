@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Passed by N = 1,024 rows already: a row's key alone, in the order of a hash, does not compress below 4 bytes.
 _BLOCK_BYTES = 4096
+# A dictionary that a column outgrows is paid for twice: at 16 KiB it is given up early (docs/log.md).
+_DICTIONARY_BYTES = str(16 << 10)
 MIN_GROUP_ROWS = 1024
 
 
@@ -40,6 +42,8 @@ def row_groups(spark: SparkSession, rows: int) -> Iterator[None]:
         "parquet.block.size": str(_BLOCK_BYTES),
         "parquet.page.size.row.check.min": str(rows),
         "parquet.page.size.row.check.max": str(rows),
+        "parquet.dictionary.page.size": _DICTIONARY_BYTES,
+        "parquet.compression.codec.zstd.level": "1",
         "spark.sql.parquet.compression.codec": "zstd",
         "spark.sql.files.maxRecordsPerFile": "0",
     }

@@ -131,7 +131,7 @@ def choose_kinds(choice: str, num_frequent: Mapping[str, int], above: int, befor
 def check_size(num_entries: Mapping[str, int], limit: int) -> None:
     """Refuse a vocabulary that a worker could not hold.
 
-    Every worker machine maps 12 bytes an entry; the driver needs about 60 bytes an entry while it sorts them.
+    Every worker holds 15 bytes an entry, up to `broadcast_entries`; scoring and the driver hold all of it.
 
     Raises:
         UserError: more than `limit` entries; the remedy names the widest column.
@@ -143,7 +143,7 @@ def check_size(num_entries: Mapping[str, int], limit: int) -> None:
             f"the vocabulary would have {total:,} entries, more than max_vocabulary {limit:,}; "
             f"{widest} alone has {num_entries[widest]:,}",
             f"hash the wide columns (--categories auto --hash_above {max(1, limit // 26)}), raise the limit on counts "
-            f"(--min_count_by_column {widest}=20), or allow more (--max_vocabulary; 12 bytes an entry on a worker)",
+            f"(--min_count_by_column {widest}=20), or allow more (--max_vocabulary; 15 bytes an entry on a worker)",
         )
 
 

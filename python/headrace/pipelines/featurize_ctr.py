@@ -1,7 +1,8 @@
 """bronze/criteo -> silver/ctr_vocabulary and silver/ctr: learn on training days, encode all, one commit each.
 
-The vocabulary is committed first, the rows after it in one overwrite. A run killed between the two finds, when started
-again, nothing to add to the vocabulary and goes on to the rows; a run with the same input and settings does nothing.
+The vocabulary is committed first, the rows after it: shuffled in one overwrite, or day by day. A run killed on the way
+finds, when started again, nothing to add to the vocabulary and goes on with the next day; a run with the same input and
+settings does nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +23,18 @@ from headrace.catalog.delta import (
 )
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
-from headrace.features import ctr, layout, vocabulary
+from headrace.features import ctr, layout, order, vocabulary
 from headrace.features.row_transform import Vocabulary
 from headrace.features.split import SPLITS, DaySplit, format_days, split_days
 from headrace.features.transform import CATEGORIES, INTS, CategoryRule, Transform
+from headrace.pipelines.featurize_rows import Source, commit_rows, lay_out
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-    from headrace.catalog.delta import Commit
-    from headrace.report import Report, Stage
+    from headrace.report import Report
+
+_NOT_ASKED_OF_ROWS = {"lake", "split", "vocabulary", "warn_unknown", "broadcast_entries"}
 
 
 @dataclass(kw_only=True)
@@ -64,9 +67,13 @@ class Config:
         hash_size: buckets of a hashed column.
         hash_size_by_column: the same by column, as c3=1000000.
         hash_above: auto hashes a column with more values that reach min_count.
-        max_vocabulary: entries allowed over all columns; 12 bytes each on every worker machine.
+        max_vocabulary: entries allowed over all columns.
+        broadcast_entries: entries that every worker holds, 15 bytes each; of a larger vocabulary the rarest go by a
+            join.
         vocabulary: grow (ids never change) or rebuild (start again from id 3; old versions stay readable).
         bronze_version: version of bronze/criteo to read; default: the newest.
+        order: shuffled (over all days of a split, one commit), day (day by day, shuffled within; a commit a day) or
+            file (day by day, as the input files have the rows; a commit a day).
         seed: of the hash that orders the rows.
         rows_per_file: about so many rows in a file.
         rows_per_group: rows of a Parquet row group.
@@ -84,23 +91,14 @@ class Config:
     hash_size_by_column: dict[str, int] | str = ""
     hash_above: int = 1_000_000
     max_vocabulary: int = 30_000_000
+    broadcast_entries: int = ctr.BROADCAST_ENTRIES
     vocabulary: str = "grow"
     bronze_version: int | None = None
+    order: str = "shuffled"
     seed: int = 0
     rows_per_file: int = 524_288
     rows_per_group: int = 32_768
     warn_unknown: float = 0.3
-
-
-@dataclass(frozen=True)
-class _Source:
-    """What this run reads: bronze at a version, its days, and the request that names the result."""
-
-    rows: DataFrame
-    version: int
-    days: DaySplit
-    rows_by_split: Mapping[str, int]
-    request: Mapping[str, Any]
 
 
 def early(cfg: Config) -> None:
@@ -132,8 +130,9 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     boundaries = _boundaries(cfg, source, report)
     transform = Transform(cfg.ints, boundaries, rules, version)
     transform.check()
-    with report.stage("featurize") as stage:
-        commit = _commit_rows(spark, cfg, source, transform, stage, report)
+    laid = lay_out(cfg.order, source, _order(cfg, source), cfg.rows_per_group, cfg.broadcast_entries)
+    commit = commit_rows(cfg.lake, source, transform, laid, report)
+    _report_unknown(cfg, commit.metadata["unknown"], report)
     report.results |= {"table": silver.name, "version": commit.version, "rows": commit.rows}
     report.results |= {"fingerprint": str(commit.fingerprint), "cardinalities": transform.cardinalities()}
     return report
@@ -163,12 +162,13 @@ def _check(cfg: Config) -> tuple[dict[str, int], dict[str, int]]:
         "ints": ("log", "quantile"),
         "categories": ("vocabulary", "hash", "auto"),
         "vocabulary": ("grow", "rebuild"),
+        "order": order.ORDERS,
     }
     for name, allowed in choices.items():
         if getattr(cfg, name) not in allowed:
             raise UserError(f"--{name} {getattr(cfg, name)!r} is not one of {', '.join(allowed)}")
     floors = dict.fromkeys(("min_count", "hash_size", "hash_above", "max_vocabulary", "rows_per_file"), 1)
-    floors |= {"num_bins": 2, "rows_per_group": layout.MIN_GROUP_ROWS}
+    floors |= {"broadcast_entries": 0, "num_bins": 2, "rows_per_group": layout.MIN_GROUP_ROWS}
     for name, floor in floors.items():
         if getattr(cfg, name) < floor:
             raise UserError(f"--{name} {getattr(cfg, name)} is under {floor}", f"give {floor} or more")
@@ -181,7 +181,7 @@ def _check(cfg: Config) -> tuple[dict[str, int], dict[str, int]]:
 
 def _open(
     spark: SparkSession, cfg: Config, limits: Mapping[str, int], sizes: Mapping[str, int], report: Report
-) -> _Source:
+) -> Source:
     """Pin bronze and assign its labelled days."""
     from pyspark.sql import functions as F
 
@@ -193,27 +193,43 @@ def _open(
         counted = rows.groupBy("day").agg(F.count("label").alias("labelled"), F.count(F.lit(1)).alias("rows")).collect()
         labelled = {row["day"]: row["labelled"] for row in counted if row["labelled"]}
         days = split_days(sorted(labelled), cfg.split.train, cfg.split.validation, cfg.split.test)
-        by_split = {name: sum(labelled[day] for day in getattr(days, name)) for name in SPLITS}
-        stage.rows_in, stage.rows_out = sum(row["rows"] for row in counted), sum(by_split.values())
+        stage.rows_in = sum(row["rows"] for row in counted)
+        stage.rows_out = sum(labelled[day] for day in order.days_in_order(days))
         stage.note = ", ".join(f"{name} {format_days(getattr(days, name))}" for name in SPLITS)
         unlabelled = stage.rows_in - sum(labelled.values())
         stage.note += f"; without label {unlabelled:,}, of other days {stage.rows_in - unlabelled - stage.rows_out:,}"
-    settings = {k: v for k, v in asdict(cfg).items() if k not in ("lake", "split", "vocabulary", "warn_unknown")}
+    settings = {k: v for k, v in asdict(cfg).items() if k not in _NOT_ASKED_OF_ROWS}
     settings |= {
         "min_count_by_column": dict(sorted(limits.items())),
         "hash_size_by_column": dict(sorted(sizes.items())),
     }
     request = settings | {"bronze_version": version, "split": days.to_json()}
-    return _Source(rows, version, days, by_split, request)
+    return Source(rows, version, days, labelled, request)
 
 
-def _done(silver: TableSpec, cfg: Config, source: _Source, report: Report) -> bool:
+def _order(cfg: Config, source: Source) -> order.Order:
+    if cfg.order == "file":
+        return order.by_file(source.days, _last_lines(source.rows), cfg.rows_per_file)
+    build = order.shuffled if cfg.order == "shuffled" else order.by_day
+    return build(source.days, source.rows_by_day, cfg.rows_per_file, cfg.seed)
+
+
+def _last_lines(rows: DataFrame) -> dict[tuple[int, int], int]:
+    """The last labelled line, by (day, ordinal of the input file)."""
+    from pyspark.sql import functions as F
+
+    ordinal = F.shiftright("key", order.LINE_BITS).cast("int").alias("ordinal")
+    found = rows.where("label IS NOT NULL").groupBy("day", ordinal).agg(F.max("key").alias("last")).collect()
+    return {(row["day"], row["ordinal"]): row["last"] & ((1 << order.LINE_BITS) - 1) for row in found}
+
+
+def _done(silver: TableSpec, cfg: Config, source: Source, report: Report) -> bool:
     """Is the newest version what this run would make?"""
     if not exists(silver.path(cfg.lake)):
         return False
     version = latest_version(silver.path(cfg.lake))
     made = commit_metadata(silver.path(cfg.lake), version)
-    if made.get("request") != source.request:
+    if made.get("request") != source.request or made.get("unfinished"):
         return False
     report.say(f"nothing to do: silver/ctr version {version} was made from the same input with the same settings")
     report.results |= {"table": silver.name, "version": version, "nothing_to_do": True}
@@ -224,7 +240,7 @@ def _done(silver: TableSpec, cfg: Config, source: _Source, report: Report) -> bo
 def _learn(
     spark: SparkSession,
     cfg: Config,
-    source: _Source,
+    source: Source,
     limits: Mapping[str, int],
     sizes: Mapping[str, int],
     report: Report,
@@ -248,7 +264,7 @@ def _learn(
             known, version = _grow(spark, cfg, source, counts, kinds, spec)
         finally:
             counts.unpersist()
-        stage.rows_in, stage.rows_out = source.rows_by_split["train"], None
+        stage.rows_in, stage.rows_out = source.count(source.days.train), None
         stage.note = f"version {version}, {sum(known.values()):,} entries, {len(known)} columns"
     return vocabulary.rules(kinds, known, cfg.hash_size, sizes), version
 
@@ -264,7 +280,7 @@ def _check_seen(made: Mapping[str, Any], days: DaySplit) -> None:
 
 
 def _grow(
-    spark: SparkSession, cfg: Config, source: _Source, counts: DataFrame, kinds: Mapping[str, str], spec: TableSpec
+    spark: SparkSession, cfg: Config, source: Source, counts: DataFrame, kinds: Mapping[str, str], spec: TableSpec
 ) -> tuple[dict[str, int], int]:
     """Append a generation where there is anything to append; entries by column and the version to use."""
     from pyspark import StorageLevel
@@ -299,40 +315,12 @@ def _grow(
         entries.unpersist()
 
 
-def _boundaries(cfg: Config, source: _Source, report: Report) -> dict[str, tuple[float, ...]]:
+def _boundaries(cfg: Config, source: Source, report: Report) -> dict[str, tuple[float, ...]]:
     if cfg.ints != "quantile":
         return {}
     with report.stage("boundaries") as stage:
-        stage.rows_in = source.rows_by_split["train"]
+        stage.rows_in = source.count(source.days.train)
         return ctr.quantile_boundaries(vocabulary.value_counts(_training(source), INTS), cfg.num_bins)
-
-
-def _commit_rows(
-    spark: SparkSession, cfg: Config, source: _Source, transform: Transform, stage: Stage, report: Report
-) -> Commit:
-    """Encode and order all rows, count their unknown cells, and commit them as one overwrite."""
-    from pyspark import StorageLevel
-
-    order = ctr.Order(source.days.of_day(), layout.files_for(source.rows_by_split, cfg.rows_per_file), cfg.seed)
-    known = load_vocabulary(cfg.lake, transform.vocabulary_version) if transform.vocabulary_columns() else None
-    with ctr.share(spark, known) as shared:
-        # Kept on disk: counted once and written once without encoding and sorting twice.
-        rows = ctr.encode(source.rows, transform, shared, order).persist(StorageLevel.DISK_ONLY)
-        try:
-            counts = [row.asDict() for row in ctr.count_cells(rows).collect()]
-            unknown = ctr.unknown_shares(counts, transform.vocabulary_columns())
-            stage.rows_in = sum(source.rows_by_split.values())
-            metadata = {"request": source.request, "bronze_version": source.version, "unknown": unknown}
-            metadata |= {"cardinalities": transform.cardinalities(), "transform": transform.to_json()}
-            metadata |= {"vocabulary_version": transform.vocabulary_version, "split": source.days.to_json()}
-            with layout.row_groups(spark, cfg.rows_per_group):
-                commit = write(rows, load("silver/ctr"), cfg.lake, mode="overwrite", metadata=metadata)
-        finally:
-            rows.unpersist()
-    assert commit.rows == stage.rows_in, f"{stage.rows_in} rows went in, {commit.rows} were committed"
-    stage.rows_out = commit.rows
-    _report_unknown(cfg, unknown, stage, report)
-    return commit
 
 
 def load_vocabulary(lake: str, version: int | None) -> Vocabulary:
@@ -340,9 +328,8 @@ def load_vocabulary(lake: str, version: int | None) -> Vocabulary:
     return vocabulary.load(files_at(load("silver/ctr_vocabulary"), lake, version))
 
 
-def _report_unknown(cfg: Config, unknown: Mapping[str, Mapping[str, Any]], stage: Stage, report: Report) -> None:
+def _report_unknown(cfg: Config, unknown: Mapping[str, Mapping[str, Any]], report: Report) -> None:
     report.results["unknown"] = unknown
-    stage.note = "out of vocabulary by day: " + ", ".join(f"{d} {u['share']:.1%}" for d, u in unknown.items())
     for day, counts in unknown.items():
         if counts["share"] > cfg.warn_unknown:
             worst = max(counts["columns"], key=lambda name: counts["columns"][name])
@@ -353,7 +340,7 @@ def _report_unknown(cfg: Config, unknown: Mapping[str, Mapping[str, Any]], stage
             )
 
 
-def _training(source: _Source) -> DataFrame:
+def _training(source: Source) -> DataFrame:
     from pyspark.sql import functions as F
 
     return source.rows.where(F.col("day").isin(list(source.days.train))).where("label IS NOT NULL")

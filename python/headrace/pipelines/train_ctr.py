@@ -18,6 +18,7 @@ from headrace.catalog.pinned import PinnedTable, pin
 from headrace.catalog.spec import load
 from headrace.config import to_yaml
 from headrace.errors import UserError
+from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
 from headrace.pipelines.train_config import (
     DataSettings,
@@ -176,11 +177,16 @@ def pin_splits(cfg: Config, stage: Any) -> dict[str, PinnedTable]:
     """The three splits of one version of silver/ctr.
 
     Raises:
-        UserError: no table, or no training rows in it.
+        UserError: no table, no training rows in it, or days that are still to come.
     """
     spec = load("silver/ctr")
     require_table(cfg)
     first = pin(spec, cfg.lake, cfg.table_version, {"split": "train"})
+    if days := first.metadata.get("unfinished"):
+        raise UserError(
+            f"{first} is unfinished: day {format_days(days)} is still to come",
+            "run the same headrace featurize-ctr again, or name an earlier version: --table_version",
+        )
     tables = {"train": first} | {s: pin(spec, cfg.lake, first.version, {"split": s}) for s in SPLITS[1:]}
     stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
     stage.note = f"{first}: " + ", ".join(f"{name} {table.rows:,}" for name, table in tables.items())
