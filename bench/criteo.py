@@ -7,7 +7,7 @@ c1 .. c26 as 3 + value mod 2^18, 1 where missing, int32 (peers have no xxhash64;
 Ours reads with the format `criteo` by checked ranges (the scan with its SHA-256 counts), encodes with the category
 encoder, keeps a key and a day besides, and commits a Delta version with its constraints, in row groups of 32,768.
 `main_job` is ingest-criteo and featurize-ctr with ledger, quarantine, bronze, order and quality: shown beside. The
-limit is pyarrow.csv parsing the same bytes. Rows and per-column sums of each table equal DuckDB's before its time counts.
+limit is pyarrow.csv parsing the same bytes. Before times count, rows and per-column sums are found equal to DuckDB's.
 """
 
 from __future__ import annotations

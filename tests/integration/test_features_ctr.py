@@ -17,7 +17,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import vocabulary
 from headrace.features.hashing import bucket_column, bucket_of, murmur3, order_column, order_hash, xxhash64
-from headrace.features.row_transform import RowTransform, Vocabulary
+from headrace.features.row_transform import RowTransform, Vocabulary, arrow_cells
 from headrace.features.transform import Transform
 from headrace.pipelines import featurize_ctr, featurize_rows, train_ctr
 from headrace.pipelines.featurize_ctr import Config, SplitConfig
@@ -337,6 +337,19 @@ def test_real_rows(spark: SparkSession, criteo_kaggle: Path, lake: Path) -> None
     groups = pq.ParquetFile(files_at(SILVER, lake, partition={"split": "train"})[0].path).metadata
     assert [groups.row_group(n).num_rows for n in range(groups.num_row_groups)] == [1024] * 7 + [32]
     assert any("out of vocabulary" in warning for warning in report.warnings)
+
+
+def test_logarithms_of_spark_and_of_scoring_are_the_same_floats(spark: SparkSession) -> None:
+    from pyspark.sql import functions as F
+
+    large = [sign * (n * 7919) ** power for n in range(1, 300) for power in (3, 4) for sign in (1, -1)]
+    every = spark.range(-1000, 1 << 20).union(spark.createDataFrame([(x,) for x in large], "id bigint"))
+    transform = Transform("log", {}, {}, None)
+    names = [F.col("id").alias(name) for name in ("x", *slow.INTS)]
+    found = featurize_rows.ctr.number_ints(every.select(*names, F.lit(1).alias("label")), transform)
+    table = found.select("x", "i1", "i13").toArrow()
+    wanted = RowTransform(transform).int_column("i1", arrow_cells(table["x"].combine_chunks()))
+    assert table["i1"].to_numpy().tolist() == table["i13"].to_numpy().tolist() == wanted.tolist()
 
 
 def test_hashes_equal_sparks(spark: SparkSession) -> None:
