@@ -342,7 +342,7 @@ def test_real_rows(spark: SparkSession, criteo_kaggle: Path, lake: Path) -> None
 def test_logarithms_of_spark_and_of_scoring_are_the_same_floats(spark: SparkSession) -> None:
     from pyspark.sql import functions as F
 
-    large = [sign * (n * 7919) ** power for n in range(1, 300) for power in (3, 4) for sign in (1, -1)]
+    large = [sign * (n * 7919) ** power for n in range(1, 250) for power in (2, 3) for sign in (1, -1)]
     every = spark.range(-1000, 1 << 20).union(spark.createDataFrame([(x,) for x in large], "id bigint"))
     transform = Transform("log", {}, {}, None)
     names = [F.col("id").alias(name) for name in ("x", *slow.INTS)]
