@@ -7,7 +7,7 @@ the order that `Order` gives them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,19 +33,19 @@ BROADCAST_ENTRIES = 30_000_000
 
 
 @contextmanager
-def encoded(
-    rows: DataFrame, transform: Transform, known: DataFrame | None, broadcast_entries: int = BROADCAST_ENTRIES
-) -> Iterator[DataFrame]:
-    """Lend the featurized rows.
+def encoding(
+    known: DataFrame, transform: Transform, broadcast_entries: int = BROADCAST_ENTRIES
+) -> Iterator[Callable[[DataFrame], DataFrame]]:
+    """Lend a function that featurizes rows.
 
     Args:
-        rows: BRONZE_COLUMNS as in bronze/criteo, with a label.
+        known: the vocabulary (column, value, id, count); any frame where the transform needs none.
         transform: what to do with cells.
-        known: the vocabulary (column, value, id, count), where the transform needs one.
         broadcast_entries: entries of it that every worker holds; cells with rarer values go by a join.
 
     Yields:
-        BRONZE_COLUMNS; the vocabulary's copies on the workers are dropped behind the `with`.
+        From BRONZE_COLUMNS as in bronze/criteo, with labels, to the same columns as in silver/ctr. The vocabulary's
+        copies on the workers are dropped behind the `with`.
     """
     from headrace.features.category_encoder import CategoryEncoder
 
@@ -59,9 +59,13 @@ def encoded(
         rowKeyCol="key",
         fitOn="vocabulary",
     )
-    model = encoder.fit(_no_vocabulary(rows) if known is None else known)
+    model = encoder.fit(known)
+
+    def encode(rows: DataFrame) -> DataFrame:
+        return number_ints(model.transform(rows.select(*BRONZE_COLUMNS)), transform).select(*BRONZE_COLUMNS)
+
     try:
-        yield number_ints(model.transform(rows.select(*BRONZE_COLUMNS)), transform).select(*BRONZE_COLUMNS)
+        yield encode
     finally:
         model.release()
 
@@ -70,7 +74,7 @@ def arrange(cells: DataFrame, order: Order) -> DataFrame:
     """Move rows into their files' partitions.
 
     Args:
-        cells: as `encoded` lends them, of days that `order` knows.
+        cells: what `encoding` makes of rows, of days that `order` knows.
         order: files and order of rows.
 
     Returns:
@@ -92,7 +96,7 @@ def count_cells(cells: DataFrame) -> DataFrame:
     """Missing and out-of-vocabulary cells.
 
     Args:
-        cells: as `encoded` lends it.
+        cells: what `encoding` makes of rows.
 
     Returns:
         day, rows, and missing_c1 .. missing_c26, unknown_c1 .. unknown_c26, by day.
@@ -202,12 +206,6 @@ def _ranks(rows: DataFrame, boundaries: Mapping[str, Sequence[float]]) -> DataFr
         rank = (parts - F.col(f"_b_{name}")) / parts if boundaries[name] else F.lit(1.0)
         columns[name] = F.when(F.col(name).isNull(), MISSING_QUANTILE).otherwise(rank).cast("float")
     return rows.withColumns(columns)
-
-
-def _no_vocabulary(rows: DataFrame) -> DataFrame:
-    from pyspark.sql import functions as F
-
-    return rows.select(F.lit("").alias("column"), F.col("key").alias("value"), F.lit(0).alias("id")).limit(0)
 
 
 def _share(part: int, whole: int) -> float:

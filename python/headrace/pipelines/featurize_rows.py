@@ -86,18 +86,22 @@ def commit_rows(lake: str, source: Source, transform: Transform, laid: Layout, r
     Raises:
         UserError: another run wrote to the table at the same time.
     """
+    from pyspark.sql import functions as F
+
     progress = _progress(lake, source, transform, laid)
     if progress.done:
         report.say(f"going on with day {format_days(laid.days[progress.done])}, where an earlier run stopped")
     labelled = source.rows.where("label IS NOT NULL")
-    known = None
+    known = labelled  # of which nothing is taken
     if transform.vocabulary_columns():
         spec = load("silver/ctr_vocabulary")
         known = read(labelled.sparkSession, spec, lake, transform.vocabulary_version)
-    with ctr.encoded(labelled, transform, known, laid.broadcast_entries) as cells:
+    with ctr.encoding(known, transform, laid.broadcast_entries) as encode:
         while progress.done < len(laid.days):
             days = laid.days[progress.done]
             with report.stage("featurize") as stage:
+                # Encoded by commit: a join of rare values takes only the rows that are wanted.
+                cells = encode(labelled.where(F.col("day").isin(days)))
                 commit = _commit_days(lake, source, laid, cells, progress)
                 stage.rows_in, stage.rows_out = source.count(days), commit.rows_added
                 stage.note = _describe(progress.metadata["unknown"], days)
@@ -121,13 +125,10 @@ def _progress(lake: str, source: Source, transform: Transform, laid: Layout) -> 
 
 
 def _commit_days(lake: str, source: Source, laid: Layout, cells: DataFrame, progress: _Progress) -> Commit:
-    """Count the unknown cells of the next days, and commit their rows."""
-    from pyspark.sql import functions as F
-
-    silver, mine, days = load("silver/ctr"), progress.metadata, laid.days[progress.done]
+    """Count the unknown cells of the next days' rows, and commit them."""
+    silver, mine = load("silver/ctr"), progress.metadata
     if progress.done and _newest_run(silver.path(lake)) != mine["run"]:
         raise _disturbed()
-    cells = cells.where(F.col("day").isin(days))
     columns = [name for name, rule in mine["transform"]["categories"].items() if rule["kind"] == "vocabulary"]
     counts = [row.asDict() for row in ctr.count_cells(cells).collect()]
     mine["unknown"] |= ctr.unknown_shares(counts, columns, source.days.of_day())
