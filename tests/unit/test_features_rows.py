@@ -230,6 +230,6 @@ def test_settings_by_column() -> None:
 
 def test_shares_of_unknown_cells() -> None:
     row = {"day": 4, "split": "test", "rows": 10, "missing_c1": 5, "unknown_c1": 1, "missing_c2": 10, "unknown_c2": 0}
-    report = unknown_shares([row], ("c1", "c2"))["4"]
+    report = unknown_shares([row], ("c1", "c2"), {4: "test"})["4"]
     assert (report["cells"], report["missing"], report["unknown"], report["share"]) == (20, 15, 1, 0.2)
     assert report["columns"] == {"c1": 0.2, "c2": 0.0}

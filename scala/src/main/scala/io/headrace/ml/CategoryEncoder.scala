@@ -51,7 +51,7 @@ final class CategoryEncoder(override val uid: String)
 
   override def fit(dataset: Dataset[_]): CategoryEncoderModel = {
     val learning = $(inputCols).indices.filter(kindOf(_) == "vocabulary")
-    val model =
+    val model    =
       if (learning.isEmpty) CategoryEncoderModel.empty(uid, $(inputCols).length)
       else {
         val known = if ($(fitOn) == "rows") learned(dataset, learning) else dataset.toDF()
@@ -64,10 +64,10 @@ final class CategoryEncoder(override val uid: String)
   override def transformSchema(schema: StructType): StructType = encodedSchema(schema)
   override def copy(extra: ParamMap): CategoryEncoder          = defaultCopy(extra)
 
-  private def learned(rows: Dataset[_]): DataFrame = {
+  private def learned(rows: Dataset[_], columns: Seq[Int]): DataFrame = {
     encodedSchema(rows.schema)
     val names  = $(inputCols)
-    val pairs  = names.indices.map(at => struct(lit(at).as("number"), col(names(at)).as("value")))
+    val pairs  = columns.map(at => struct(lit(at).as("number"), col(names(at)).as("value")))
     val counts = rows
       .select(explode(array(pairs: _*)).as("cell"))
       .where(col("cell.value").isNotNull)

@@ -22,11 +22,15 @@ class CategoryEncoderSuite extends AnyFunSuite with BeforeAndAfterAll {
 
   test("hashes are those of the golden vectors") {
     import spark.implicits._
-    val golden = new ObjectMapper().readTree(Paths.get("tests/golden/xxhash64_long.json").toFile)
-    val values = golden.get("value").elements.asScala.map(_.asLong).toSeq
-    val rows   = values.toDF("a").repartition(1)
+    val golden  = new ObjectMapper().readTree(Paths.get("tests/golden/xxhash64_long.json").toFile)
+    val values  = golden.get("value").elements.asScala.map(_.asLong).toSeq
+    val rows    = values.toDF("a").repartition(1)
     val encoder =
-      new CategoryEncoder().setInputCols(Array("a")).setOutputCols(Array("h")).setKinds(Array("hash")).setHashSizes(Array(1000))
+      new CategoryEncoder()
+        .setInputCols(Array("a"))
+        .setOutputCols(Array("h"))
+        .setKinds(Array("hash"))
+        .setHashSizes(Array(1000))
     val found    = encoder.fit(rows).transform(rows).select("a", "h").as[(Long, Int)].collect().toMap
     val expected = golden.get("bucket_of_1000").elements.asScala.map(_.asInt + Categories.FirstId).toSeq
     assert(values.map(found) == expected)
