@@ -1,7 +1,7 @@
 # The project's verbs; CI runs the same ones. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-crash test lint fmt scala campaign bench peers docs clean
+.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign bench peers docs clean
 BIN := .venv/bin
 PACKAGE := python/headrace
 
@@ -13,6 +13,9 @@ setup: ## tools, environment, jar, Spark's settings: what is missing is named; r
 
 demo: setup ## the main job on generated data, end to end
 	@$(BIN)/headrace demo
+
+demo-lake: setup ## a crawl, a graph and ratings on generated data: what was found beside what was planted
+	@$(BIN)/headrace demo-lake
 
 demo-crash: setup ## the same killed and resumed: same table, same weights
 	@$(BIN)/headrace demo-crash
@@ -53,4 +56,4 @@ docs: setup ## check links inside README and docs, and that docs/tables.md is wh
 	@$(BIN)/headrace catalog docs --check true >/dev/null
 
 clean: ## remove what builds and demos made (the environment stays: remove .venv and .tools yourself)
-	rm -rf .build scala/target project/target project/project build dist demo lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis
+	rm -rf .build scala/target project/target project/project build dist demo demo-lake lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis

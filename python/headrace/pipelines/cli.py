@@ -36,6 +36,7 @@ class Verb(NamedTuple):
 VERBS = {
     "doctor": Verb("doctor", "is this machine ready? what to type if not", spark=False),
     "demo": Verb("demo", "the main job on generated data, end to end"),
+    "demo-lake": Verb("demo_lake", "crawl, graph and ratings on generated data: found beside planted"),
     "demo-crash": Verb("demo_crash", "the same killed and resumed: same table, same weights", spark=False),
     "generate-criteo": Verb("generate_criteo", "write files in the Criteo Terabyte format with a planted model"),
     "generate-graph": Verb("generate_graph", "write a power-law graph with planted communities, features and labels"),
