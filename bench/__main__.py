@@ -20,6 +20,10 @@ MODULES = {
     "main_job": ("main_job.py", True),
     "streaming": ("streaming.py", False),
     "criteo": ("criteo.py", True),
+    "warc": ("warc.py", False),
+    "graph": ("graph.py", False),
+    "graph_memory": ("graph_memory.py", False),
+    "text_rules": ("text_rules.py", False),
 }
 
 

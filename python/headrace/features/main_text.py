@@ -23,6 +23,7 @@ _CHARSET = re.compile(r"(?i)charset\s*=\s*[\"']?([\w.:-]{1,40})")
 _META = re.compile(rb"(?i)<meta[^>]{0,400}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})")
 _CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127))
 _MAX_TITLE = 1000
+_LIST = re.compile(r"\n\n(?=• )")  # items of a list follow each other without a blank line
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -163,7 +164,7 @@ def _parse(decoded: str, settings: Settings) -> tuple[str, str | None]:
     text = extract_plain_text(
         tree, preserve_formatting=True, main_content=settings.main_content, list_bullets=True, alt_texts=False
     )
-    return text, tree.title or None
+    return _LIST.sub("\n", text), tree.title or None
 
 
 def _finished(text: str, encoding: str, title: str | None, settings: Settings) -> Extracted:

@@ -108,7 +108,10 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     early(cfg)
     reading = _reading(cfg)
     groups: dict[tuple[str, bool], list[str]] = {}
-    for path in _files(cfg):
+    files, others = _files(cfg)
+    if others:
+        report.say(f"left out, as JSON is no format of graphs: {', '.join(map(os.path.basename, others))}")
+    for path in files:
         groups.setdefault(reading.table_of(path), []).append(path)
     settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates)
     totals: dict[str, Any] = {}
@@ -121,14 +124,21 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     return report
 
 
-def _files(cfg: Config) -> list[str]:
+def _files(cfg: Config) -> tuple[list[str], list[str]]:
+    """What is read, and what lies beside it but is no part of a graph (a truth, a description)."""
     if cfg.format != "ogb":
-        return find_files(cfg.source)
+        found = find_files(cfg.source)
+        files = [path for path in found if not path.endswith(".json")]
+        if not files:
+            raise UserError(
+                f"--source {cfg.source} holds JSON only, which is no format of graphs", "name the edge lists"
+            )
+        return files, [path for path in found if path.endswith(".json")]
     folders = [part.strip().removeprefix("file://") for part in cfg.source.split(",") if part.strip()]
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"--format ogb: {folder} is no folder", "name the folder that holds edge_index.npy")
-    return sorted({path for folder in folders for path in ogb_files(folder)})
+    return sorted({path for folder in folders for path in ogb_files(folder)}), []
 
 
 def _reading(cfg: Config) -> Reading:
