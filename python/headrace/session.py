@@ -37,6 +37,9 @@ REQUIRED = {
 SENSIBLE = {
     "spark.sql.parquet.compression.codec": "zstd",
     "spark.sql.execution.arrow.pyspark.enabled": "true",
+    # HotSpot never compiles a method of more than 8,000 bytes: over 40 columns, Spark's one method for a stage ran
+    # interpreted, at under half the speed. Larger ones are cut up instead.
+    "spark.sql.codegen.hugeMethodLimit": "8000",
 }
 
 
