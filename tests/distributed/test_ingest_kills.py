@@ -20,16 +20,16 @@ PROJECT = Path(__file__).resolve().parents[2]
 WORKER_KILLER = """
 import sys
 from pathlib import Path
-from headrace.ingest import lines
-from headrace.ingest.lines import read_lines
+from headrace.ingest import criteo_reader
+from headrace.ingest.criteo_reader import read
 from headrace.pipelines import ingest_criteo
 from headrace.report import Report
 from headrace.session import build_session
 
 source, lake, mark = sys.argv[1:]
 
-def read_and_die(spark, files, fmt, part="accepted"):
-    rows = read_lines(spark, files, fmt, part)
+def read_and_die(*request):
+    rows = read(*request)
     def dies(batches):
         import os, signal, psutil
         for batch in batches:
@@ -45,7 +45,7 @@ def read_and_die(spark, files, fmt, part="accepted"):
                 os.kill(os.getpid(), signal.SIGKILL)
     return rows.mapInArrow(dies, rows.schema)
 
-lines.read_lines = read_and_die
+criteo_reader.read = read_and_die
 conf = {"spark.sql.shuffle.partitions": "2", "spark.executor.memory": "512m", "spark.driver.memory": "1g"}
 conf |= {f"spark.{who}.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC" for who in ("driver", "executor")}
 spark = build_session("kill an executor", master="local-cluster[2,1,1024]", conf=conf)
