@@ -229,6 +229,11 @@ def test_entry_cut_between_two_lines_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="version 1 cannot be read: its log entry names 1 files and says it wrote 2"):
         Log(path).snapshot()
     path = hand_made(tmp_path / "b", [start(), [add("a")]])
+    nothing = info | {"operationMetrics": {"numFiles": "1", "numOutputRows": "0"}}
+    empty = hand_made(
+        tmp_path / "c", [start(), [{"commitInfo": nothing}]]
+    )  # Spark's file for no rows, left out by Delta
+    assert Log(empty).snapshot().rows == 0
     checksum = tmp_path / "b" / "_delta_log" / f"{1:020d}.crc"
     checksum.write_text(json.dumps({"numFiles": 2, "tableSizeBytes": 2}))
     with pytest.raises(UserError, match="checksum file"):

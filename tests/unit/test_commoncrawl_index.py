@@ -86,6 +86,11 @@ def test_no_address_raises(uri: str) -> None:
     Match(domains=("x.example",), prefixes=("x.example/",)).accepts(Capture(uri, "", "f", 0, 1))
 
 
+def test_a_lone_surrogate_makes_a_bad_line() -> None:
+    fields = '{"url": "http://a.org/\\ud800", "filename": "a.warc.gz", "offset": "0", "length": "9"}'
+    assert parsed(b"org,a)/ 20240101000000 " + fields.encode()) == "index line with characters that are none"
+
+
 def test_keys_of_addresses() -> None:
     assert urlkey("https://www2.Sub.Example.COM:8080/A/B/?b=2&a=1#x") == "com,example,sub)/a/b?a=1&b=2"
     assert urlkey("http://example.com") == "com,example)/"

@@ -17,6 +17,7 @@ from headrace.errors import UserError
 from headrace.ingest import edges, named_lines
 from headrace.ingest.edges import BLANKS, EdgeFormat
 from headrace.ingest.graph_arrays import RowFormat, check_array, range_rows, scan_rows
+from headrace.ingest.graph_parquet import check_types
 from headrace.ingest.graph_plan import Reading, ogb_files
 from headrace.ingest.lines import InputFile, range_batches
 from headrace.ingest.named_lines import NamedFormat
@@ -265,6 +266,33 @@ def test_plans_of_text(tmp_path: Path, text: str, settings: dict[str, Any], expe
     assert isinstance(plan.format, EdgeFormat) and not binary
     fmt = plan.format
     assert (table, fmt.fields, fmt.src, fmt.dst, fmt.weight, fmt.relation, plan.header) == expected
+
+
+@pytest.mark.parametrize("text", ["src\tdst\tweight\n1\t2\t0.5\n", "1\t1e-3\t2\n", "user\titem\ttime\n1\t2\t88\n"])
+def test_columns_with_a_header_are_no_triples(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.tsv"
+    path.write_text(text)
+    assert Reading("g").table_of(str(path)) == ("edges", False)
+
+
+def test_fractions_in_parquet_are_no_ids(tmp_path: Path) -> None:
+    nan = float("nan")
+    sources, targets = pa.array([1.5, nan, 1e30, 2.0, None]), pa.array([1, -1, 2, 3, 4])
+    pq.write_table(pa.table({"src": sources, "dst": targets, "text": ["a"] * 5}), tmp_path / "x.parquet")
+    columns = (("src", "src"), ("dst", "dst"))
+    found = scan_rows(str(tmp_path / "x.parquet"), 1 << 20)
+    assert isinstance(found, FileScan)
+    fmt = RowFormat("edges", columns, False)
+    rows = [r for part in ("accepted", "rejected") for r in rows_of(found, fmt, part)]
+    assert [(row["src"], row["dst"]) for row in rows if "src" in row] == [(2, 3)]
+    assert [row["line"] for row in rows if "line" in row] == [0, 1, 2, 4]
+    with pytest.raises(UserError, match=r"column text \(src\) is of type string; a number is needed"):
+        check_types(str(tmp_path / "x.parquet"), (("src", "text"), ("dst", "dst")), False)
+
+
+def rows_of(found: FileScan, fmt: RowFormat, part: Any) -> list[dict[str, Any]]:
+    file = InputFile(found, 0, None)
+    return [row for piece in found.ranges for batch in range_rows(file, piece, fmt, part) for row in batch.to_pylist()]
 
 
 def test_triples_by_name_are_told_from_ids(tmp_path: Path) -> None:

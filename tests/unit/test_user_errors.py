@@ -39,7 +39,7 @@ def test_a_table_has_an_absolute_place_whatever_way_the_lake_was_typed(
         (["rows", "--lake", "LAKE"], ["which file's rows?"]),
         (["rows", "day_0.gz", "--lake", "LAKE"], ["nothing was ingested into --lake LAKE", "headrace ingest-criteo"]),
         (["quarantine", "--lake", "LAKE"], ["nothing was ingested into --lake LAKE", "headrace ingest-criteo"]),
-        (["quarantine", "--source", "x", "--lake", "LAKE"], ["no quarantine for x", "--source criteo"]),
+        (["quarantine", "--source", "x", "--lake", "LAKE"], ["no quarantine for x", "--source commoncrawl or criteo"]),
         (["catalog", "validate", "--lake", "LAKE"], ["no table is in --lake LAKE"]),
     ],
 )

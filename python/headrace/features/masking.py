@@ -19,7 +19,7 @@ _LOCAL = r"\w(?:[\w!#$%&'*+/=?^`{|}~-]|\.(?=[\w!#$%&'*+/=?^`{|}~-])){0,63}"
 _LABEL = r"[^\W_](?:[\w-]{0,61}[^\W_])?"
 _EMAIL = re.compile(rf"(?<!\w){_LOCAL}@(?:(?:{_LABEL}\.){{1,12}}[^\W\d_](?:[\w-]{{0,61}}[^\W_])|\[?{_IPV4}\]?)")
 _NUMBER = re.compile(rf"(?<![\w.])(?:{_IPV4})(?!\w|\.\d|-(?!{_IPV4})[A-Za-z\d])", re.ASCII)
-_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}:){2,7}(?::?[0-9A-Fa-f]{1,4}){0,7}(?![\w:]|\.\d)", re.ASCII)
+_IPV6 = re.compile(r"(?<![\w:.])(?:[0-9A-Fa-f]{1,4}+:){2,7}(?::?[0-9A-Fa-f]{1,4}+){0,7}(?![\w:]|\.\d)", re.ASCII)
 _VERSION = re.compile(r"(?i)\b(?:versions?|ver|release|rev(?:ision)?|build|firmware|update|patch)[\s.:#=v]{0,3}$")
 _BEFORE = 24
 _Choice = Callable[[re.Match[str]], str | None]

@@ -143,6 +143,8 @@ class Fetcher:
             try:
                 self.sleep(self._requests.wait_s(1))
                 return act()
+            except ValueError as error:  # a host that is none, in the address or where it sends us
+                raise FetchError(f"{url} is no address: {error}") from error
             except (FetchError, OSError, http.client.HTTPException) as error:
                 problem = _explained(url, error)
                 failed, before = (0, progress()) if progress() > before else (failed + 1, before)

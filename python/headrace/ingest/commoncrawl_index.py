@@ -27,6 +27,7 @@ _LETTERS = {
 }
 _LEGENDS = {9: "N b a m s k r V g", 10: "N b a m s k r M V g", 11: "N b a m s k r M S V g"}
 _WWW = re.compile(r"^www\d*\.")
+_SURROGATE = re.compile("[\ud800-\udfff]")  # valid in JSON, in no encoding
 _INT64 = 1 << 63
 
 
@@ -207,6 +208,8 @@ def _capture(values: dict[str, Any]) -> Capture | str:
     offset, length, status = (_number(texts.pop(name)) for name in ("offset", "length", "status"))
     if offset is None or not all(isinstance(text, str) for text in texts.values()):
         return "index line without an offset, or with fields that are no text"
+    if any(_SURROGATE.search(text) for text in texts.values()):
+        return "index line with characters that are none"
     if not texts["uri"] or not texts["filename"]:
         return "index line without an address or a file"
     if length == 0:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from headrace.ingest.graph_parquet import LABELS, PARQUET, Bad
+from headrace.ingest.graph_parquet import LABELS, PARQUET, Bad, whole
 from headrace.ingest.lines import REJECTED_SCHEMA, InputFile, Part
 from headrace.ingest.npy import ArrayFile, open_array
 from headrace.ingest.textfiles import BrokenFileError, ChangedFileError, FileRange, FileScan
@@ -274,7 +274,7 @@ def _label_rows(first: int, rows: npt.NDArray[Any], fmt: RowFormat) -> tuple[pa.
     what = fmt.columns[0][0]
     values = rows.reshape(len(rows))
     nothing = {name: pa.nulls(len(values), type_) for name, type_ in LABELS.items()}
-    numbers, missing, bad = _whole(values, "label" if what == "label" else what)
+    numbers, missing, bad = whole(values, "label" if what == "label" else what)
     if what == "label":
         missing |= numbers < 0  # papers without a subject are -1 in OGB
         return pa.table(_nodes(first, len(rows)) | nothing | {"label": pa.array(numbers, mask=missing)}), bad
@@ -285,17 +285,6 @@ def _label_rows(first: int, rows: npt.NDArray[Any], fmt: RowFormat) -> tuple[pa.
     bad.append((missing | (numbers < 0), "node is negative"))
     nodes = {"node": pa.array(numbers), "name": pa.nulls(len(numbers), pa.string())}
     return pa.table(nodes | nothing | {"split": pa.array([what] * len(numbers))}), bad
-
-
-def _whole(values: npt.NDArray[Any], name: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], Bad]:
-    """Numbers that must be whole: as int64, which are missing (NaN), which are neither."""
-    if values.dtype.kind != "f":
-        overflow = values > np.iinfo(np.int64).max if values.dtype.kind == "u" else np.zeros(len(values), bool)
-        return values.astype(np.int64), np.zeros(len(values), bool), [(overflow, f"{name} overflows 64 bits")]
-    wide = values.astype(np.float64)
-    missing = np.isnan(wide)
-    wrong = ~missing & (~np.isfinite(wide) | (np.abs(np.where(missing, 0, wide)) >= 1 << 53) | (wide != np.floor(wide)))
-    return np.where(missing | wrong, 0, wide).astype(np.int64), missing, [(wrong, f"{name} is not a whole number")]
 
 
 def _parquet_tables(piece: FileRange, fmt: RowFormat) -> Iterator[tuple[int, pa.Table, Bad]]:

@@ -22,6 +22,7 @@ from headrace.errors import UserError
 from headrace.ingest.commit import commit_batch
 from headrace.ingest.edges import EdgeFormat
 from headrace.ingest.graph_arrays import RowFormat, check_array, range_rows, scan_rows
+from headrace.ingest.graph_parquet import check_types
 from headrace.ingest.lines import (
     MAX_LINES,
     RANGE_BYTES,
@@ -118,7 +119,9 @@ class GraphFiles:
             if found.lines >= MAX_LINES:
                 raise UserError(f"{found.path} has {MAX_LINES} rows or more", "split it")
             format_ = self._plan(found).format
-            if isinstance(format_, RowFormat) and found.head != b"PAR1":
+            if isinstance(format_, RowFormat) and found.head == b"PAR1":
+                check_types(found.path, format_.columns, format_.named)
+            elif isinstance(format_, RowFormat):
                 _check_array(found.path, format_)
 
     def detail(self, scan: FileScan) -> dict[str, Any]:

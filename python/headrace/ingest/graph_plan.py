@@ -29,6 +29,7 @@ _WORD = re.compile(r"[a-z]+")
 _TYPED = re.compile(r"([A-Za-z0-9_.-]+?)___([A-Za-z0-9_.-]+?)___([A-Za-z0-9_.-]+)")
 _PLAIN_FOLDERS = ("processed", "raw", "split")
 _ARRAYS = {"node_feat": "features", "node_label": "labels", "node_year": "labels", "edge_index": "edges"}
+_NUMBER = re.compile(rb"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?|nan|inf", re.IGNORECASE)
 _HEAD_BYTES = 1 << 20
 _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
     "edges": {"src": ("src", "source", "from", "head"), "dst": ("dst", "target", "to", "tail")},
@@ -106,9 +107,10 @@ class Reading:
     def _has_names(self, path: str) -> bool:
         """Are the triples of a file by name? By ids only if all cells of the first line are plain numbers."""
         if self.format == "auto":
-            first = _first_line(path, 0)
-            cells = first.rstrip(b"\r").split(b"\t")
-            triples = len(cells) == 3 and not cells[1].strip().lstrip(b"-").replace(b".", b"").isdigit()
+            lines = _head(path)[_comments(path) :][:20]
+            rows = [line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r").split(b"\t") for line in lines]
+            # A header looks like a triple by name, and so does a number with an exponent: one line does not tell.
+            triples = bool(rows) and all(len(cells) == 3 and not _NUMBER.fullmatch(cells[1].strip()) for cells in rows)
             return triples and "src" not in self.columns and self.ids != "numbers"
         if self.format != "triples" or self.ids != "auto":
             return self.format == "triples" and self.ids == "names"

@@ -151,7 +151,7 @@ def by_column(value: Mapping[str, int] | str, setting: str) -> dict[str, int]:
     for name, number in items:
         if name.strip() not in CATEGORIES:
             raise UserError(f"--{setting}: {name!r} is no categorical column", "columns are c1 .. c26: c3=20,c4=5")
-        if not str(number).strip().isdigit() or int(number) < 1:
+        if not (str(number).isascii() and str(number).strip().isdecimal()) or int(number) < 1:
             raise UserError(f"--{setting}: {name}={number!r} is no positive number", "write it as c3=20,c4=5")
         found[name.strip()] = int(number)
     return found

@@ -177,7 +177,7 @@ def _check_ranges(cfg: Config) -> None:
     if cfg.limits.seconds <= 0:
         raise UserError(f"--limits.seconds {cfg.limits.seconds} is not over 0", "give some seconds, such as 20")
     for status in cfg.extract.status.split(","):
-        if not (status.strip().isdigit() and 100 <= int(status) < 600):
+        if not (status.strip().isascii() and status.strip().isdecimal() and 100 <= int(status) < 600):
             raise UserError(f"--extract.status: {status!r} is no HTTP status", "such as 200 or 200,203")
 
 

@@ -180,7 +180,7 @@ def early(cfg: Config) -> None:
     if cfg.bad_digest not in BAD_DIGEST:
         raise UserError(f"--bad_digest {cfg.bad_digest} is unknown", f"one of {', '.join(BAD_DIGEST)}")
     _check_numbers(cfg)
-    if cfg.crawl and not cfg.crawl.replace("-", "").isalnum():
+    if cfg.crawl and not (cfg.crawl.isascii() and cfg.crawl.replace("-", "").isalnum()):
         raise UserError(f"--crawl {cfg.crawl!r} is no crawl's name", "letters, digits and -, as CC-MAIN-2024-22")
     cfg.fetch.settings().check()
     if cfg.match.match() != Match() and not cfg.index:

@@ -149,8 +149,8 @@ def _reading(cfg: Config) -> Reading:
     names = {
         name: getattr(cfg, name) for name in ("source_type", "relation", "target_type", "node_type", "types", "split")
     }
-    if len(cfg.delimiter) > 1:
-        raise UserError(f"--delimiter {cfg.delimiter!r} is more than one character", "one character, such as ';'")
+    if len(cfg.delimiter) > 1 or not cfg.delimiter.isascii():
+        raise UserError(f"--delimiter {cfg.delimiter!r} is not one ASCII character", "one character, such as ';'")
     return Reading(
         graph=cfg.graph,
         kind=cfg.kind,
