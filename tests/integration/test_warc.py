@@ -220,7 +220,8 @@ def test_single_records_by_manifest(
     assert [(row.offset, row.record_id, row.payload) for row in rows[:3]] == [
         (row.offset, row.record_id, row.payload) for row in wanted
     ]
-    assert rows[3].error is not None and rows[3].offset == 17
+    assert rows[3].error is not None and rows[3].offset == 17, "a wrong place is told"
+    assert sum(row.length for row in rows[3:]) == 1000
     (tmp_path / "lookups.tsv").write_text("../x\t0\t10\n")
     with pytest.raises(Exception, match="leads out of the root"):
         reader.option("root", str(cc_archives)).load().collect()
