@@ -6,9 +6,10 @@ three shuffles of blocks (`graph_blocks`), each task holding one range.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from headrace.features.graph_blocks import (
     NODES,
     Merge,
     Ranges,
+    Rows,
     ShardPlan,
     plan_shards,
     shard_row,
@@ -28,7 +30,7 @@ from headrace.features.graph_blocks import (
     table_of,
     unpack,
 )
-from headrace.features.graph_edges import Adjacency, Edges, Sample, by_type, chunks
+from headrace.features.graph_edges import Adjacency, Edges, Sample
 from headrace.features.graph_ids import Nodes, look_up_all, map_of
 
 if TYPE_CHECKING:
@@ -62,8 +64,7 @@ def renumber(edges: Edges, nodes: Nodes, emit: Emit) -> DataFrame:
     """
     targets = [nodes.ranges[edge.target] for edge in edges.types]
     sources = [nodes.ranges[edge.source] for edge in edges.types]
-    columns = ("type", "src", "dst", *(("weight", "place") if edges.weighted else ()))
-    blocks = edges.frame.select(*columns).mapInArrow(_to_blocks(targets), BLOCK_DDL)
+    blocks = edges.source.blocks(edges.columns, partial(_to_blocks, targets))
     by_target = (
         blocks.unionAll(nodes.blocks).groupBy("part").applyInArrow(_map_target(sources, nodes.starts), BLOCK_DDL)
     )
@@ -73,14 +74,7 @@ def renumber(edges: Edges, nodes: Nodes, emit: Emit) -> DataFrame:
 
 def dense_keys(edges: Edges, emit: Emit) -> DataFrame:
     """The same for edges whose ids are dense already."""
-    columns = ("type", "src", "dst", *(("weight", "place") if edges.weighted else ()))
-
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for chunk in chunks(batches):
-            for number, arrays in by_type(chunk, chunk.column_names[1:]):
-                yield from table_of(emit(number, *arrays)).to_batches()
-
-    return edges.frame.select(*columns).mapInArrow(run, BLOCK_DDL)
+    return edges.source.blocks(edges.columns, emit)
 
 
 @dataclass(frozen=True)
@@ -90,11 +84,9 @@ class Emit:
     adjacencies: tuple[Adjacency, ...]
     plans: tuple[ShardPlan, ...]
 
-    def __call__(
-        self, number: int, src: I64, dst: I64, weight: F64 | None = None, place: I64 | None = None
-    ) -> list[tuple[object, ...]]:
+    def __call__(self, number: int, src: I64, dst: I64, weight: F64 | None = None, place: I64 | None = None) -> Rows:
         """Rows of BLOCK_SCHEMA: a: keys."""
-        rows: list[tuple[object, ...]] = []
+        rows: Rows = []
         for adjacency, plan in zip(self.adjacencies, self.plans, strict=True):
             if adjacency.type == number:
                 row, column, weights, places = adjacency.expand(src, dst, weight, place)
@@ -103,19 +95,14 @@ class Emit:
         return rows
 
 
-def _to_blocks(targets: list[Ranges]) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for chunk in chunks(batches):
-            for number, arrays in by_type(chunk, chunk.column_names[1:]):
-                yield from table_of(split(targets[number].parts(arrays[1]), number, arrays)).to_batches()
-
-    return run
+def _to_blocks(targets: list[Ranges], number: int, src: I64, dst: I64, *more: Any) -> Rows:
+    return split(targets[number].parts(dst), number, (src, dst, *more))
 
 
 def _map_target(sources: list[Ranges], starts: dict[int, int]) -> Callable[[pa.Table], pa.Table]:
     def run(table: pa.Table) -> pa.Table:
         ids, dense = map_of(table, starts)
-        rows: list[tuple[object, ...]] = []
+        rows: Rows = []
         for number, (src, dst, weight, place) in unpack(table, range(len(sources))).items():
             dst, (src, weight, place) = look_up_all(dst, (src, weight, place), ids, dense)
             rows += split(sources[number].parts(src), number, (src, dst, weight, place))
@@ -129,7 +116,7 @@ def _map_source(emit: Emit, starts: dict[int, int]) -> Callable[[pa.Table], pa.T
 
     def run(table: pa.Table) -> pa.Table:
         ids, dense = map_of(table, starts)
-        rows: list[tuple[object, ...]] = []
+        rows: Rows = []
         for number, (src, dst, weight, place) in unpack(table, types).items():
             src, (dst, weight, place) = look_up_all(src, (dst, weight, place), ids, dense)
             rows += emit(number, src, dst, weight, place)

@@ -24,6 +24,8 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 Arrays = tuple[Any, ...]
+Rows = list[tuple[object, ...]]
+"""Rows of BLOCK_SCHEMA."""
 
 NODES = -1  # `type` of a block of nodes with dense ids. a: ids, b: dense ids
 NEW = -2  # of new nodes. a: ids, b: their rank among the new ones of the part in `place`
@@ -99,7 +101,7 @@ def table_of(rows: Sequence[tuple[object, ...]]) -> pa.Table:
     return pa.table([pa.array(c, f.type) for c, f in zip(columns, BLOCK_SCHEMA, strict=True)], schema=BLOCK_SCHEMA)
 
 
-def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> list[tuple[object, ...]]:
+def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> Rows:
     """Parallel arrays as blocks, one a part that occurs."""
     if not len(parts):
         return []
@@ -111,7 +113,7 @@ def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> list[tupl
     order = np.argsort(local.astype(np.uint16) if high - low < 1 << 16 else local, kind="stable")
     ends = np.cumsum(np.bincount(local, minlength=high - low + 1))
     arranged = [None if array is None else array[order] for array in arrays]
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     start = 0
     for number, end in enumerate(ends.tolist()):
         if end > start:

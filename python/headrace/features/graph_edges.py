@@ -1,9 +1,10 @@
-"""Edges of several types as a frame of numbers, and which adjacencies are made of them."""
+"""Edges of several types, in files or in a frame, and which adjacencies are made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.features.csr import EdgeType
+from headrace.features.graph_blocks import BLOCK_DDL, Rows, pack, table_of, unpack
+from headrace.features.graph_files import CHUNK_EDGES, Act, EdgeFiles, groups
+from headrace.features.hashing import xxhash64
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -18,28 +22,50 @@ if TYPE_CHECKING:
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-CHUNK_EDGES = 1 << 20
 SAMPLES_PER_PART = 64
 
 
 @dataclass(frozen=True)
+class EdgeRows:
+    """Edges as a DataFrame of type int, src bigint, dst bigint."""
+
+    frame: DataFrame
+
+    def blocks(self, columns: Sequence[str], act: Act) -> DataFrame:
+        """What `act` makes of the edges, type by type in every chunk: BLOCK_DDL."""
+
+        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for chunk in chunks(batches):
+                arrays = [chunk.column(name).to_numpy() for name in columns]
+                for number, places in groups(chunk.column("type").to_numpy()):
+                    mine = arrays if places is None else [array[places] for array in arrays]
+                    yield from table_of(act(number, *mine)).to_batches()
+
+        return self.frame.select("type", *columns).mapInArrow(run, BLOCK_DDL)
+
+
+@dataclass(frozen=True)
 class Edges:
-    """Edges of a graph: a DataFrame of type int, src bigint, dst bigint, weight double, place bigint (the last two null
-    where there are no weights), and what the types are.
+    """Edges of a graph.
 
     Args:
-        frame: the edges.
+        source: where they are.
         types: the edge type of each number in `type`.
         counts: edges of each type.
         loops: self-loops of each type.
         weighted: have they weights?
     """
 
-    frame: DataFrame
+    source: EdgeFiles | EdgeRows
     types: tuple[EdgeType, ...]
     counts: tuple[int, ...]
     loops: tuple[int, ...]
     weighted: bool
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What an edge consists of."""
+        return ("src", "dst", "weight", "place") if self.weighted else ("src", "dst")
 
     @property
     def node_types(self) -> tuple[str, ...]:
@@ -116,20 +142,17 @@ Sample = Mapping[int, tuple[I64, I64]]
 
 def sample(edges: Edges, parts: int) -> Sample:
     """Sources and targets of some edges by type: the same ones whatever the partitions; none where one part will do."""
-    from pyspark.sql import functions as F
-
-    wanted = parts * SAMPLES_PER_PART
     if parts < 2:
         return {}
-    step = max(1, sum(edges.counts) // wanted)
-    chosen = F.pmod(F.xxhash64("src", "dst"), F.lit(step)) == 0
-    found: dict[int, tuple[I64, I64]] = {}
-    rows = edges.frame.where(chosen).select("type", "src", "dst").limit(8 * wanted).toArrow()
-    types = rows.column("type").to_numpy()
-    for number in np.unique(types).tolist():
-        mask = types == number
-        found[number] = (rows.column("src").to_numpy()[mask], rows.column("dst").to_numpy()[mask])
-    return found
+    step = max(1, sum(edges.counts) // (parts * SAMPLES_PER_PART))
+    found = unpack(edges.source.blocks(("src", "dst"), partial(_chosen, step)).toArrow())
+    return {number: (src, dst) for number, (src, dst, _, _) in sorted(found.items())}
+
+
+def _chosen(step: int, number: int, src: I64, dst: I64) -> Rows:
+    """One edge in `step` by its hash; of one that stands there many times, no more than the driver can hold."""
+    chosen = np.flatnonzero(xxhash64(dst, xxhash64(src)) % step == 0)[: 8 * (len(src) // step + 8)]
+    return [pack(0, number, (src[chosen], dst[chosen]))] if len(chosen) else []
 
 
 def sides_of(sampled: Sample, edges: Edges) -> dict[str, list[I64]]:
@@ -153,17 +176,3 @@ def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
             held, rows = [], 0
     if rows:
         yield pa.Table.from_batches(held)
-
-
-def by_type(chunk: pa.Table, names: Sequence[str]) -> Iterator[tuple[int, tuple[Any, ...]]]:
-    """The columns of a chunk as numpy, for each edge type."""
-    types = chunk.column("type").to_numpy()
-    arrays = [chunk.column(name).to_numpy() for name in names]
-    if not len(types):
-        return
-    if (types == types[0]).all():
-        yield int(types[0]), tuple(arrays)
-        return
-    for number in np.unique(types).tolist():
-        mask = types == number
-        yield number, tuple(array[mask] for array in arrays)

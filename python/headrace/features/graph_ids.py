@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,13 @@ from headrace.features.graph_blocks import (
     NEW,
     NODES,
     Ranges,
+    Rows,
     pack,
     quantiles,
     table_of,
     unpack,
 )
-from headrace.features.graph_edges import Edges, Sample, by_type, chunks, sides_of
+from headrace.features.graph_edges import Edges, Sample, chunks, sides_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -72,7 +74,7 @@ def node_blocks(
         ranges: by node type.
     """
     ends = [(ranges[edge.source], ranges[edge.target]) for edge in edges.types]
-    blocks = edges.frame.select("type", "src", "dst").mapInArrow(_ends_to_blocks(ends), BLOCK_DDL)
+    blocks = edges.source.blocks(("src", "dst"), partial(_ends_to_blocks, ends))
     for frame, is_known in ((others, False), (known, True)):
         if frame is not None:
             blocks = blocks.unionAll(frame.mapInArrow(_ids_to_blocks(dict(ranges), is_known), BLOCK_DDL))
@@ -83,18 +85,9 @@ def _range_of(ranges: Mapping[str, Ranges]) -> dict[int, Ranges]:
     return {part: parts for parts in ranges.values() for part in range(parts.first, parts.first + parts.count)}
 
 
-def _ends_to_blocks(
-    ends: list[tuple[Ranges, Ranges]],
-) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for chunk in chunks(batches):
-            rows = []
-            for number, arrays in by_type(chunk, ("src", "dst")):
-                for ids, ranges in zip(arrays, ends[number], strict=True):
-                    rows += _node_rows(_unique(ids), None, ranges)
-            yield from table_of(rows).to_batches()
-
-    return run
+def _ends_to_blocks(ends: list[tuple[Ranges, Ranges]], number: int, *arrays: I64) -> Rows:
+    sides = zip(arrays, ends[number], strict=True)
+    return [row for ids, ranges in sides for row in _node_rows(_unique(ids), None, ranges)]
 
 
 def _ids_to_blocks(
@@ -115,9 +108,9 @@ def _ids_to_blocks(
     return run
 
 
-def _node_rows(ids: I64, dense: I64 | None, ranges: Ranges) -> list[tuple[object, ...]]:
+def _node_rows(ids: I64, dense: I64 | None, ranges: Ranges) -> Rows:
     """Ascending ids as blocks; an id with several parts goes to the first of them only."""
-    rows: list[tuple[object, ...]] = []
+    rows: Rows = []
     done = 0
     for part, cut in ranges.slices(ids):
         mine = slice(max(cut.start, done), cut.stop)
@@ -133,7 +126,7 @@ def _distinct(range_of: dict[int, Ranges]) -> Callable[[pa.Table], pa.Table]:
     def run(table: pa.Table) -> pa.Table:
         part = table.column("part")[0].as_py()
         found = unpack(table)
-        rows: list[tuple[object, ...]] = []
+        rows: Rows = []
         fresh = _unique(found[NEW][0]) if NEW in found else np.empty(0, np.int64)
         if NODES in found:
             ids, dense = _ordered(*found[NODES][:2])

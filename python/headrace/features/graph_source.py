@@ -14,13 +14,13 @@ from headrace.catalog.delta import exists, files_at, latest_version, read
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features.csr import EdgeType
-from headrace.features.graph_edges import Edges
+from headrace.features.graph_edges import EdgeRows, Edges
+from headrace.features.graph_files import TYPE, EdgeFiles, Unit, tally, units_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 TABLES = ("bronze/edges", "bronze/triples", "bronze/node_features", "bronze/node_labels")
-_TYPE = ("source_type", "relation", "target_type", "split")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _MAX_TYPES = 1 << 16
 
@@ -33,11 +33,13 @@ class GraphSource:
         graph: its name.
         versions: of every bronze table that has rows of it.
         frames: those tables' rows, by table.
+        units: of the edges by id, for tasks that read files.
     """
 
     graph: str
     versions: dict[str, int]
     frames: dict[str, DataFrame] = field(repr=False)
+    units: tuple[Unit, ...] = field(repr=False)
 
     @property
     def named(self) -> bool:
@@ -67,17 +69,20 @@ def open_source(spark: SparkSession, lake: str, graph: str) -> GraphSource:
         UserError: none has, or nodes have ids in some rows and names in others.
     """
     versions, frames = {}, {}
+    units: tuple[Unit, ...] = ()
     for name in TABLES:
         spec = load(name)
         if exists(spec.path(lake)):
             version = latest_version(spec.path(lake))
-            if sum(file.rows for file in files_at(spec, lake, version, {"graph": graph})):
+            files = files_at(spec, lake, version, {"graph": graph})
+            if sum(file.rows for file in files):
                 versions[name] = version
                 frames[name] = read(spark, spec, lake, version).where(f"graph = '{graph}'")
+                units = units_of(files) if name == "bronze/edges" else units
     if not frames:
         command = f"headrace ingest-graph --lake {lake} --graph {graph} --source ..."
         raise UserError(f"the lake holds no row of graph {graph!r}", command)
-    source = GraphSource(graph, versions, frames)
+    source = GraphSource(graph, versions, frames, units)
     _check_ids(source)
     return source
 
@@ -96,8 +101,6 @@ def _check_ids(source: GraphSource) -> None:
 def edges_of(source: GraphSource, weights: bool) -> tuple[Edges, dict[str, int]]:
     """The graph's edges with their types numbered, and the largest id of every node type (-1 where names are used).
 
-    The frame has `src` and `dst`, or `head` and `tail` where nodes have names.
-
     Args:
         source: the graph.
         weights: read them, where there are any.
@@ -106,45 +109,44 @@ def edges_of(source: GraphSource, weights: bool) -> tuple[Edges, dict[str, int]]
         UserError: some edges have weights and others none, or there are too many edge types.
     """
     name = "bronze/triples" if source.named else "bronze/edges"
-    ends = ("head", "tail") if source.named else ("src", "dst")
     if name not in source.frames:
         return _no_edges(source.rows), {}
     frame = source.frames[name]
-    found = _count(frame, ends, source.named)
-    weighted = weights and not source.named and sum(row.weighted for row in found) > 0
+    spark = frame.sparkSession
+    found = _count_triples(frame) if source.named else _count_edges(spark, source.units)
+    weighted = weights and sum(row.weighted for row in found) > 0
     if weighted and any(row.weighted != row.edges for row in found):
         raise UserError(
             f"some edges of graph {source.graph} have weights, others none", "--weights false leaves them out"
         )
-    types = [EdgeType(*(row[name] for name in _TYPE)) for row in found]
-    columns = ["type", *(f"{end} AS {as_}" for end, as_ in zip(ends, ("src", "dst"), strict=True))]
-    if source.named:
-        columns += list(_TYPE)
-    if weighted:
-        columns += ["weight", "key AS place"]
-    edges = Edges(
-        _numbered(frame, types).selectExpr(*columns),
-        tuple(types),
-        tuple(row.edges for row in found),
-        tuple(row.loops for row in found),
-        weighted,
-    )
-    return edges, {} if source.named else _largest(found)
+    names = {tuple(row[name] for name in TYPE): number for number, row in enumerate(found)}
+    types = tuple(EdgeType(*name) for name in names)
+    rows = EdgeRows(_triples(frame, types)) if source.named else EdgeFiles(spark, source.units, names)
+    counts, loops = tuple(row.edges for row in found), tuple(row.loops for row in found)
+    return Edges(rows, types, counts, loops, weighted), {} if source.named else _largest(found)
 
 
-def _count(frame: DataFrame, ends: tuple[str, str], named: bool) -> list[Any]:
+def _count_edges(spark: SparkSession, units: tuple[Unit, ...]) -> list[Any]:
     from pyspark.sql import functions as F
 
-    same = (F.col(ends[0]) == F.col(ends[1])) & (F.col("source_type") == F.col("target_type"))
-    columns = [F.count(F.lit(1)).alias("edges"), F.sum(same.cast("bigint")).alias("loops")]
-    if named:
-        columns.append(F.lit(0).alias("weighted"))
-    else:
-        columns += [F.count("weight").alias("weighted"), F.max("src").alias("src"), F.max("dst").alias("dst")]
-    rows = frame.groupBy(*_TYPE).agg(*columns).limit(_MAX_TYPES + 1).collect()
+    sums = [F.sum(name).alias(name) for name in ("edges", "loops", "weighted")]
+    return _few(tally(spark, units).groupBy(*TYPE).agg(*sums, F.max("src").alias("src"), F.max("dst").alias("dst")))
+
+
+def _count_triples(frame: DataFrame) -> list[Any]:
+    from pyspark.sql import functions as F
+
+    same = (F.col("head") == F.col("tail")) & (F.col("source_type") == F.col("target_type"))
+    loops = F.sum(same.cast("bigint")).alias("loops")
+    return _few(frame.groupBy(*TYPE).agg(F.count(F.lit(1)).alias("edges"), loops, F.lit(0).alias("weighted")))
+
+
+def _few(counts: DataFrame) -> list[Any]:
+    """A row a type, in the order of their names."""
+    rows = counts.limit(_MAX_TYPES + 1).collect()
     if len(rows) > _MAX_TYPES:
         raise UserError(f"more than {_MAX_TYPES:,} edge types", "is the relation's column the right one?")
-    return sorted(rows, key=lambda row: tuple(row[name] for name in _TYPE))
+    return sorted(rows, key=lambda row: tuple(row[name] for name in TYPE))
 
 
 def _largest(rows: Sequence[Any]) -> dict[str, int]:
@@ -155,24 +157,21 @@ def _largest(rows: Sequence[Any]) -> dict[str, int]:
     return largest
 
 
-def _numbered(frame: DataFrame, types: Sequence[EdgeType]) -> DataFrame:
-    """With `type`, the number of the row's edge type."""
+def _triples(frame: DataFrame, types: Sequence[EdgeType]) -> DataFrame:
+    """TYPE, src, dst (names), and `type`, the number of the row's edge type."""
     from pyspark.sql import functions as F
 
-    if len(types) == 1:
-        return frame.withColumn("type", F.lit(0))
     rows = [(edge.source, edge.relation, edge.target, edge.split, number) for number, edge in enumerate(types)]
-    ddl = ", ".join(f"{name} string" for name in _TYPE)
-    table = frame.sparkSession.createDataFrame(rows, f"{ddl}, type int")
-    return frame.join(F.broadcast(table), list(_TYPE))
+    ddl = ", ".join(f"{name} string" for name in TYPE)
+    table = F.broadcast(frame.sparkSession.createDataFrame(rows, f"{ddl}, type int"))
+    return frame.join(table, list(TYPE)).selectExpr("type", "head AS src", "tail AS dst", *TYPE)
 
 
 def _no_edges(rows: Sequence[DataFrame]) -> Edges:
     """Nodes alone: one adjacency without edges, where they are of one type."""
     names = sorted({row.node_type for frame in rows for row in frame.select("node_type").distinct().collect()})
     types = tuple(EdgeType(name, "edge", name) for name in names[:1] if len(names) == 1)
-    frame = rows[0].sparkSession.createDataFrame([], "type int, src bigint, dst bigint")
-    return Edges(frame, types, (0,) * len(types), (0,) * len(types), False)
+    return Edges(EdgeFiles(rows[0].sparkSession, (), {}), types, (0,) * len(types), (0,) * len(types), False)
 
 
 def row_nodes(source: GraphSource) -> DataFrame | None:

@@ -29,7 +29,7 @@ from headrace.features import (
 from headrace.features.csr import open_row
 from headrace.features.graph import Emit
 from headrace.features.graph_blocks import Merge
-from headrace.features.graph_edges import Edges, Sample, adjacencies, sample
+from headrace.features.graph_edges import EdgeRows, Edges, Sample, adjacencies, sample
 from headrace.features.graph_ids import Nodes
 from headrace.features.graph_source import GraphSource
 
@@ -211,15 +211,15 @@ def _renumbered(work: _Run, edges: Edges, largest: Mapping[str, int], held: cont
 def _named(work: _Run, edges: Edges, largest: Mapping[str, int], held: contextlib.ExitStack) -> _Numbered:
     """Ids in the order of the names."""
     with work.report.stage("nodes") as stage:
-        names = graph_names.ends(edges.frame)
+        assert isinstance(edges.source, EdgeRows)
+        names = graph_names.ends(edges.source.frame)
         rows = graph_source.row_nodes(work.source)
         known = _known_nodes(work)
         new = _hold(graph_names.new_names(names if rows is None else names.unionAll(rows), known.frame), held)
         numbered, work.nodes = graph_names.number(new, known.counts)
         _write_nodes(work, numbered.withColumn("original", _null("bigint")), known)
         stage.rows_out = sum(work.nodes.values())
-    frame = _hold(graph_names.renumber(edges.frame, _nodes(work)), held)
-    dense = replace(edges, frame=frame)
+    dense = replace(edges, source=EdgeRows(_hold(graph_names.renumber(edges.source.frame, _nodes(work)), held)))
     return _Numbered(dense, sample(dense, _parts(work, edges)), partial(graph.dense_keys, dense))
 
 

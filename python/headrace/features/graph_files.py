@@ -1,0 +1,139 @@
+"""bronze/edges read by tasks from its data files: Arrow columns become numpy arrays, no edge goes through Spark.
+
+A task reads row groups of one file, a chunk at a time; of the four columns that name an edge's type it takes the codes
+of their dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from headrace.catalog import storage
+from headrace.catalog.log import DataFile
+from headrace.features.graph_blocks import BLOCK_DDL, Rows, table_of
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame, SparkSession
+
+TYPE = ("source_type", "relation", "target_type", "split")
+CHUNK_EDGES = 1 << 20
+_UNIT_BYTES = 64 << 20  # of a file, to a task
+_COLUMN = {"place": "key"}
+_TALLY = ("edges", "loops", "weighted", "src", "dst")
+Unit = tuple[str, int, int]
+"""A file, and which of how many shares of its row groups."""
+Act = Callable[..., Rows]
+"""From an edge type's number and the columns of some of its edges to rows of BLOCK_SCHEMA."""
+
+
+@dataclass(frozen=True)
+class EdgeFiles:
+    """The edges of a graph where they lie.
+
+    Args:
+        spark: the session.
+        units: what tasks read, one each.
+        numbers: of the edge types, by the names in TYPE.
+    """
+
+    spark: SparkSession = field(repr=False)
+    units: tuple[Unit, ...]
+    numbers: Mapping[tuple[str, ...], int]
+
+    def blocks(self, columns: Sequence[str], act: Act) -> DataFrame:
+        """What `act` makes of the edges, type by type in every chunk: BLOCK_DDL."""
+        units, numbers = self.units, self.numbers
+
+        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+            for unit in _units_of(batches, units):
+                for names, arrays in typed(unit, columns):
+                    yield from table_of(act(numbers[names], *arrays)).to_batches()
+
+        return _tasks(self.spark, units).mapInArrow(run, BLOCK_DDL)
+
+
+def units_of(files: Iterable[DataFile]) -> tuple[Unit, ...]:
+    """What tasks read: a file, or a share of the row groups of a large one."""
+    shares = [(file.path, max(1, -(-file.size // _UNIT_BYTES))) for file in files]
+    return tuple((path, share, of) for path, of in shares for share in range(of))
+
+
+def tally(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
+    """Edges, self-loops, edges with weights, largest source and target of the types in TYPE, several rows a type."""
+
+    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for unit in _units_of(batches, units):
+            rows = [(*names, *_counts(names, *arrays)) for names, arrays in typed(unit, ("src", "dst", "weight"))]
+            if rows:
+                yield pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*rows, strict=True)], [*TYPE, *_TALLY])
+
+    ddl = ", ".join([*(f"{name} string" for name in TYPE), *(f"{name} bigint" for name in _TALLY)])
+    return _tasks(spark, units).mapInArrow(run, ddl)
+
+
+def _counts(names: tuple[str, ...], src: Any, dst: Any, weight: pa.Array) -> tuple[int, ...]:
+    loops = int((src == dst).sum()) if names[0] == names[2] else 0
+    return len(src), loops, len(weight) - weight.null_count, int(src.max()), int(dst.max())
+
+
+def _tasks(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
+    return spark.range(0, len(units), 1, max(1, len(units)))
+
+
+def _units_of(batches: Iterable[pa.RecordBatch], units: tuple[Unit, ...]) -> Iterator[Unit]:
+    for batch in batches:
+        for number in batch.column(0).to_pylist():
+            yield units[number]
+
+
+def typed(unit: Unit, columns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
+    """The columns of a unit's edges, a type and at most CHUNK_EDGES at a time, in the order of the file.
+
+    Columns that may hold nulls stay Arrow arrays where they do.
+    """
+    for batch in _read(unit, [_COLUMN.get(name, name) for name in columns]):
+        arrays = [_plain(batch.column(_COLUMN.get(name, name))) for name in columns]
+        types = [batch.column(name) for name in TYPE]
+        shape = [len(column.dictionary) for column in types]
+        codes = np.ravel_multi_index([column.indices.to_numpy() for column in types], shape)
+        for code, places in groups(codes):
+            at = np.unravel_index(code, shape)
+            names = tuple(c.dictionary[int(i)].as_py() for c, i in zip(types, at, strict=True))
+            yield names, [_taken(array, places) for array in arrays]
+
+
+def _read(unit: Unit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    path, share, of = unit
+    store, _ = storage.locate(path)
+    with store.open(path) as stream:
+        reader = pq.ParquetFile(stream, read_dictionary=list(TYPE))
+        mine = list(range(share, reader.num_row_groups, of))
+        if mine:
+            yield from reader.iter_batches(CHUNK_EDGES, mine, [*TYPE, *columns], use_threads=False)
+
+
+def _plain(column: pa.Array) -> Any:
+    return column if column.null_count else column.to_numpy()
+
+
+def _taken(array: Any, places: Any) -> Any:
+    if places is None:
+        return array
+    return array.take(pa.array(places)) if isinstance(array, pa.Array) else array[places]
+
+
+def groups(codes: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[int, npt.NDArray[np.int64] | None]]:
+    """The numbers that occur and where they stand, ascending; None for everywhere."""
+    if len(codes) and (codes == codes[0]).all():
+        yield int(codes[0]), None
+        return
+    order = np.argsort(codes, kind="stable")
+    found, starts = np.unique(codes[order], return_index=True)
+    yield from zip(found.tolist(), np.split(order, starts[1:]) if len(found) else [], strict=True)

@@ -1,0 +1,97 @@
+"""Edges read from data files of several types, chunks and shares, against rows read the plain way."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.catalog.log import DataFile
+from headrace.features import graph_files
+from headrace.features.graph_edges import _chosen
+from headrace.features.graph_files import TYPE, _counts, groups, typed, units_of
+from headrace.features.hashing import xxhash64
+
+NAMES = [("a", "x", "a", "all"), ("a", "x", "b", "all"), ("b", "y", "a", "train"), ("b", "y", "a", "test")]
+
+
+def write(path: Path, rows: list[tuple[tuple[str, ...], int, int, float | None]], group: int) -> DataFile:
+    columns = {name: pa.array([row[0][place] for row in rows], pa.string()) for place, name in enumerate(TYPE)}
+    columns |= {"key": pa.array(range(len(rows)), pa.int64())}
+    columns |= {name: pa.array([row[1 + at] for row in rows], pa.int64()) for at, name in enumerate(("src", "dst"))}
+    columns |= {"weight": pa.array([row[3] for row in rows], pa.float64())}
+    pq.write_table(pa.table(columns), path, row_group_size=group)
+    return DataFile(str(path), len(rows), {}, path.stat().st_size)
+
+
+@pytest.mark.parametrize(("group", "chunk", "unit"), [(1000, 1 << 20, 1 << 20), (70, 30, 1 << 20), (25, 60, 1000)])
+def test_every_edge_comes_once_with_its_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group: int, chunk: int, unit: int
+) -> None:
+    monkeypatch.setattr(graph_files, "CHUNK_EDGES", chunk)
+    monkeypatch.setattr(graph_files, "_UNIT_BYTES", unit)
+    rng = random.Random(1)
+    rows = [(rng.choice(NAMES), rng.randrange(9), rng.randrange(9), rng.choice([None, 2.5, -1.0])) for _ in range(400)]
+    units = units_of([write(tmp_path / "edges.parquet", rows, group)])
+    assert (len(units) > 1) == (unit == 1000)
+    found: dict[int, Any] = {}
+    for mine in units:
+        for names, (src, dst, weight, place) in typed(mine, ("src", "dst", "weight", "place")):
+            assert 0 < len(src) <= chunk
+            weights = weight.to_pylist() if isinstance(weight, pa.Array) else weight.tolist()
+            values = zip(src.tolist(), dst.tolist(), weights, strict=True)
+            found |= {key: (names, *value) for key, value in zip(place.tolist(), values, strict=True)}
+    assert [found[key] for key in range(len(rows))] == rows
+
+
+def test_edges_are_tallied_by_type(tmp_path: Path) -> None:
+    rows = [(NAMES[0], 3, 3, None), (NAMES[0], 3, 9, 1.0), (NAMES[1], 4, 4, None), (NAMES[0], 1, 1, 2.0)]
+    (unit,) = units_of([write(tmp_path / "edges.parquet", rows, 1000)])
+    counts = {names: _counts(names, *arrays) for names, arrays in typed(unit, ("src", "dst", "weight"))}
+    assert counts == {NAMES[0]: (3, 2, 2, 3, 9), NAMES[1]: (1, 0, 0, 4, 4)}  # the same id of two types is no loop
+
+
+def test_a_file_without_edges(tmp_path: Path) -> None:
+    (unit,) = units_of([write(tmp_path / "edges.parquet", [], 1000)])
+    assert list(typed(unit, ("src", "dst"))) == []
+
+
+@given(st.lists(st.integers(0, 5), max_size=40))
+def test_groups_are_all_places_in_order(codes: list[int]) -> None:
+    found = {code: places for code, places in groups(np.array(codes, np.int64))}
+    assert {c: len(codes) if p is None else len(p) for c, p in found.items()} == Counter(codes)
+    for code, places in found.items():
+        assert [codes[place] for place in (range(len(codes)) if places is None else places)] == [code] * codes.count(
+            code
+        )
+        assert places is None or places.tolist() == sorted(places.tolist())
+
+
+def test_a_sample_is_chosen_by_the_edge_alone_and_is_bounded() -> None:
+    rng = np.random.default_rng(2)
+    src, dst = rng.integers(0, 1 << 40, (2, 100_000))
+    (row,) = _chosen(100, 3, src, dst)
+    chosen = set(np.frombuffer(row[2], np.int64).tolist())  # type: ignore[call-overload]
+    assert row[:2] == (0, 3) and 800 < len(chosen) < 1200
+    parts = [_chosen(100, 3, src[at : at + 999], dst[at : at + 999]) for at in range(0, 100_000, 999)]
+    again = {node for rows in parts for row in rows for node in np.frombuffer(row[2], np.int64).tolist()}  # type: ignore[call-overload]
+    assert again == chosen
+    same = next(
+        node for node in range(10_000) if int(xxhash64(np.int64([node]), xxhash64(np.int64([node])))[0]) % 100 == 0
+    )
+    (row,) = _chosen(100, 0, np.full(50_000, same), np.full(50_000, same))
+    assert len(row[2]) == 8 * 8 * 508  # type: ignore[arg-type]
+
+
+def test_a_seed_a_value_is_a_seed_alone() -> None:
+    values, seeds = np.array([7, -1, 1 << 62]), np.array([0, -5, 42])
+    expected = [int(xxhash64(np.array([value]), int(seed))[0]) for value, seed in zip(values, seeds, strict=True)]
+    assert xxhash64(values, seeds).tolist() == expected
