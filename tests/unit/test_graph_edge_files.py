@@ -46,17 +46,21 @@ def test_every_edge_comes_once_with_its_type(
     for mine in units:
         for names, (src, dst, weight, place) in typed(mine, ("src", "dst", "weight", "place")):
             assert 0 < len(src) <= chunk
-            weights = weight.to_pylist() if isinstance(weight, pa.Array) else weight.tolist()
+            weights = [None if np.isnan(number) else number for number in weight.tolist()]
             values = zip(src.tolist(), dst.tolist(), weights, strict=True)
             found |= {key: (names, *value) for key, value in zip(place.tolist(), values, strict=True)}
     assert [found[key] for key in range(len(rows))] == rows
 
 
-def test_edges_are_tallied_by_type(tmp_path: Path) -> None:
-    rows = [(NAMES[0], 3, 3, None), (NAMES[0], 3, 9, 1.0), (NAMES[1], 4, 4, None), (NAMES[0], 1, 1, 2.0)]
+@pytest.mark.parametrize(("weight", "weighted"), [(None, (2, 0)), (4.0, (3, 1))])
+def test_edges_are_tallied_by_type(tmp_path: Path, weight: float | None, weighted: tuple[int, int]) -> None:
+    rows = [(NAMES[0], 3, 3, weight), (NAMES[0], 3, 9, 1.0), (NAMES[1], 4, 4, weight), (NAMES[0], 1, 1, 2.0)]
     (unit,) = units_of([write(tmp_path / "edges.parquet", rows, 1000)])
     counts = {names: _counts(names, *arrays) for names, arrays in typed(unit, ("src", "dst", "weight"))}
-    assert counts == {NAMES[0]: (3, 2, 2, 3, 9), NAMES[1]: (1, 0, 0, 4, 4)}  # the same id of two types is no loop
+    assert counts == {
+        NAMES[0]: (3, 2, weighted[0], 3, 9),
+        NAMES[1]: (1, 0, weighted[1], 4, 4),
+    }  # the same id of two types is no loop
 
 
 def test_a_file_without_edges(tmp_path: Path) -> None:

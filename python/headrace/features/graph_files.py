@@ -78,9 +78,9 @@ def tally(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
     return _tasks(spark, units).mapInArrow(run, ddl)
 
 
-def _counts(names: tuple[str, ...], src: Any, dst: Any, weight: pa.Array) -> tuple[int, ...]:
+def _counts(names: tuple[str, ...], src: Any, dst: Any, weight: Any) -> tuple[int, ...]:
     loops = int((src == dst).sum()) if names[0] == names[2] else 0
-    return len(src), loops, len(weight) - weight.null_count, int(src.max()), int(dst.max())
+    return len(src), loops, int((~np.isnan(weight)).sum()), int(src.max()), int(dst.max())
 
 
 def _tasks(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
@@ -96,17 +96,17 @@ def _units_of(batches: Iterable[pa.RecordBatch], units: tuple[Unit, ...]) -> Ite
 def typed(unit: Unit, columns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     """The columns of a unit's edges, a type and at most CHUNK_EDGES at a time, in the order of the file.
 
-    Columns that may hold nulls stay Arrow arrays where they do.
+    A weight that is null is NaN; one that is not finite never comes into the table.
     """
     for batch in _read(unit, [_COLUMN.get(name, name) for name in columns]):
-        arrays = [_plain(batch.column(_COLUMN.get(name, name))) for name in columns]
+        arrays = [batch.column(_COLUMN.get(name, name)).to_numpy(zero_copy_only=False) for name in columns]
         types = [batch.column(name) for name in TYPE]
         shape = [len(column.dictionary) for column in types]
         codes = np.ravel_multi_index([column.indices.to_numpy() for column in types], shape)
         for code, places in groups(codes):
             at = np.unravel_index(code, shape)
             names = tuple(c.dictionary[int(i)].as_py() for c, i in zip(types, at, strict=True))
-            yield names, [_taken(array, places) for array in arrays]
+            yield names, arrays if places is None else [array[places] for array in arrays]
 
 
 def _read(unit: Unit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -117,16 +117,6 @@ def _read(unit: Unit, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         mine = list(range(share, reader.num_row_groups, of))
         if mine:
             yield from reader.iter_batches(CHUNK_EDGES, mine, [*TYPE, *columns], use_threads=False)
-
-
-def _plain(column: pa.Array) -> Any:
-    return column if column.null_count else column.to_numpy()
-
-
-def _taken(array: Any, places: Any) -> Any:
-    if places is None:
-        return array
-    return array.take(pa.array(places)) if isinstance(array, pa.Array) else array[places]
 
 
 def groups(codes: npt.NDArray[np.integer[Any]]) -> Iterator[tuple[int, npt.NDArray[np.int64] | None]]:
