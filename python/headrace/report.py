@@ -70,6 +70,10 @@ class Report:
         self.stages.append(stage)
         self.say(stage.line())
 
+    def part(self, verb: str) -> Report:
+        """A report of its own for a step, with the same screen, the same list of stages and of warnings."""
+        return Report(verb, self.progress, self.out, self.stages, warnings=self.warnings)
+
     def say(self, text: str) -> None:
         """Print one line for people."""
         if self.progress != "none":

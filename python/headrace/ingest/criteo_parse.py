@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from headrace.ingest.textfiles import Reject, too_long
+from headrace.ingest.textfiles import BOM, Reject, not_text, too_long
 
 INTS = tuple(f"i{n}" for n in range(1, 14))
 CATEGORIES = tuple(f"c{n}" for n in range(1, 27))
 COLUMNS = ("label", *INTS, *CATEGORIES)
-BOM = b"\xef\xbb\xbf"
 
 _INTEGER = re.compile(rb"-?[0-9]+")
 _CATEGORY = re.compile(rb"[0-9a-fA-F]{1,8}")
@@ -84,7 +83,7 @@ def parse_line(raw: bytes, fmt: Format, first: bool = False) -> list[int | None]
     line = raw[:-1] if raw.endswith(b"\r") else raw
     if first:
         line = line.removeprefix(BOM)
-    if reason := _not_text(line):
+    if reason := not_text(line, blank=b" \r") or ("stray quote" if b'"' in line else ""):
         return reason
     cells = line.split(b"\t")
     if len(cells) != fmt.fields:
@@ -128,20 +127,6 @@ def parse_block(data: bytes, fmt: Format, first: bool = False) -> Parsed:
         return Parsed(lines, values, missing)
     others = _one_by_one(data, starts - _PAD, ends - _PAD, np.flatnonzero(~good), fmt, first)
     return _merge(Parsed(lines, values, missing), list(others))
-
-
-def _not_text(line: bytes) -> str:
-    if b"\0" in line:
-        return "NUL byte"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    if BOM in line:
-        return "byte-order mark inside the file"
-    if b'"' in line:
-        return "stray quote"
-    return "" if line.strip(b" \r") else "blank line"
 
 
 def _values(cells: list[bytes], labelled: bool) -> list[int | None] | str:

@@ -20,13 +20,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pc
 
-from headrace.ingest.lines import InputFile
-from headrace.ingest.textfiles import Block, Reject
+from headrace.ingest.lines import InputFile, parse_lines
+from headrace.ingest.textfiles import BOM, Block, Reject, not_text, too_long
 
 BLANKS = "blanks"
 _ID = re.compile(rb"[0-9]{1,19}")
 _WEIGHT = re.compile(rb"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-_BOM = b"\xef\xbb\xbf"
 _MAX_ID = (1 << 63) - 1
 _MAX_RELATION_BYTES = 1000
 
@@ -70,7 +69,7 @@ class EdgeFormat:
         """A block's edges, and the lines that are none."""
         columns = self._fast(block.data)
         if columns is None:
-            return self._slow(file, block)
+            return parse_lines(self, parse_line, file, block)
         keys = file.key(block.first_line + np.arange(len(columns[0])))
         return pa.RecordBatch.from_arrays([pa.array(keys), *columns], schema=self.schema), ()
 
@@ -108,21 +107,6 @@ class EdgeFormat:
         lengths = [len(text) for text in set(columns[-1].dictionary_encode().dictionary.to_pylist())]
         return all(0 < length <= _MAX_RELATION_BYTES for length in lengths)
 
-    def _slow(self, file: InputFile, block: Block) -> tuple[pa.RecordBatch, Sequence[Reject]]:
-        rows: list[tuple[Any, ...]] = []
-        rejects = []
-        offset = 0
-        for index, raw in enumerate(block.data[:-1].split(b"\n")):
-            found = parse_line(raw, self, first=block.first_line + index == 0)
-            if isinstance(found, str):
-                rejects.append(Reject(index, offset, raw[: self.raw_bytes], len(raw), found))
-            else:
-                rows.append((file.key(block.first_line + index), *found))
-            offset += len(raw) + 1
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self.schema)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema), rejects
-
 
 def parse_line(raw: bytes, fmt: EdgeFormat, first: bool = False) -> tuple[Any, ...] | str:
     """One line without its newline, exactly: source, target, weight and relation where lines have them; or why not.
@@ -133,9 +117,9 @@ def parse_line(raw: bytes, fmt: EdgeFormat, first: bool = False) -> tuple[Any, .
         first: it is the file's first, where a byte-order mark is dropped.
     """
     if len(raw) > fmt.max_line_bytes:
-        return f"line longer than {fmt.max_line_bytes} bytes"
+        return too_long(fmt.max_line_bytes)
     line = raw.removesuffix(b"\r")
-    line = line.removeprefix(_BOM) if first else line
+    line = line.removeprefix(BOM) if first else line
     if reason := not_text(line):
         return reason
     if line.lstrip(b" \t")[:1] in (b"#", b"%"):
@@ -179,16 +163,3 @@ def parse_id(cell: bytes, name: str) -> int | str:
         return f"{name} overflows 64 bits" if cell.isdigit() else f"{name} is not an integer"
     number = int(cell)
     return number if number <= _MAX_ID else f"{name} overflows 64 bits"
-
-
-def not_text(line: bytes) -> str:
-    """Why a line is no text; empty if it is."""
-    if b"\0" in line:
-        return "NUL byte"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    if _BOM in line:
-        return "byte-order mark inside the file"
-    return "" if line.strip(b" \t\r") else "blank line"

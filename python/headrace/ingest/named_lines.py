@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headrace.ingest.edges import fields_of, not_text, parse_id
-from headrace.ingest.lines import InputFile
-from headrace.ingest.textfiles import Block, Reject
+from headrace.ingest.edges import fields_of, parse_id
+from headrace.ingest.lines import InputFile, parse_lines
+from headrace.ingest.textfiles import BOM, Block, Reject, not_text, too_long
 
 SPLITS = {
     "train": "train",
@@ -34,7 +34,6 @@ SPLITS = {
 }
 _MAX_NAME_BYTES = 1000
 _MAX_INDEX = (1 << 31) - 2
-_BOM = b"\xef\xbb\xbf"
 _NODE = [("node", pa.int64()), ("name", pa.string())]
 
 
@@ -76,27 +75,15 @@ class NamedFormat:
 
     def parse(self, file: InputFile, block: Block) -> tuple[pa.RecordBatch, Sequence[Reject]]:
         """A block's rows, and the lines that are none."""
-        rows: list[tuple[Any, ...]] = []
-        rejects = []
-        offset = 0
-        for index, raw in enumerate(block.data[:-1].split(b"\n")):
-            found = parse_line(raw, self, first=block.first_line + index == 0)
-            if isinstance(found, str):
-                rejects.append(Reject(index, offset, raw[: self.raw_bytes], len(raw), found))
-            else:
-                rows.append((file.key(block.first_line + index), *found))
-            offset += len(raw) + 1
-        columns = list(zip(*rows, strict=True)) if rows else [()] * len(self.schema)
-        arrays = [pa.array(column, field.type) for column, field in zip(columns, self.schema, strict=True)]
-        return pa.RecordBatch.from_arrays(arrays, schema=self.schema), rejects
+        return parse_lines(self, parse_line, file, block)
 
 
 def parse_line(raw: bytes, fmt: NamedFormat, first: bool = False) -> tuple[Any, ...] | str:
     """One line without its newline: the values of the kind's columns, or the reason why it is refused."""
     if len(raw) > fmt.max_line_bytes:
-        return f"line longer than {fmt.max_line_bytes} bytes"
+        return too_long(fmt.max_line_bytes)
     line = raw.removesuffix(b"\r")
-    line = line.removeprefix(_BOM) if first else line
+    line = line.removeprefix(BOM) if first else line
     if reason := not_text(line):
         return reason
     cells = fields_of(line, fmt.delimiter)

@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from headrace.errors import UserError
 from headrace.ingest.lines import RANGE_BYTES, InputFile, LineFormat, LineSource
-from headrace.ingest.ratings_parse import BOM, Format, Layout, layout_of, parse_block
-from headrace.ingest.textfiles import Block, BrokenFileError, FileScan, Reject, inflate, is_gzip
+from headrace.ingest.ratings_parse import Format, Layout, layout_of, parse_block
+from headrace.ingest.textfiles import BOM, Block, BrokenFileError, FileScan, Reject, inflate, is_gzip
 
 SCHEMA = pa.schema(
     [

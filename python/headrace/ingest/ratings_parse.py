@@ -20,12 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headrace.errors import UserError
-from headrace.ingest.textfiles import Reject, too_long
+from headrace.ingest.textfiles import BOM, Reject, not_text, too_long
 
 DELIMITERS = {"tab": "\t", "::": "::", ",": ",", ";": ";"}
 FIELDS = ("user", "item", "rating", "timestamp")
 MAX_ID_BYTES = 256
-BOM = b"\xef\xbb\xbf"
 _KNOWN_NAMES = {
     "user": ("user", "userid", "user_id", "uid", "reviewerid", "user-id"),
     "item": ("item", "itemid", "item_id", "iid", "movieid", "movie_id", "asin", "isbn", "product_id", "productid"),
@@ -163,7 +162,7 @@ def parse_line(raw: bytes, fmt: Format, first: bool = False) -> Rating | str:
         return too_long(fmt.max_line_bytes)
     line = raw[:-1] if raw.endswith(b"\r") else raw
     line = line.removeprefix(BOM) if first else line
-    if reason := _not_text(line):
+    if reason := not_text(line, blank=b" \r"):
         return reason
     cells = _split(line.decode(), fmt.layout.delimiter)
     if cells is None:
@@ -243,18 +242,6 @@ def _is_header(cells: Sequence[str], layout: Layout) -> bool:
     """Words where numbers should be."""
     numbers = [place for place in (layout.rating, layout.timestamp) if place is not None and place < len(cells)]
     return bool(numbers) and all(re.fullmatch(r"[A-Za-z_][\w .-]*", cells[place]) for place in numbers)
-
-
-def _not_text(line: bytes) -> str:
-    if b"\0" in line:
-        return "NUL byte"
-    try:
-        line.decode("utf-8")
-    except UnicodeDecodeError:
-        return "not UTF-8"
-    if BOM in line:
-        return "byte-order mark inside the file"
-    return "" if line.strip(b" \r") else "blank line"
 
 
 def _rating(cells: list[str], fmt: Format) -> Rating | str:

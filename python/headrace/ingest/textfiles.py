@@ -23,7 +23,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP_WBITS = 31
 _PIECE_BYTES = 1 << 14
 _HEAD_BYTES = 1 << 16
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
 
 
 class BrokenFileError(Exception):
@@ -145,8 +145,8 @@ def scan(path: str, range_bytes: int) -> FileScan:
         raise ChangedFileError(f"{path} was written to while it was read")
     lines = sum(piece.lines for piece in ranges)
     ranges = [dataclasses.replace(piece, gzip=gzip) for piece in ranges]
-    bom = head.startswith(_BOM)
-    head = head.removeprefix(_BOM).split(b"\n", 1)[0][:_HEAD_BYTES]
+    bom = head.startswith(BOM)
+    head = head.removeprefix(BOM).split(b"\n", 1)[0][:_HEAD_BYTES]
     return FileScan(path, before.st_size, before.st_mtime_ns, digest.hexdigest(), lines, head, bom, tuple(ranges))
 
 
@@ -157,6 +157,24 @@ def is_gzip(path: str) -> bool:
     if path.endswith(".gz") and magic != _GZIP_MAGIC:
         raise BrokenFileError(f"{path} is named .gz but is not a gzip file")
     return magic == _GZIP_MAGIC
+
+
+def not_text(line: bytes, blank: bytes = b" \t\r") -> str:
+    """Why a line is no text; empty if it is.
+
+    Args:
+        line: without its newline, and without the byte-order mark that a file may begin with.
+        blank: a line of nothing but these bytes is blank.
+    """
+    if b"\0" in line:
+        return "NUL byte"
+    try:
+        line.decode("utf-8")
+    except UnicodeDecodeError:
+        return "not UTF-8"
+    if BOM in line:
+        return "byte-order mark inside the file"
+    return "" if line.strip(blank) else "blank line"
 
 
 def too_long(max_line_bytes: int) -> str:
@@ -245,7 +263,7 @@ def _cut(chunks: Iterator[bytes], path: str, range_bytes: int | None) -> tuple[l
     ranges: list[FileRange] = []
     head, start, position, first_line, lines, crc, last = b"", 0, 0, 0, 0, 0, b"\n"
     for chunk in chunks:
-        head = head if position >= _HEAD_BYTES else (head + chunk)[: _HEAD_BYTES + len(_BOM)]
+        head = head if position >= _HEAD_BYTES else (head + chunk)[: _HEAD_BYTES + len(BOM)]
         cut = chunk.rfind(b"\n") + 1 if range_bytes and position + len(chunk) - start >= range_bytes else 0
         if cut:
             done = chunk[:cut]

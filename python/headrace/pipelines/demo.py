@@ -121,18 +121,18 @@ def _prepare(spark: SparkSession, cfg: Config, data: str, lake: str, report: Rep
     generate = generate_criteo.Config(
         dest=data, rows=cfg.rows, days=cfg.days, seed=cfg.seed, bad_rows=cfg.bad_rows, overwrite=False
     )
-    made = generate_criteo.run(spark, generate, _part("generate-criteo", report))
+    made = generate_criteo.run(spark, generate, report.part("generate-criteo"))
     ingest = ingest_criteo.Config(lake=lake, source=f"{data}/day_*")
-    ingest_criteo.run(spark, ingest, _part("ingest-criteo", report))
+    ingest_criteo.run(spark, ingest, report.part("ingest-criteo"))
     features = featurize_ctr.Config(lake=lake, min_count=cfg.min_count, categories="vocabulary")
-    featurize_ctr.run(spark, features, _part("featurize-ctr", report))
+    featurize_ctr.run(spark, features, report.part("featurize-ctr"))
     if "test" not in made.results:
         raise UserError(f"--days {cfg.days}: the demo needs a day each to train, validate and test", "--days 7")
     return dict(made.results["test"])
 
 
 def _train(spark: SparkSession, cfg: Config, contender: Contender, lake: str, report: Report) -> Report:
-    part = _part("train-ctr", report)
+    part = report.part("train-ctr")
     part.say(f"\n{contender.label}: {cfg.ranks} ranks by {cfg.launcher}")
     settings = train_ctr.Config(
         lake=lake,
@@ -144,11 +144,6 @@ def _train(spark: SparkSession, cfg: Config, contender: Contender, lake: str, re
         train=LoopSettings(batch_size=cfg.batch_size, epochs=cfg.epochs),
     )
     return train_ctr.run(spark, settings, part)
-
-
-def _part(verb: str, report: Report) -> Report:
-    """A report of its own for a step, with the same screen and the same list of stages."""
-    return Report(verb, report.progress, report.out, report.stages, warnings=report.warnings)
 
 
 def _figures(best: dict[str, Any], results: dict[str, Any]) -> dict[str, float]:

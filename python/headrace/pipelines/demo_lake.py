@@ -87,11 +87,11 @@ def _text(spark: SparkSession, cfg: Config, data: str, lake: str, report: Report
     made = generate_crawl.Config(
         dest=dest, pages=cfg.pages, pages_per_file=500, seed=cfg.seed, crawl=CRAWL, formats="warc", bad=0.01
     )
-    generate_crawl.run(spark, made, _part("generate-crawl", report))
+    generate_crawl.run(spark, made, report.part("generate-crawl"))
     source = f"{dest}/crawl-data/{CRAWL}/warc.paths.gz"
-    ingest = _part("ingest-commoncrawl", report)
+    ingest = report.part("ingest-commoncrawl")
     ingest_commoncrawl.run(spark, ingest_commoncrawl.Config(lake=lake, source=source), ingest)
-    features = _part("featurize-text", report)
+    features = report.part("featurize-text")
     featurize_text.run(spark, _text_settings(lake), features)
     return _text_facts(spark, dest, lake)
 
@@ -154,14 +154,14 @@ def _fates(spark: SparkSession, truth: DataFrame, lake: str) -> DataFrame:
 
 def _graph(spark: SparkSession, cfg: Config, data: str, lake: str, report: Report) -> list[Fact]:
     dest = f"{data}/graph"
-    made = _part("generate-graph", report)
+    made = report.part("generate-graph")
     generate = generate_graph.Config(dest=dest, scale=cfg.scale, seed=cfg.seed, bad_lines=5)
     generate_graph.run(spark, generate, made)
-    ingest = _part("ingest-graph", report)
+    ingest = report.part("ingest-graph")
     ingest_graph.run(spark, ingest_graph.Config(lake=lake, graph=GRAPH, source=dest), ingest)
-    features = _part("featurize-graph", report)
+    features = report.part("featurize-graph")
     featurize_graph.run(spark, featurize_graph.Config(lake=lake, graph=GRAPH), features)
-    sampled = _part("sample-graph", report)
+    sampled = report.part("sample-graph")
     sample_graph.run(spark, sample_graph.Config(lake=lake, graph=GRAPH, fanouts="10,5", means=True), sampled)
     refused = delta.read(spark, load("quarantine/edges"), lake).count()
     seeds = sum(sampled.results["rows_by_split"].values())
@@ -175,10 +175,10 @@ def _graph(spark: SparkSession, cfg: Config, data: str, lake: str, report: Repor
 def _ratings(spark: SparkSession, cfg: Config, data: str, lake: str, report: Report) -> list[Fact]:
     dest = f"{data}/ratings"
     generate = generate_ratings.Config(dest=dest, rows=cfg.ratings, seed=cfg.seed, bad_rows=7, duplicates=11)
-    generate_ratings.run(spark, generate, _part("generate-ratings", report))
-    ingest = _part("ingest-ratings", report)
+    generate_ratings.run(spark, generate, report.part("generate-ratings"))
+    ingest = report.part("ingest-ratings")
     ingest_ratings.run(spark, ingest_ratings.Config(lake=lake, source=f"{dest}/*.csv", dataset=RATINGS), ingest)
-    features = _part("featurize-ratings", report)
+    features = report.part("featurize-ratings")
     featurize_ratings.run(spark, featurize_ratings.Config(lake=lake, dataset=RATINGS), features)
     refused = delta.read(spark, load("quarantine/ratings"), lake).count()
     return [
@@ -192,8 +192,3 @@ def _table(facts: list[Fact]) -> str:
     lines = [f"{'':<{width}}{'found':>12}{'planted':>12}"]
     lines += [f"{what:<{width}}{found:>12,}{planted:>12,}" for what, found, planted in facts]
     return "\n".join(["", *lines, ""])
-
-
-def _part(verb: str, report: Report) -> Report:
-    """A report of its own for a step, with the same screen and the same list of stages."""
-    return Report(verb, report.progress, report.out, report.stages, warnings=report.warnings)
