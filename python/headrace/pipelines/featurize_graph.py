@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.catalog.delta import WriteOptions, ensure, exists, files_at, latest_version, read, write
+from headrace.catalog.scratch import remove, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import (
@@ -30,7 +31,7 @@ from headrace.features.csr import open_row
 from headrace.features.graph import Emit
 from headrace.features.graph_blocks import Merge
 from headrace.features.graph_edges import EdgeRows, Edges, Sample, adjacencies, sample
-from headrace.features.graph_ids import Nodes
+from headrace.features.graph_exchange import Exchange
 from headrace.features.graph_source import GraphSource
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Config:
 
 @dataclass
 class _Run:
-    """One run: what it reads, what it has found and committed so far."""
+    """One run: what it reads, what it has found and committed so far, and a folder for what lies between its steps."""
 
     spark: SparkSession
     cfg: Config
@@ -101,6 +102,7 @@ class _Run:
     request: dict[str, Any]
     nodes: dict[str, int] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
+    folder: str = ""
 
 
 def early(cfg: Config) -> None:
@@ -143,6 +145,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         stage.note = f"{len(edges.types)} edge types, {sum(edges.loops):,} self-loops"
     number = _named if source.named else _dense if cfg.ids == "dense" else _renumbered
     with contextlib.ExitStack() as held:
+        work.folder = held.enter_context(scratch(cfg.lake, "featurize-graph"))
         _write_csr(work, number(work, edges, largest, held))
         _write_features(work)
         _write_labels(work)
@@ -173,12 +176,12 @@ class _Numbered:
     Args:
         edges: the edges.
         sampled: some of them, with dense ids.
-        keys: makes blocks of their keys, once it is known how shards are cut.
+        keys: makes blocks of their keys in a folder, once it is known how shards are cut.
     """
 
     edges: Edges
     sampled: Sample
-    keys: Callable[[Emit], DataFrame]
+    keys: Callable[[Emit, str], Exchange]
 
 
 def _dense(work: _Run, edges: Edges, largest: Mapping[str, int], held: contextlib.ExitStack) -> _Numbered:
@@ -193,19 +196,20 @@ def _dense(work: _Run, edges: Edges, largest: Mapping[str, int], held: contextli
 
 def _renumbered(work: _Run, edges: Edges, largest: Mapping[str, int], held: contextlib.ExitStack) -> _Numbered:
     """Ids in the order of the original ones; what is known of earlier runs stays."""
+    spark = work.spark
     with work.report.stage("nodes") as stage:
         sampled = sample(edges, _parts(work, edges))
         ranges = graph_ids.id_ranges(edges, sampled, graph_source.row_counts(work.source), work.cfg.shard_edges)
         known = _known_nodes(work)
         before = None if known.frame is None else known.frame.select("node_type", "original", "id")
-        blocks = _hold(graph_ids.node_blocks(edges, graph_source.row_nodes(work.source), before, ranges), held)
-        starts, work.nodes = graph_ids.offsets(blocks, ranges, known.counts)
-        new = graph_ids.new_nodes(blocks, ranges, starts).withColumn("name", _null("string"))
-        _write_nodes(work, new, known)
-        nodes = Nodes(blocks, ranges, starts)
+        found, numbered = f"{work.folder}/found", f"{work.folder}/numbered"
+        scattered = graph_ids.scatter(edges, graph_source.row_nodes(work.source), before, ranges, found)
+        nodes, dense = graph_ids.number_nodes(spark, edges, scattered, ranges, known.counts, sampled, numbered)
+        remove(found)
+        work.nodes = nodes.totals
+        _write_nodes(work, graph_ids.new_nodes(spark, nodes).withColumn("name", _null("string")), known)
         stage.rows_out = sum(work.nodes.values())
-        dense = graph_ids.dense_sample(sampled, edges, nodes)
-    return _Numbered(edges, dense, partial(graph.renumber, edges, nodes))
+    return _Numbered(edges, dense, partial(graph.renumber, spark, nodes))
 
 
 def _named(work: _Run, edges: Edges, largest: Mapping[str, int], held: contextlib.ExitStack) -> _Numbered:
@@ -284,28 +288,22 @@ def _nodes(work: _Run) -> DataFrame:
 
 def _write_csr(work: _Run, numbered: _Numbered) -> None:
     """All adjacencies in one commit, then their rows of the manifest, counted in the table."""
-    from pyspark.sql import functions as F
-
     cfg, edges = work.cfg, numbered.edges
     directions = ("out", "in") if cfg.direction == "both" else (cfg.direction,)
     made = adjacencies(edges.types, directions, symmetrize=cfg.symmetrize, loops=cfg.self_loops == "keep")
     with work.report.stage("csr") as stage:
         plans = graph.plans(edges, made, work.nodes, numbered.sampled, cfg.shard_edges, cfg.shard_nodes)
         emit = Emit(made, plans)
-        shards = graph.csr(work.spark, numbered.keys(emit), emit, Merge(cfg.duplicates, edges.weighted))
-        names = {name: [getattr(m.edge, of) for m in made] for name, of in _TYPE_FIELDS.items()}
-        names["direction"] = [adjacency.direction for adjacency in made]
-        for name, values in names.items():
-            shards = shards.withColumn(name, _choose(values, F.col("adjacency")))
-        commit = _commit(work, "gold/graph_csr", shards.drop("adjacency"))
+        keys = numbered.keys(emit, f"{work.folder}/keys")
+        shards = graph.csr(work.spark, keys, emit, Merge(cfg.duplicates, edges.weighted))
+        commit = _commit(work, "gold/graph_csr", shards)
         _describe_csr(work, numbered, emit, commit.version)
         stage.rows_in = sum(edges.counts)
         stage.rows_out = sum(row["edges"] for row in work.rows if row["part"] == "csr")
         stage.note = f"{len(made)} adjacencies, {sum(plan.count for plan in plans)} shards"
 
 
-_TYPE_FIELDS = {"source_type": "source", "relation": "relation", "target_type": "target", "split": "split"}
-_SMALL = (*_TYPE_FIELDS, "direction", "num_nodes", "num_edges", "piece", "key_sum")
+_SMALL = (*graph.NAMES, "num_nodes", "num_edges", "piece", "key_sum")
 
 
 def _describe_csr(work: _Run, numbered: _Numbered, emit: Emit, version: int) -> None:
