@@ -68,7 +68,7 @@ def test_a_file_that_ends_early_is_an_error(tmp_path: Path) -> None:
     out = BlockWriter(str(tmp_path / "step"))
     out.add(0, 0, (np.arange(1000), np.arange(1000)))
     written = out.close()
-    Path(written.path).write_bytes(Path(written.path).read_bytes()[: written.index - 4])
+    Path(written.path).write_bytes(Path(written.path).read_bytes()[: written.starts - 4])
     with pytest.raises(OSError, match="ends early"):
         exchange([written]).read(0)
 

@@ -30,21 +30,22 @@ T = TypeVar("T")
 
 DTYPES = (np.dtype("<i8"), np.dtype("<i8"), np.dtype("<f8"), np.dtype("<i8"))
 """Of a block's arrays, in their places; of edges: source, target, weight, place in the input."""
-_ENTRY = np.dtype([(name, "<i8") for name in ("part", "type", "at", "length", "arrays")])
+_FIELDS = ("part", "type", "at", "length", "arrays")
+_ENTRY = np.dtype([(name, "<i8") for name in _FIELDS])
 _NUMBER = np.dtype("<i8")
 
 
 class Written(NamedTuple):
-    """A task's file: where it is, its first part and their number, where the last piece of its index begins."""
+    """A task's file: where it is, its first part and their number, and where it says at which entry each begins."""
 
     path: str
     first: int
     parts: int
-    index: int
+    starts: int
 
 
-WRITTEN_DDL = "path string, first int, parts int, index bigint"
-_WRITTEN_TYPES = {"path": pa.string(), "first": pa.int32(), "parts": pa.int32(), "index": pa.int64()}
+WRITTEN_DDL = "path string, first int, parts int, starts bigint"
+_WRITTEN_TYPES = {"path": pa.string(), "first": pa.int32(), "parts": pa.int32(), "starts": pa.int64()}
 
 
 class BlockWriter:
@@ -73,20 +74,20 @@ class BlockWriter:
     def close(self) -> Written:
         """End the file with its index."""
         with self._stream:
-            entries = np.array(self._entries, _NUMBER).reshape(-1, len(_ENTRY))
+            entries = np.array(self._entries, _NUMBER).reshape(-1, len(_FIELDS))
             entries = entries[np.argsort(entries[:, 0], kind="stable")]
             first = int(entries[0, 0]) if len(entries) else 0
             parts = int(entries[-1, 0]) + 1 - first if len(entries) else 0
             begin = self._at
             self._put(entries)
             starts = np.searchsorted(entries[:, 0], np.arange(first, first + parts + 1), side="left")
-            index = self._at
+            at = self._at
             self._put(begin + _ENTRY.itemsize * starts)
-        return Written(self._path, first, parts, index)
+        return Written(self._path, first, parts, at)
 
     def _put(self, array: npt.NDArray[Any]) -> None:
         if array.size:
-            self._stream.write(memoryview(np.ascontiguousarray(array)).cast("B"))
+            self._stream.write(np.ascontiguousarray(array).data.cast("B"))
         self._at += array.nbytes
 
 
@@ -136,7 +137,7 @@ def _entries(file: Written, part: int, types: Iterable[int] | None) -> npt.NDArr
     if not file.first <= part < file.first + file.parts:
         return np.empty(0, _ENTRY)
     with _opened(file) as stream:
-        start, end = _take(stream, file.index + (part - file.first) * _NUMBER.itemsize, np.empty(2, _NUMBER)).tolist()
+        start, end = _take(stream, file.starts + (part - file.first) * _NUMBER.itemsize, np.empty(2, _NUMBER)).tolist()
         entries = _take(stream, start, np.empty((end - start) // _ENTRY.itemsize, _ENTRY))
     return entries if types is None else entries[np.isin(entries["type"], list(types))]
 
@@ -161,8 +162,7 @@ def _opened(file: Written) -> BinaryIO:
 def _take(stream: BinaryIO, at: int, into: npt.NDArray[Any]) -> npt.NDArray[Any]:
     if into.size:
         stream.seek(at)
-        view = memoryview(into.view(np.uint8))
-        got = stream.readinto(view)  # type: ignore[attr-defined]
+        got = stream.readinto(into.view(np.uint8).data)  # type: ignore[attr-defined]
         if got != into.nbytes:
             raise OSError(f"a file of blocks ends early: {into.nbytes} bytes at {at}, got {got}")
     return into
