@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.catalog.delta import pin
+from headrace.catalog.scratch import kept
 from headrace.catalog.spec import TableSpec, TensorSpec, load
 from headrace.errors import UserError
 from headrace.features import hashing
@@ -172,9 +173,7 @@ def neighbourhoods(
     for hop in range(len(plan.fanouts)):
         moved = found.repartitionByRange("shard", "seed").sortWithinPartitions("shard")
         hops.append(found.select(*columns[:-1]))
-        path = f"{work}/frontier-{hop + 1}"
-        moved.mapInArrow(_expander(adjacency, plan, hop), FRONTIER).write.mode("overwrite").parquet(path)
-        found = seeds.sparkSession.read.schema(FRONTIER).parquet(path)
+        found = kept(moved.mapInArrow(_expander(adjacency, plan, hop), FRONTIER), f"{work}/frontier-{hop + 1}")
     hops.append(found.select(*columns[:-1]))
     every = hops[0]
     for frame in hops[1:]:

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from headrace.catalog.delta import WriteOptions, write
-from headrace.catalog.scratch import scratch
+from headrace.catalog.scratch import kept, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import layout, node_blocks, propagation
+from headrace.features.graph_source import check_name
 from headrace.features.neighbourhoods import SPLITS, TABLE, Plan, neighbourhoods
 from headrace.features.sampling import parse_fanouts
 from headrace.features.split import parse_days
@@ -73,7 +74,7 @@ def early(cfg: Config) -> None:
     """
     if cfg.direction not in DIRECTIONS:
         raise UserError(f"--direction {cfg.direction!r} is not one of {', '.join(DIRECTIONS)}")
-    graph_inputs.check_name(cfg.sampling, "sampling")
+    check_name(cfg.sampling, "sampling")
     graph_inputs.split_codes(cfg.splits)
     parse_days(cfg.epochs, "epochs")
     Plan(parse_fanouts(cfg.fanouts)).check()
@@ -133,20 +134,15 @@ class _Source:
 def _prepare(spark: SparkSession, cfg: Config, inputs: Inputs, work: str) -> _Source:
     features, dim = None, 0
     with node_blocks.few_records_a_batch(spark):
-        seeds = _kept(inputs.seeds(spark, graph_inputs.split_codes(cfg.splits)), f"{work}/seeds")
+        seeds = kept(inputs.seeds(spark, graph_inputs.split_codes(cfg.splits)), f"{work}/seeds")
         if cfg.means:
             shards = inputs.shards(spark, "features")
             dim = int(shards.select("dim").first()["dim"])  # type: ignore[index]
-            features = _kept(propagation.feature_rows(shards), f"{work}/features")
+            features = kept(propagation.feature_rows(shards), f"{work}/features")
     counts = graph_inputs.count_by_split(seeds)
     if not counts:
         raise UserError(f"graph {cfg.graph!r} has no node of --splits {cfg.splits}", "name other splits")
     return _Source(inputs.adjacency, seeds, counts, features, dim)
-
-
-def _kept(frame: DataFrame, path: str) -> DataFrame:
-    frame.write.parquet(path)
-    return frame.sparkSession.read.schema(frame.schema).parquet(path)
 
 
 def _sample(spark: SparkSession, cfg: Config, source: _Source, epoch: int, work: str) -> Commit:
