@@ -155,28 +155,22 @@ def _make(work: Run) -> None:
 
 def _write_csr(work: Run, numbered: Numbered) -> None:
     """All adjacencies in one commit, then their rows of the manifest, counted in the table."""
-    from pyspark.sql import functions as F
-
     cfg, edges = work.cfg, numbered.edges
     directions = ("out", "in") if cfg.direction == "both" else (cfg.direction,)
     made = adjacencies(edges.types, directions, symmetrize=cfg.symmetrize, loops=cfg.self_loops == "keep")
     with work.report.stage("csr") as stage:
         plans = graph.plans(edges, made, work.nodes, numbered.sampled, cfg.shard_edges, cfg.shard_nodes)
         emit = Emit(made, plans)
-        shards = graph.csr(work.spark, numbered.keys(emit), emit, Merge(cfg.duplicates, edges.weighted))
-        names = {name: [getattr(m.edge, of) for m in made] for name, of in _TYPE_FIELDS.items()}
-        names["direction"] = [adjacency.direction for adjacency in made]
-        for name, values in names.items():
-            shards = shards.withColumn(name, _choose(values, F.col("adjacency")))
-        commit = work.commit("gold/graph_csr", shards.drop("adjacency"))
+        keys = numbered.keys(emit, f"{work.folder}/keys")
+        shards = graph.csr(work.spark, keys, emit, Merge(cfg.duplicates, edges.weighted))
+        commit = work.commit("gold/graph_csr", shards)
         _describe_csr(work, numbered, emit, commit.version)
         stage.rows_in = sum(edges.counts)
         stage.rows_out = sum(row["edges"] for row in work.rows if row["part"] == "csr")
         stage.note = f"{len(made)} adjacencies, {sum(plan.count for plan in plans)} shards"
 
 
-_TYPE_FIELDS = {"source_type": "source", "relation": "relation", "target_type": "target", "split": "split"}
-_SMALL = (*_TYPE_FIELDS, "direction", "num_nodes", "num_edges", "piece", "key_sum")
+_SMALL = (*graph.NAMES, "num_nodes", "num_edges", "piece", "key_sum")
 
 
 def _describe_csr(work: Run, numbered: Numbered, emit: Emit, version: int) -> None:

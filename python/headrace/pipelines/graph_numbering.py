@@ -8,13 +8,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from headrace.catalog.delta import WriteOptions, ensure, files_at, latest_version, read, write
-from headrace.catalog.scratch import kept
+from headrace.catalog.scratch import kept, remove
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import graph, graph_ids, graph_names, graph_source
 from headrace.features.graph import Emit
 from headrace.features.graph_edges import EdgeRows, Edges, Sample, sample
-from headrace.features.graph_ids import Nodes
+from headrace.features.graph_exchange import Exchange
 from headrace.pipelines.graph_run import Run
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ class Numbered:
     Args:
         edges: the edges.
         sampled: some of them, with dense ids.
-        keys: makes blocks of their keys, once it is known how shards are cut.
+        keys: makes blocks of their keys in a folder, once it is known how shards are cut.
     """
 
     edges: Edges
     sampled: Sample
-    keys: Callable[[Emit], DataFrame]
+    keys: Callable[[Emit, str], Exchange]
 
 
 def number(work: Run, edges: Edges, largest: Mapping[str, int]) -> Numbered:
@@ -68,14 +68,14 @@ def _by_id(work: Run, edges: Edges, largest: Mapping[str, int]) -> Numbered:
         ranges = graph_ids.id_ranges(edges, sampled, graph_source.row_counts(work.source), work.cfg.shard_edges)
         known = _known_nodes(work)
         before = None if known.frame is None else known.frame.select("node_type", "original", "id")
-        blocks = work.hold(graph_ids.node_blocks(edges, graph_source.row_nodes(work.source), before, ranges))
-        starts, work.nodes = graph_ids.offsets(blocks, ranges, known.counts)
-        new = graph_ids.new_nodes(blocks, ranges, starts).withColumn("name", _null("string"))
-        _write_nodes(work, new, known)
-        nodes = Nodes(blocks, ranges, starts)
+        found, numbered = f"{work.folder}/found", f"{work.folder}/numbered"
+        scattered = graph_ids.scatter(edges, graph_source.row_nodes(work.source), before, ranges, found)
+        nodes, dense = graph_ids.number_nodes(work.spark, edges, scattered, ranges, known.counts, sampled, numbered)
+        remove(found)
+        work.nodes = nodes.totals
+        _write_nodes(work, graph_ids.new_nodes(work.spark, nodes).withColumn("name", _null("string")), known)
         stage.rows_out = sum(work.nodes.values())
-        dense = graph_ids.dense_sample(sampled, edges, nodes)
-    return Numbered(edges, dense, partial(graph.renumber, edges, nodes))
+    return Numbered(edges, dense, partial(graph.renumber, work.spark, nodes))
 
 
 def _by_name(work: Run, edges: Edges, largest: Mapping[str, int]) -> Numbered:
@@ -87,7 +87,7 @@ def _by_name(work: Run, edges: Edges, largest: Mapping[str, int]) -> Numbered:
         known = _known_nodes(work)
         # Numbered from storage: sorted a second time, as after a lost executor, they could be cut at other names.
         new = graph_names.new_names(names if rows is None else names.unionAll(rows), known.frame)
-        new = kept(new, f"{work.work}/names")
+        new = kept(new, f"{work.folder}/names")
         numbered, work.nodes = graph_names.number(new, known.counts)
         _write_nodes(work, numbered.withColumn("original", _null("bigint")), known)
         stage.rows_out = sum(work.nodes.values())

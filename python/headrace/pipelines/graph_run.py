@@ -30,7 +30,7 @@ class Run:
         cfg: the settings.
         report: for stages.
         source: the graph's rows in bronze.
-        work: a scratch folder.
+        folder: of the lake, for what lies between steps.
         held: ends what is cached when the graph is made.
         nodes: number of nodes by type, once they are numbered.
         rows: of the manifest, for what has been committed.
@@ -40,7 +40,7 @@ class Run:
     cfg: Config
     report: Report
     source: GraphSource
-    work: str
+    folder: str
     held: contextlib.ExitStack
     nodes: dict[str, int] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
