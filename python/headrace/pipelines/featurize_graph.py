@@ -20,6 +20,7 @@ from headrace.features import (
     graph,
     graph_degrees,
     graph_manifest,
+    graph_relations,
     graph_rows,
     graph_source,
 )
@@ -41,6 +42,7 @@ CHOICES = {
     "duplicates": ("drop", "keep", "sum", "min", "max"),
     "self_loops": ("keep", "drop"),
     "direction": ("out", "in", "both"),
+    "relations": graph_relations.CHOICES,
     "feature_dtype": ("keep", "float16", "float32"),
 }
 
@@ -61,6 +63,8 @@ class Config:
         self_loops: keep or drop.
         symmetrize: every edge in both directions; between two node types as a second relation, rev_NAME.
         direction: out (rows are sources), in (rows are targets) or both.
+        relations: separate (an adjacency each), joined (one over all relations between two node types, with the
+            relation's number beside each neighbour) or auto (joined above 64 of them).
         weights: false leaves the input's weights out.
         degrees: write gold/graph_degrees too.
         feature_dtype: keep, float16 or float32.
@@ -78,6 +82,7 @@ class Config:
     self_loops: str = "keep"
     symmetrize: bool = False
     direction: str = "out"
+    relations: str = "auto"
     weights: bool = True
     degrees: bool = False
     feature_dtype: str = "keep"
@@ -159,15 +164,16 @@ def _write_csr(work: Run, numbered: Numbered) -> None:
     directions = ("out", "in") if cfg.direction == "both" else (cfg.direction,)
     made = adjacencies(edges.types, directions, symmetrize=cfg.symmetrize, loops=cfg.self_loops == "keep")
     with work.report.stage("csr") as stage:
-        plans = graph.plans(edges, made, work.nodes, numbered.sampled, cfg.shard_edges, cfg.shard_nodes)
-        emit = Emit(made, plans)
+        kept = graph_relations.stored(made, edges.types, cfg.relations)
+        plans = graph.plans(edges, kept, work.nodes, numbered.sampled, cfg.shard_edges, cfg.shard_nodes)
+        emit = Emit(kept, plans)
         keys = numbered.keys(emit, f"{work.folder}/keys")
         shards = graph.csr(work.spark, keys, emit, Merge(cfg.duplicates, edges.weighted))
         commit = work.commit("gold/graph_csr", shards)
         _describe_csr(work, numbered, emit, commit.version)
         stage.rows_in = sum(edges.counts)
         stage.rows_out = sum(row["edges"] for row in work.rows if row["part"] == "csr")
-        stage.note = f"{len(made)} adjacencies, {sum(plan.count for plan in plans)} shards"
+        stage.note = f"{len(kept)} adjacencies, {sum(plan.count for plan in plans)} shards"
 
 
 _SMALL = (*graph.NAMES, "num_nodes", "num_edges", "piece", "key_sum")
@@ -178,16 +184,19 @@ def _describe_csr(work: Run, numbered: Numbered, emit: Emit, version: int) -> No
     for row in graph_manifest.small_rows(work.cfg.lake, "gold/graph_csr", version, work.cfg.graph, _SMALL):
         shards.setdefault(tuple(row[name] for name in _SMALL[:5]), []).append(row)
     weighted = numbered.edges.weighted or work.cfg.duplicates == "sum"
-    for made, plan in zip(emit.adjacencies, emit.plans, strict=True):
+    for made, plan in zip(emit.stored, emit.plans, strict=True):
         edge = made.edge
         mine = shards.get((edge.source, edge.relation, edge.target, edge.split, made.direction), [])
         assert len(mine) == plan.count, f"{edge}: {plan.count} shards were planned, {len(mine)} are in the table"
-        row = graph_manifest.csr_row(edge, made.direction, mine, plan.columns if plan.rows else 0, version)
-        read_, loops = numbered.edges.counts[made.type], numbered.edges.loops[made.type]
-        expected = made.expected(read_, loops)
-        counts = {"read": read_, "self_loops": loops, "self_loops_dropped": 0 if made.loops else loops}
+        targets = plan.columns // made.width if plan.rows else 0
+        row = graph_manifest.csr_row(edge, made.direction, mine, targets, version)
+        edges = numbered.edges
+        read_, loops = (sum(of[part.type] for part in made.parts) for of in (edges.counts, edges.loops))
+        expected = made.expected(edges.counts, edges.loops)
+        counts = {"read": read_, "self_loops": loops, "self_loops_dropped": 0 if made.parts[0].loops else loops}
         counts |= {"mirrored": expected - read_ + counts["self_loops_dropped"], "merged": expected - row["edges"]}
-        work.rows.append(row | {"dtype": "float64" if weighted else "none", "counts": counts})
+        row |= {"dtype": "float64" if weighted else "none", "counts": counts}
+        work.rows.append(row | {"relations": list(made.relations) or None})
 
 
 def _write_features(work: Run) -> None:
