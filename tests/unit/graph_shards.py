@@ -36,6 +36,10 @@ class Shards:
     shards: tuple[Info, ...]
     arrays: tuple[Shard, ...]
 
+    @property
+    def weighted(self) -> bool:
+        return any(shard.weights is not None for shard in self.arrays)
+
     def shard(self, number: int) -> Shard:
         return self.arrays[number]
 

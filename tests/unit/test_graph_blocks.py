@@ -16,13 +16,10 @@ from headrace.features.graph_blocks import (
     Merge,
     Ranges,
     ShardPlan,
-    pack,
     plan_shards,
     quantiles,
     shard_row,
     split,
-    table_of,
-    unpack,
 )
 
 IDS = st.lists(st.integers(0, 30), max_size=60)
@@ -39,6 +36,12 @@ def test_every_part_that_gets_an_entry_of_an_id_knows_the_id(ids: list[int], bou
         known.setdefault(part, set()).update(distinct[cut].tolist())
     assert all(node in known[part] for node, part in zip(ids, parts.tolist(), strict=True))
     assert all(5 <= part < 5 + ranges.count for part in parts.tolist())
+    for node in distinct.tolist():  # whoever counts it gets an entry of it, and the others know who that is
+        assert 5 + ranges.count > ranges.first_of(node) == min(part for part, nodes in known.items() if node in nodes)
+        assert ranges.first_of(node) in parts[array == node]
+    assert {(part, ranges.shared(part)) for part in known if ranges.shared(part) in known[part]} == {
+        (part, node) for part, nodes in known.items() for node in nodes if part != ranges.first_of(node)
+    }
     single = [node for node in distinct.tolist() if bounds.count(node) < 2]
     for node in single:  # in one part, and parts are in the order of ids
         assert sum(node in nodes for nodes in known.values()) == 1
@@ -58,24 +61,15 @@ def test_an_id_with_several_parts_spreads_over_all_of_them() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 1 << 40)), max_size=50))
-def test_split_blocks_hold_every_entry_once_in_order(entries: list[tuple[int, int]]) -> None:
+def test_split_holds_every_entry_once_in_order(entries: list[tuple[int, int]]) -> None:
     parts = np.array([part for part, _ in entries], np.int64)
     values = np.array([value for _, value in entries], np.int64)
-    table = table_of(split(parts, 4, (values, None, values / 2, None)))
-    for row in table.to_pylist():
-        mine = values[parts == row["part"]]
-        assert np.frombuffer(row["a"], np.int64).tolist() == mine.tolist()
-        assert np.frombuffer(row["weight"], np.float64).tolist() == (mine / 2).tolist()
-        assert row["b"] is None and row["place"] is None
-    assert sum(len(row["a"]) for row in table.to_pylist()) == 8 * len(entries)
-    found = unpack(table)
-    assert sorted(found[4][0].tolist() if found else []) == sorted(values.tolist())
-
-
-def test_blocks_of_several_types_come_back_apart() -> None:
-    table = table_of([pack(0, 1, (np.arange(3),)), pack(0, 2, (np.arange(2),)), pack(0, 1, (np.arange(1),))])
-    assert {type_: arrays[0].tolist() for type_, arrays in unpack(table).items()} == {1: [0, 1, 2, 0], 2: [0, 1]}
-    assert set(unpack(table, (2,))) == {2}
+    found = dict(split(parts, (values, None, values / 2, None)))
+    assert sorted(found) == sorted(set(parts.tolist()))
+    for part, (a, b, weight, place) in found.items():
+        assert a.tolist() == values[parts == part].tolist()
+        assert weight.tolist() == (a / 2).tolist()
+        assert b is None and place is None
 
 
 def adjacency(
@@ -83,8 +77,8 @@ def adjacency(
 ) -> tuple[ShardPlan, list[dict[str, Any]]]:
     """All shards of some edges, as tasks would make them."""
     row, column = (np.array([edge[side] for edge in edges], np.int64) for side in (0, 1))
-    plan = plan_shards(3, rows, columns, ShardPlan(0, rows, columns, ()).keys(row, column), shards, shard_nodes)
-    keys = plan.keys(row, column)
+    keys = ShardPlan(0, rows, columns, ()).keys(row, column)
+    plan = plan_shards(3, rows, columns, (keys, np.ones(len(keys), np.int64)), shards, shard_nodes)
     parts = plan.parts(keys)
     weights, places = more.get("weights"), more.get("places")
     made = []
@@ -170,3 +164,9 @@ def test_no_edges_still_cover_every_node(rows: int) -> None:
 def test_quantiles_of_nothing_are_none() -> None:
     assert quantiles(np.empty(0, np.int64), 5).tolist() == []
     assert quantiles(np.arange(100), 4).tolist() == [25, 50, 75]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(1, 5)), min_size=1), st.integers(1, 12))
+def test_a_value_that_counts_twice_is_a_value_that_stands_twice(values: list[tuple[int, int]], parts: int) -> None:
+    value, count = np.array(values, np.int64).T
+    assert quantiles(value, parts, count).tolist() == quantiles(np.repeat(value, count), parts).tolist()

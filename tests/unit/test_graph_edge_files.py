@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from hypothesis import strategies as st
 
 from headrace.catalog.log import DataFile
 from headrace.features import graph_files
-from headrace.features.graph_edges import _chosen
+from headrace.features.csr import EdgeType
+from headrace.features.graph_edges import Edges, _chosen, sample
 from headrace.features.graph_files import TYPE, _counts, groups, typed, units_of
-from headrace.features.hashing import xxhash64
 
 NAMES = [("a", "x", "a", "all"), ("a", "x", "b", "all"), ("b", "y", "a", "train"), ("b", "y", "a", "test")]
 
@@ -79,23 +80,48 @@ def test_groups_are_all_places_in_order(codes: list[int]) -> None:
         assert places is None or places.tolist() == sorted(places.tolist())
 
 
-def test_a_sample_is_chosen_by_the_edge_alone_and_is_bounded() -> None:
+def test_a_sample_is_chosen_by_the_edge_alone_with_its_copies() -> None:
     rng = np.random.default_rng(2)
     src, dst = rng.integers(0, 1 << 40, (2, 100_000))
-    (row,) = _chosen(100, 3, src, dst)
-    chosen = set(np.frombuffer(row[2], np.int64).tolist())  # type: ignore[call-overload]
-    assert row[:2] == (0, 3) and 800 < len(chosen) < 1200
-    parts = [_chosen(100, 3, src[at : at + 999], dst[at : at + 999]) for at in range(0, 100_000, 999)]
-    again = {node for rows in parts for row in rows for node in np.frombuffer(row[2], np.int64).tolist()}  # type: ignore[call-overload]
-    assert again == chosen
-    same = next(
-        node for node in range(10_000) if int(xxhash64(np.int64([node]), xxhash64(np.int64([node])))[0]) % 100 == 0
-    )
-    (row,) = _chosen(100, 0, np.full(50_000, same), np.full(50_000, same))
-    assert len(row[2]) == 8 * 8 * 508  # type: ignore[arg-type]
+
+    def chosen(size: int) -> list[tuple[int, ...]]:
+        """In chunks of `size`, then every edge a second time."""
+        chunks = [(3, [src[at : at + size], dst[at : at + size]]) for at in [*range(0, 100_000, size)] * 2]
+        found = pa.Table.from_batches(list(_chosen(100, iter(chunks))))
+        found = found.group_by(["type", "src", "dst"]).aggregate([("edges", "sum")])
+        return sorted(zip(*(column.to_pylist() for column in found.columns), strict=True))
+
+    found = chosen(100_000)
+    assert 900 < len(found) < 1100 and {(row[0], row[3]) for row in found} == {(3, 2)}
+    assert found == chosen(999)
+    given = list(zip(src.tolist(), dst.tolist(), strict=True))
+    assert {row[1:3] for row in found} < set(given)
+    halves = [sum(edge in {row[1:3] for row in found} for edge in half) for half in (given[::2], given[1::2])]
+    assert min(halves) > 400
 
 
-def test_a_seed_a_value_is_a_seed_alone() -> None:
-    values, seeds = np.array([7, -1, 1 << 62]), np.array([0, -5, 42])
-    expected = [int(xxhash64(np.array([value]), int(seed))[0]) for value, seed in zip(values, seeds, strict=True)]
-    assert xxhash64(values, seeds).tolist() == expected
+@pytest.mark.parametrize("chunk", [64, 1000, 100_000])
+def test_a_sample_does_not_depend_on_chunks_however_often_an_edge_stands_there(chunk: int) -> None:
+    """One cut short in each chunk, before copies are put together, would: shards would begin elsewhere."""
+    ids = np.random.default_rng(1).integers(0, 200, (2, 20_000))
+    often = np.concatenate([ids, np.repeat(ids[:, :50], 300, axis=1)], axis=1)[
+        :, np.random.default_rng(0).permutation(35_000)
+    ]
+    edges = Edges(Listed(often, chunk), (EdgeType(),), (35_000,), (0,), False)  # type: ignore[arg-type]
+    src, dst, count = sample(edges, 20)[0]
+    every = Counter(zip(*often.tolist(), strict=True))
+    assert count.tolist() == [min(every[edge], 256) for edge in zip(src.tolist(), dst.tolist(), strict=True)]
+    assert max(count) == 256 and len(set(zip(src.tolist(), dst.tolist(), strict=True))) == len(src)
+    again = sample(Edges(Listed(often[:, ::-1], 777), (EdgeType(),), (35_000,), (0,), False), 20)[0]  # type: ignore[arg-type]
+    assert [column.tolist() for column in again] == [src.tolist(), dst.tolist(), count.tolist()]
+
+
+class Listed:
+    """Edges in memory, in chunks, as tasks of Spark would get them."""
+
+    def __init__(self, ids: Any, chunk: int) -> None:
+        self.chunks = [(0, [*ids[:, at : at + chunk]]) for at in range(0, ids.shape[1], chunk)]
+
+    def each(self, columns: Any, act: Any, ddl: str) -> Any:
+        batches = [batch for chunk in self.chunks for batch in act(iter([chunk]))]
+        return SimpleNamespace(toArrow=lambda: pa.Table.from_batches(batches))

@@ -88,6 +88,12 @@ def test_rows_of_a_block() -> None:
     (batch,) = propagation.block_batches(9, [x, 2 * x], blocks, "float16")
     assert batch.column("node").to_pylist() == list(range(288, 300))
     assert np.array_equal(np.array(batch.column("x1").to_pylist(), np.float32), (2 * x).astype(np.float16))
+    assert batch.column("unfit").to_pylist() == [0] * 12
+    x[3, :2] = 40_000, -40_000
+    (batch,) = propagation.block_batches(9, [x, 2 * x], blocks, "float16")
+    assert batch.column("unfit").to_pylist() == [0, 0, 0, 2, *[0] * 8]
+    (batch,) = propagation.block_batches(9, [x, 2 * x], blocks, "float32")
+    assert sum(batch.column("unfit").to_pylist()) == 0
 
 
 @pytest.mark.parametrize(("options", "match"), [(Options(norm="mean"), "norm"), (Options(hops=0), "hops")])

@@ -14,8 +14,8 @@ from unit.graph_shards import cut, power_law
 
 from headrace.errors import UserError
 from headrace.features import sampling
-from headrace.features.neighbourhoods import ShardSampler
 from headrace.features.sampling import ALL, NONE, Draw
+from headrace.features.shard_sampling import ShardSampler
 
 M = (1 << 64) - 1
 
@@ -206,3 +206,46 @@ def test_a_worker_on_disk_draws_what_memory_draws() -> None:
         for replace in (False, True):
             wanted = sampling.sample(indptr, indices, nodes, 6, Draw(4, 1), replace=replace)
             assert np.array_equal(sampler.neighbours(nodes, 6, Draw(4, 1), replace=replace), wanted)
+
+
+def test_a_worker_on_disk_draws_by_weight_what_memory_draws() -> None:
+    matrix = power_law(300, 4_000, 7)
+    matrix.sort_indices()
+    rng = np.random.default_rng(1)
+    matrix.data[:] = rng.random(matrix.nnz) * (rng.random(matrix.nnz) < 0.7)
+    matrix.data[matrix.indptr[3] : matrix.indptr[4]] = 0
+    indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
+    nodes = rng.integers(-1, 300, 500)
+    wanted = sampling.sample(indptr, indices, nodes, 6, Draw(4, 1), weights=matrix.data)
+    assert not np.array_equal(wanted, sampling.sample(indptr, indices, nodes, 6, Draw(4, 2), weights=matrix.data))
+    alone = sampling.sample(indptr, indices, nodes[17:18], 6, Draw(4, 1), weights=matrix.data)
+    assert np.array_equal(alone[0], wanted[17]), "whatever else is in the batch"
+    positive = {(row, column) for row, column in zip(*matrix.nonzero(), strict=True)}
+    for node, drawn in zip(nodes.tolist(), wanted.tolist(), strict=True):
+        there = [n for n in drawn if n != NONE]
+        assert len(there) == min(6, sum(row == node for row, _ in positive))
+        assert all((node, n) in positive for n in there) and len(set(there)) == len(there)
+    for max_edges in (7, 100, 10_000):
+        shards = cut(matrix, max_edges, weighted=True)
+        sampler = ShardSampler(shards)
+        assert np.array_equal(sampler.neighbours(nodes, 6, Draw(4, 1), weighted=True), wanted)
+
+
+def test_inclusion_by_weight_is_that_of_successive_draws() -> None:
+    """100,000 nodes with the same five weights: how often each neighbour is among three, against all orders counted."""
+    weights, k, n = np.array([5.0, 3.0, 1.0, 0.5, 0.0, 2.0]), 3, 100_000
+    inclusion = np.zeros(6)
+    for order in itertools.permutations([0, 1, 2, 3, 5], k):
+        left, probability = weights.sum(), 1.0
+        for place in order:
+            probability *= weights[place] / left
+            left -= weights[place]
+        inclusion[list(order)] += probability
+    assert inclusion.sum() == pytest.approx(k)
+    indptr, indices = np.arange(n + 1) * 6, np.tile(np.arange(6), n)
+    for draw in (Draw(1, 0), Draw(1, 1), Draw(2, 0, 1)):
+        found = sampling.sample(indptr, indices, np.arange(n), k, draw, weights=np.tile(weights, n))
+        counts = np.bincount(found.ravel(), minlength=6)
+        deviation = np.sqrt(n * inclusion * (1 - inclusion))
+        assert counts[4] == 0
+        assert (np.abs(counts - n * inclusion) <= 4.5 * deviation).all(), (counts / n, inclusion)

@@ -15,8 +15,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from headrace.catalog.storage import local_path
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame
 
 FOLDER = "_work"
 
@@ -41,6 +45,17 @@ def scratch(lake: str | Path, name: str) -> Iterator[str]:
         yield place
     finally:
         remove(place)
+
+
+def kept(frame: DataFrame, place: str) -> DataFrame:
+    """Put a frame down and read it again: computed once, whatever executor is lost later, and its plan ends here.
+
+    Args:
+        frame: what is used several times, or must not be computed twice.
+        place: within a scratch folder; nothing may be there.
+    """
+    frame.write.parquet(place)
+    return frame.sparkSession.read.schema(frame.schema).parquet(place)
 
 
 def remove(place: str) -> None:

@@ -23,6 +23,9 @@ class Store(Protocol):
     def open(self, path: str) -> BinaryIO:
         """A seekable stream. Raises FileNotFoundError."""
 
+    def create(self, path: str) -> BinaryIO:
+        """A stream into a new file, whose folder is made if its own parent is there."""
+
     def replace(self, path: str, data: bytes) -> None:
         """Write a whole small file, or leave what was there."""
 
@@ -44,6 +47,10 @@ class LocalStore:
 
     def open(self, path: str) -> BinaryIO:
         return Path(path).open("rb")
+
+    def create(self, path: str) -> BinaryIO:
+        Path(path).parent.mkdir(exist_ok=True)
+        return Path(path).open("xb")
 
     def replace(self, path: str, data: bytes) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +91,9 @@ class RemoteStore:
 
     def open(self, path: str) -> BinaryIO:
         return cast(BinaryIO, self._fs.open(path, "rb"))
+
+    def create(self, path: str) -> BinaryIO:
+        return cast(BinaryIO, self._fs.open(path, "wb"))
 
     def replace(self, path: str, data: bytes) -> None:
         self._fs.pipe_file(path, data)

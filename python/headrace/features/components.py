@@ -21,6 +21,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from headrace.catalog.scratch import kept
 from headrace.features.contraction import CHUNK, contractor
 
 if TYPE_CHECKING:
@@ -90,8 +91,7 @@ class _Stages:
     def keep(self, rows: DataFrame, last: bool = False) -> DataFrame:
         place = f"{self.work}/{'components' if last else f'step-{self.count:03d}'}"
         self.count += 1
-        rows.write.parquet(place)
-        return rows.sparkSession.read.schema(rows.schema).parquet(place)
+        return kept(rows, place)
 
 
 def _until_stars(tree: DataFrame, stages: _Stages, options: Options) -> DataFrame:

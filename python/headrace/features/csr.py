@@ -27,10 +27,13 @@ from headrace.errors import UserError
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
 
 _SMALL = ("first_node", "num_nodes", "num_edges", "shard", "piece", "pieces", "crc32", "key_sum")
 _NAMES = ("source_type", "relation", "target_type", "split", "direction")
 _ARRAYS = ("indptr", "indices", "weights")
+ALL_RELATIONS = "*"
+"""The relation of an adjacency over all relations between two node types."""
 
 
 @dataclass(frozen=True, order=True)
@@ -67,21 +70,29 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard's arrays: indptr [num_nodes + 1] from 0, indices [num_edges], weights [num_edges] or None."""
+    """One shard's arrays: indptr [num_nodes + 1] from 0, indices [num_edges], weights [num_edges] or None.
+
+    relations [num_edges]: numbers into `CsrTable.relations` where those are joined, else None.
+    """
 
     first_node: int
     indptr: I64
     indices: I64
     weights: F64 | None
+    relations: I32 | None = None
 
 
 @dataclass(frozen=True)
 class Csr:
-    """A whole adjacency: indptr [num_nodes + 1], indices [num_edges] ascending within a node, weights or None."""
+    """A whole adjacency: indptr [num_nodes + 1], indices [num_edges] ascending within a node, weights or None.
+
+    relations as in `Shard`; neighbours of a node that are equal stand in their order.
+    """
 
     indptr: I64
     indices: I64
     weights: F64 | None
+    relations: I32 | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +126,11 @@ class CsrTable:
         """Have the edges weights?"""
         return bool(self.manifest.get("dtype") == "float64")
 
+    @property
+    def relations(self) -> tuple[str, ...]:
+        """Names by number where this is an adjacency over all relations, else empty."""
+        return tuple(self.manifest.get("relations") or ())
+
     def shard(self, number: int) -> Shard:
         """Read one shard and check it.
 
@@ -123,18 +139,19 @@ class CsrTable:
         """
         info = self.shards[number]
         store, _ = storage.locate(info.path)
+        names = [*_ARRAYS, *(["relations"] if self.relations else [])]
         try:
             with store.open(info.path) as stream:
-                group = pq.ParquetFile(stream).read_row_group(info.row_group, columns=list(_ARRAYS))
+                group = pq.ParquetFile(stream).read_row_group(info.row_group, columns=names)
         except FileNotFoundError as error:
             raise UserError(
                 f"{info.path}: a file of gold/graph_csr@{self.version} is gone", "open a newer version"
             ) from error
-        indptr, indices, weights = (_cell(group.column(name), info.row) for name in _ARRAYS)
+        indptr, indices, weights, *more = (_cell(group.column(name), info.row) for name in names)
         assert indptr is not None and indices is not None
-        if checksum(indptr, indices, weights) != info.crc32:
+        if checksum(indptr, indices, weights, *more) != info.crc32:
             raise UserError(f"{info.path}: shard {info.shard} is not what was written", "make the graph again")
-        return Shard(info.first_node, indptr, indices, weights)
+        return Shard(info.first_node, indptr, indices, weights, *more)
 
     def walk(self) -> Iterator[Shard]:
         """All shards in order, one in memory at a time."""
@@ -142,17 +159,20 @@ class CsrTable:
             yield self.shard(number)
 
     def whole(self) -> Csr:
-        """The adjacency in memory: 8 (num_nodes + 1) + 8 num_edges bytes (16 with weights), and a shard."""
+        """The adjacency in memory: 8 (num_nodes + 1) + 8 num_edges bytes (8 more with weights, 4 with relations)."""
         indptr = np.zeros(self.num_nodes + 1, np.int64)
         indices = np.empty(self.num_edges, np.int64)
         weights = np.empty(self.num_edges, np.float64) if self.weighted else None
+        relations = np.empty(self.num_edges, np.int32) if self.relations else None
         for info, shard in zip(self.shards, self.walk(), strict=True):
             edges = slice(info.first_edge, info.first_edge + info.num_edges)
             indices[edges] = shard.indices
             if weights is not None and shard.weights is not None:
                 weights[edges] = shard.weights
+            if relations is not None and shard.relations is not None:
+                relations[edges] = shard.relations
             indptr[info.first_node + 1 : info.first_node + info.num_nodes + 1] = info.first_edge + shard.indptr[1:]
-        return Csr(indptr, indices, weights)
+        return Csr(indptr, indices, weights, relations)
 
     def shards_of(self, node: int) -> list[int]:
         """The shards that hold a node's neighbours: one, or the pieces of a large node, in order."""
@@ -227,11 +247,12 @@ def manifest(lake: str | Path, graph: str, version: int | None = None) -> list[d
     return [row | {"counts": json.loads(row["counts"]), "options": json.loads(row["options"])} for row in rows]
 
 
-def checksum(indptr: I64, indices: I64, weights: F64 | None) -> int:
+def checksum(indptr: I64, indices: I64, weights: F64 | None, relations: I32 | None = None) -> int:
     """CRC-32 of the arrays' little-endian bytes, one after the other."""
     crc = zlib.crc32(np.ascontiguousarray(indptr, "<i8").data)
     crc = zlib.crc32(np.ascontiguousarray(indices, "<i8").data, crc)
-    return crc if weights is None else zlib.crc32(np.ascontiguousarray(weights, "<f8").data, crc)
+    crc = crc if weights is None else zlib.crc32(np.ascontiguousarray(weights, "<f8").data, crc)
+    return crc if relations is None else zlib.crc32(np.ascontiguousarray(relations, "<i4").data, crc)
 
 
 def _edge_type(row: dict[str, Any]) -> EdgeType:

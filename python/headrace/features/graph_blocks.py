@@ -1,21 +1,19 @@
-"""Edges in blocks: parallel arrays as bytes, split by ranges of ids, so that Spark moves blocks and numpy sorts them.
+"""Edges in blocks: parallel arrays, split by ranges of ids into parts of bounded size, which numpy sorts.
 
     key(row, column) = row * columns + column        one unsigned 64-bit number an edge: order by key = CSR order
 
-A shuffle of single edges costs Spark about a microsecond an edge; a block of some thousand costs about as much. What a
-task holds is bounded by a range's edges, and ranges are cut where a sample says that they are of one size: an id with
-more edges than a range holds gets several ranges (`Ranges`), a row with more than a shard holds several shards.
+What a task holds is bounded by a range's edges, and ranges are cut where a sample says that they are of one size: an id
+with more edges than a range holds gets several ranges (`Ranges`), a row with more than a shard holds several shards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from headrace.catalog.fingerprint import key_sum
 from headrace.features.csr import checksum
@@ -24,16 +22,6 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 F64 = npt.NDArray[np.float64]
 Arrays = tuple[Any, ...]
-Rows = list[tuple[object, ...]]
-"""Rows of BLOCK_SCHEMA."""
-
-NODES = -1  # `type` of a block of nodes with dense ids. a: ids, b: dense ids
-NEW = -2  # of new nodes. a: ids, b: their rank among the new ones of the part in `place`
-DTYPES = (np.dtype("<i8"), np.dtype("<i8"), np.dtype("<f8"), np.dtype("<i8"))
-BLOCK_SCHEMA = pa.schema(
-    [("part", pa.int32()), ("type", pa.int32()), *((name, pa.binary()) for name in ("a", "b", "weight", "place"))]
-)
-BLOCK_DDL = "part int, type int, a binary, b binary, weight binary, place binary"
 
 
 @dataclass(frozen=True)
@@ -57,13 +45,28 @@ class Ranges:
         return len(self.bounds) + 1
 
     def parts(self, ids: I64) -> npt.NDArray[np.int64]:
-        """A part for each id; the entries of an id with several parts take turns."""
+        """A part for each id; the entries of an id with several parts take turns, the first goes to its first part."""
         last = np.searchsorted(self.bounds, ids, side="right")
         if self.repeated:
             width = last - np.searchsorted(self.bounds, ids, side="left")
             wide = np.flatnonzero(width > 1)
-            last[wide] -= np.arange(len(wide)) % width[wide]
+            firsts = wide[np.unique(ids[wide], return_index=True)[1]]
+            turns = np.arange(len(wide)) % width[wide]
+            last[wide] -= width[wide] - 1 - turns
+            last[firsts] = np.searchsorted(self.bounds, ids[firsts], side="left") + 1
         return last + self.first
+
+    def shared(self, part: int) -> int | None:
+        """The id whose entries go to this part too though an earlier one is its first, if there is one."""
+        place = part - self.first
+        if place < 2 or self.bounds[place - 1] != self.bounds[place - 2]:
+            return None
+        return int(self.bounds[place - 1])
+
+    def first_of(self, node: int) -> int:
+        """The first part of an id."""
+        first = int(np.searchsorted(self.bounds, node, side="left"))
+        return self.first + first + int(first < len(self.bounds) and self.bounds[first] == node)
 
     def slices(self, ids: I64) -> Iterator[tuple[int, slice]]:
         """Where the ids of each part lie in ascending, distinct `ids`; one with several parts comes in each of them."""
@@ -81,67 +84,40 @@ class Ranges:
         return bool(len(self.bounds) > 1 and (self.bounds[1:] == self.bounds[:-1]).any())
 
 
-def quantiles(sample: npt.NDArray[np.generic], parts: int) -> npt.NDArray[np.generic]:
-    """`parts` - 1 bounds, ascending, between parts of about as many entries of the sample each."""
+def quantiles(sample: npt.NDArray[Any], parts: int, counts: I64 | None = None) -> npt.NDArray[Any]:
+    """`parts` - 1 bounds, ascending, between parts of about as many entries of the sample each.
+
+    Args:
+        sample: values.
+        parts: how many.
+        counts: how often each value counts; None: once.
+    """
     if parts < 2 or not len(sample):
         return sample[:0]
-    ordered = np.sort(sample)
-    return ordered[(np.arange(1, parts) * len(ordered)) // parts]
+    order = np.argsort(sample, kind="stable")
+    ends = np.cumsum(np.ones(len(sample), np.int64) if counts is None else counts[order])
+    wanted = (np.arange(1, parts) * ends[-1]) // parts
+    return sample[order[np.searchsorted(ends, wanted, side="right")]]
 
 
-def pack(part: int, type_: int, arrays: Arrays) -> tuple[int, int, *tuple[bytes | None, ...]]:
-    """A block as a row of BLOCK_SCHEMA; arrays that are left out are null."""
-    padded = (*arrays, *([None] * (len(DTYPES) - len(arrays))))
-    return part, type_, *(None if array is None else array.tobytes() for array in padded)
-
-
-def table_of(rows: Sequence[tuple[object, ...]]) -> pa.Table:
-    """Rows of BLOCK_SCHEMA as a table."""
-    columns = list(zip(*rows, strict=True)) if rows else [()] * len(BLOCK_SCHEMA)
-    return pa.table([pa.array(c, f.type) for c, f in zip(columns, BLOCK_SCHEMA, strict=True)], schema=BLOCK_SCHEMA)
-
-
-def split(parts: npt.NDArray[np.int64], type_: int, arrays: Arrays) -> Rows:
-    """Parallel arrays as blocks, one a part that occurs."""
+def split(parts: npt.NDArray[np.int64], arrays: Arrays) -> Iterator[tuple[int, Arrays]]:
+    """Parallel arrays (or None) by part, for each part that occurs."""
     if not len(parts):
-        return []
+        return
     low, high = int(parts.min()), int(parts.max())
     if low == high:
-        return [pack(low, type_, arrays)]
+        yield low, arrays
+        return
     local = parts - low
     # numpy sorts 16-bit numbers by radix: a tenth of the time
     order = np.argsort(local.astype(np.uint16) if high - low < 1 << 16 else local, kind="stable")
     ends = np.cumsum(np.bincount(local, minlength=high - low + 1))
     arranged = [None if array is None else array[order] for array in arrays]
-    rows: Rows = []
     start = 0
     for number, end in enumerate(ends.tolist()):
         if end > start:
-            cut = tuple(None if array is None else array[start:end] for array in arranged)
-            rows.append(pack(low + number, type_, cut))
+            yield low + number, tuple(None if array is None else array[start:end] for array in arranged)
         start = end
-    return rows
-
-
-def unpack(table: pa.Table, types: Iterable[int] | None = None) -> dict[int, Arrays]:
-    """A table's blocks by type, the blocks of one type laid end to end."""
-    found: dict[int, list[list[Any]]] = {}
-    columns = [table.column(name) for name in ("a", "b", "weight", "place")]
-    for place, type_ in enumerate(table.column("type").to_pylist()):
-        if types is None or type_ in types:
-            cells = [column[place].as_buffer() for column in columns]
-            arrays = [None if c is None else np.frombuffer(c, d) for c, d in zip(cells, DTYPES, strict=True)]
-            found.setdefault(type_, []).append(arrays)
-    return {
-        type_: tuple(_joined(list(column)) for column in zip(*blocks, strict=True)) for type_, blocks in found.items()
-    }
-
-
-def _joined(arrays: list[npt.NDArray[np.generic] | None]) -> npt.NDArray[np.generic] | None:
-    kept = [array for array in arrays if array is not None]
-    if not kept:
-        return None
-    return kept[0] if len(kept) == 1 else np.concatenate(kept)
 
 
 @dataclass(frozen=True)
@@ -184,19 +160,21 @@ class ShardPlan:
         return node, 1, borders.index(start), len(borders)
 
 
-def plan_shards(first: int, rows: int, columns: int, sample: U64, shards: int, shard_nodes: int) -> ShardPlan:
+def plan_shards(
+    first: int, rows: int, columns: int, sample: tuple[U64, I64], shards: int, shard_nodes: int
+) -> ShardPlan:
     """Cut an adjacency where rows begin, into about equal shards; only a row that fills several is cut inside.
 
     Args:
         first: number of the first part.
         rows: nodes of the row side.
         columns: nodes of the other side.
-        sample: keys of some edges.
+        sample: keys of some edges, and how often each counts.
         shards: how many.
         shard_nodes: a shard has no more nodes.
     """
     columns = max(columns, 1)
-    bounds = [int(bound) for bound in quantiles(sample, shards)]
+    bounds = [int(bound) for bound in quantiles(sample[0], shards, sample[1])]
     nodes = [bound // columns for bound in bounds]
     cuts = {number * columns for number in range(0, rows, shard_nodes)} | {rows * columns}
     for place, (bound, node) in enumerate(zip(bounds, nodes, strict=True)):

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.catalog.fingerprint import splitmix64
 from headrace.features.csr import EdgeType
-from headrace.features.graph_blocks import BLOCK_DDL, Rows, pack, table_of, unpack
-from headrace.features.graph_files import CHUNK_EDGES, Act, EdgeFiles, groups
-from headrace.features.hashing import xxhash64
+from headrace.features.graph_files import CHUNK_EDGES, Act, EdgeArrays, EdgeFiles, groups
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-SAMPLES_PER_PART = 64
+SAMPLES_PER_PART = 256
 
 
 @dataclass(frozen=True)
@@ -31,17 +30,20 @@ class EdgeRows:
 
     frame: DataFrame
 
-    def blocks(self, columns: Sequence[str], act: Act) -> DataFrame:
-        """What `act` makes of the edges, type by type in every chunk: BLOCK_DDL."""
+    def each(self, columns: Sequence[str], act: Act, ddl: str) -> DataFrame:
+        """What `act` makes of the edges of each task, in batches of `ddl`."""
 
         def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for chunk in chunks(batches):
-                arrays = [chunk.column(name).to_numpy() for name in columns]
-                for number, places in groups(chunk.column("type").to_numpy()):
-                    mine = arrays if places is None else [array[places] for array in arrays]
-                    yield from table_of(act(number, *mine)).to_batches()
+            return act(_typed(batches, columns))
 
-        return self.frame.select("type", *columns).mapInArrow(run, BLOCK_DDL)
+        return self.frame.select("type", *columns).mapInArrow(run, ddl)
+
+
+def _typed(batches: Iterable[pa.RecordBatch], columns: Sequence[str]) -> EdgeArrays:
+    for chunk in chunks(batches):
+        arrays = [chunk.column(name).to_numpy() for name in columns]
+        for number, places in groups(chunk.column("type").to_numpy()):
+            yield number, arrays if places is None else [array[places] for array in arrays]
 
 
 @dataclass(frozen=True)
@@ -136,32 +138,50 @@ def adjacencies(
     return tuple(found)
 
 
-Sample = Mapping[int, tuple[I64, I64]]
-"""Sources and targets of some edges, by type."""
+Sample = Mapping[int, tuple[I64, I64, I64]]
+"""Sources and targets of some edges, distinct ones, and how often each counts, by type."""
+_SAMPLE_DDL = "type int, src bigint, dst bigint, edges bigint"
 
 
 def sample(edges: Edges, parts: int) -> Sample:
-    """Sources and targets of some edges by type: the same ones whatever the partitions; none where one part will do."""
+    """Some edges by type, chosen by a hash of the edge: the same whatever the tasks; none where one part will do.
+
+    One that stands there many times counts as often, but at most as all the samples of a part: it is in the sample by
+    the chance of its hash, and then more parts than one would be cut for nothing but its copies.
+    """
     if parts < 2:
         return {}
     step = max(1, sum(edges.counts) // (parts * SAMPLES_PER_PART))
-    found = unpack(edges.source.blocks(("src", "dst"), partial(_chosen, step)).toArrow())
-    return {number: (src, dst) for number, (src, dst, _, _) in sorted(found.items())}
+    found = edges.source.each(("src", "dst"), partial(_chosen, step), _SAMPLE_DDL).toArrow()
+    found = found.group_by(["type", "src", "dst"]).aggregate([("edges", "sum")])
+    found = found.sort_by([(name, "ascending") for name in ("type", "src", "dst")])
+    type_, src, dst, count = (found.column(name).to_numpy() for name in ("type", "src", "dst", "edges_sum"))
+    count = np.minimum(count, SAMPLES_PER_PART)
+    return {
+        number: (src[mine], dst[mine], count[mine])
+        for number in np.unique(type_).tolist()
+        for mine in [type_ == number]
+    }
 
 
-def _chosen(step: int, number: int, src: I64, dst: I64) -> Rows:
-    """One edge in `step` by its hash; of one that stands there many times, no more than the driver can hold."""
-    chosen = np.flatnonzero(xxhash64(dst, xxhash64(src)) % step == 0)[: 8 * (len(src) // step + 8)]
-    return [pack(0, number, (src[chosen], dst[chosen]))] if len(chosen) else []
+def _chosen(step: int, edges: EdgeArrays) -> Iterator[pa.RecordBatch]:
+    """One distinct edge in `step`, with the number of its copies in the chunk."""
+    for number, (src, dst) in edges:
+        places = np.flatnonzero(splitmix64(splitmix64(src) ^ dst.view(np.uint64)) <= np.uint64(((1 << 64) - 1) // step))
+        rows = pa.table({"src": src[places], "dst": dst[places], "edges": np.ones(len(places), np.int64)})
+        rows = rows.group_by(["src", "dst"]).aggregate([("edges", "sum")])
+        columns = [pa.array(np.full(len(rows), number, np.int32))]
+        columns += [rows.column(name).combine_chunks() for name in ("src", "dst", "edges_sum")]
+        yield pa.RecordBatch.from_arrays(columns, ["type", "src", "dst", "edges"])
 
 
-def sides_of(sampled: Sample, edges: Edges) -> dict[str, list[I64]]:
-    """The sampled ids by node type."""
-    found: dict[str, list[I64]] = {}
-    for number, pair in sampled.items():
-        for side, name in zip(pair, (edges.types[number].source, edges.types[number].target), strict=True):
-            found.setdefault(name, []).append(side)
-    return found
+def sides_of(sampled: Sample, edges: Edges) -> dict[str, tuple[I64, I64]]:
+    """The sampled ids by node type, and how often each counts."""
+    found: dict[str, list[tuple[I64, I64]]] = {}
+    for number, (src, dst, count) in sampled.items():
+        for side, name in ((src, edges.types[number].source), (dst, edges.types[number].target)):
+            found.setdefault(name, []).append((side, count))
+    return {name: (np.concatenate([s for s, _ in p]), np.concatenate([c for _, c in p])) for name, p in found.items()}
 
 
 def chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

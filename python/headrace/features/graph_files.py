@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from headrace.catalog import storage
 from headrace.catalog.log import DataFile
-from headrace.features.graph_blocks import BLOCK_DDL, Rows, table_of
+from headrace.features.graph_exchange import over
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -29,8 +29,10 @@ _COLUMN = {"place": "key"}
 _TALLY = ("edges", "loops", "weighted", "src", "dst")
 Unit = tuple[str, int, int]
 """A file, and which of how many shares of its row groups."""
-Act = Callable[..., Rows]
-"""From an edge type's number and the columns of some of its edges to rows of BLOCK_SCHEMA."""
+EdgeArrays = Iterator[tuple[int, list[Any]]]
+"""Edges as a task gets them, a chunk at a time: the edge type's number, the columns asked for."""
+Act = Callable[[EdgeArrays], Iterator[pa.RecordBatch]]
+"""What a task makes of its edges."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +49,14 @@ class EdgeFiles:
     units: tuple[Unit, ...]
     numbers: Mapping[tuple[str, ...], int]
 
-    def blocks(self, columns: Sequence[str], act: Act) -> DataFrame:
-        """What `act` makes of the edges, type by type in every chunk: BLOCK_DDL."""
-        units, numbers = self.units, self.numbers
+    def each(self, columns: Sequence[str], act: Act, ddl: str) -> DataFrame:
+        """What `act` makes of the edges of each task, in batches of `ddl`."""
+        numbers = self.numbers
 
-        def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-            for unit in _units_of(batches, units):
-                for names, arrays in typed(unit, columns):
-                    yield from table_of(act(numbers[names], *arrays)).to_batches()
+        def run(unit: Unit) -> Iterator[pa.RecordBatch]:
+            return act((numbers[names], arrays) for names, arrays in typed(unit, columns))
 
-        return _tasks(self.spark, units).mapInArrow(run, BLOCK_DDL)
+        return over(self.spark, self.units, run, ddl)
 
 
 def units_of(files: Iterable[DataFile]) -> tuple[Unit, ...]:
@@ -68,29 +68,18 @@ def units_of(files: Iterable[DataFile]) -> tuple[Unit, ...]:
 def tally(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
     """Edges, self-loops, edges with weights, largest source and target of the types in TYPE, several rows a type."""
 
-    def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for unit in _units_of(batches, units):
-            rows = [(*names, *_counts(names, *arrays)) for names, arrays in typed(unit, ("src", "dst", "weight"))]
-            if rows:
-                yield pa.RecordBatch.from_arrays([pa.array(c) for c in zip(*rows, strict=True)], [*TYPE, *_TALLY])
+    def run(unit: Unit) -> Iterator[pa.RecordBatch]:
+        rows = [(*names, *_counts(names, *arrays)) for names, arrays in typed(unit, ("src", "dst", "weight"))]
+        if rows:
+            columns = [pa.array(values) for values in zip(*rows, strict=True)]
+            yield pa.RecordBatch.from_arrays(columns, [*TYPE, *_TALLY])
 
-    ddl = ", ".join([*(f"{name} string" for name in TYPE), *(f"{name} bigint" for name in _TALLY)])
-    return _tasks(spark, units).mapInArrow(run, ddl)
+    return over(spark, units, run, ", ".join([*(f"{n} string" for n in TYPE), *(f"{n} bigint" for n in _TALLY)]))
 
 
 def _counts(names: tuple[str, ...], src: Any, dst: Any, weight: Any) -> tuple[int, ...]:
     loops = int((src == dst).sum()) if names[0] == names[2] else 0
     return len(src), loops, int((~np.isnan(weight)).sum()), int(src.max()), int(dst.max())
-
-
-def _tasks(spark: SparkSession, units: tuple[Unit, ...]) -> DataFrame:
-    return spark.range(0, len(units), 1, max(1, len(units)))
-
-
-def _units_of(batches: Iterable[pa.RecordBatch], units: tuple[Unit, ...]) -> Iterator[Unit]:
-    for batch in batches:
-        for number in batch.column(0).to_pylist():
-            yield units[number]
 
 
 def typed(unit: Unit, columns: Sequence[str]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:

@@ -27,7 +27,8 @@ def of_graph(graph: str, *, quality: bool = False) -> WriteOptions:
     Without a quality report where rows are shards: their columns are summed up in the manifest, and 65,536 rows at a
     time, as a report reads them, would be the whole graph.
     """
-    return WriteOptions(replace_where=f"graph = '{graph}'", quality=quality)
+    # Tables that were made before relations could be joined lack that column.
+    return WriteOptions(replace_where=f"graph = '{graph}'", quality=quality, merge_schema=True)
 
 
 def find(lake: str | Path, graph: str) -> list[dict[str, Any]]:

@@ -22,7 +22,10 @@ def ends(triples: DataFrame) -> DataFrame:
 
 
 def new_names(names: DataFrame, known: DataFrame | None) -> DataFrame:
-    """The distinct names that have no id yet, sorted: node_type, name, place. To be persisted before it is numbered.
+    """The distinct names that have no id yet, sorted: node_type, name, place. To be numbered from storage.
+
+    Sorting again, as after a lost executor, may cut partitions at other names: then other places would not fit the
+    counts by partition, so what is numbered must have been put down (`catalog.scratch.kept`).
 
     Args:
         names: node_type, name.
@@ -40,7 +43,7 @@ def number(names: DataFrame, known: Mapping[str, int]) -> tuple[DataFrame, dict[
     """The names with their dense ids (node_type, name, id), and the nodes of each type.
 
     Args:
-        names: as `new_names` gave them, persisted.
+        names: as `new_names` gave them, put down.
         known: nodes by type that have ids already.
     """
     from pyspark.sql import functions as F

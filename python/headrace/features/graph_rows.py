@@ -6,7 +6,7 @@ A node without a row has zeros and is named in `missing`; of several rows of one
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from headrace.errors import UserError
+from headrace.features.half_precision import LARGEST, overflows
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -84,7 +85,7 @@ def layouts(rows: DataFrame, nodes: Mapping[str, int], shard_bytes: int, dtype: 
         dtype: float16, float32, or keep (float32 where the input has both).
 
     Raises:
-        UserError: rows of different length, or dense and sparse ones, of one node type.
+        UserError: rows of different length, or dense and sparse ones, of one node type; values beyond half precision.
     """
     from pyspark.sql import functions as F
 
@@ -96,7 +97,26 @@ def layouts(rows: DataFrame, nodes: Mapping[str, int], shard_bytes: int, dtype: 
         F.max("dtype").alias("dtype"),
         F.sum(F.octet_length("values")).alias("bytes"),
     )
-    return {row.node_type: _layout(row, nodes[row.node_type], shard_bytes, dtype) for row in found.collect()}
+    made = {row.node_type: _layout(row, nodes[row.node_type], shard_bytes, dtype) for row in found.collect()}
+    if dtype == "float16":
+        _refuse_overflows(rows)
+    return made
+
+
+def _refuse_overflows(rows: DataFrame) -> None:
+    """Count what is too large for float16, rather than store infinity."""
+
+    def count(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            found = [overflows(np.frombuffer(cell.as_buffer(), "<f4")) for cell in batch.column(0) if cell.is_valid]
+            yield pa.RecordBatch.from_arrays([pa.array([sum(found)], pa.int64())], ["values"])
+
+    wide = rows.where("dtype = 'float32'").select("`values`")
+    if total := sum(
+        row[0] for row in wide.mapInArrow(count, "`values` bigint").groupBy().sum("values").collect() if row[0]
+    ):
+        problem = f"{total:,} values of the features are beyond {LARGEST:,}, the largest of float16"
+        raise UserError(problem, "--feature_dtype keep or float32, or scale the features")
 
 
 def _layout(row: Any, nodes: int, shard_bytes: int, dtype: str) -> Layout:

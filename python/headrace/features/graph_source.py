@@ -52,14 +52,19 @@ class GraphSource:
         return [self.frames[name] for name in TABLES[2:] if name in self.frames]
 
 
-def check_name(graph: str) -> None:
-    """A graph's name becomes a folder and stands in SQL.
+def check_name(name: str, setting: str = "graph") -> None:
+    """The name of a graph, or of rows made from it, becomes a folder and stands in SQL.
+
+    Args:
+        name: as the user has it.
+        setting: where.
 
     Raises:
-        UserError: it holds anything but letters, digits, `_`, `.` and `-`.
+        UserError: it holds anything but letters, digits, `_`, `.` and `-`, or begins with none of the first two.
     """
-    if not _NAME.fullmatch(graph):
-        raise UserError(f"--graph {graph!r} is no name for a graph", "letters, digits, _ . - (at most 100)")
+    if not _NAME.fullmatch(name):
+        remedy = "letters, digits, _ . - (at most 100), a letter or digit first"
+        raise UserError(f"--{setting} {name!r} is no name", remedy)
 
 
 def open_source(spark: SparkSession, lake: str, graph: str) -> GraphSource:

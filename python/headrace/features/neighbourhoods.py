@@ -21,11 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from headrace.catalog.delta import pin
+from headrace.catalog.scratch import kept
 from headrace.catalog.spec import TableSpec, TensorSpec, load
 from headrace.errors import UserError
 from headrace.features import hashing
 from headrace.features.node_blocks import Adjacency
-from headrace.features.sampling import NONE, Draw, places, sample
+from headrace.features.sampling import NONE, Draw
+from headrace.features.shard_sampling import ShardSampler
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -54,6 +56,7 @@ class Plan:
         epoch: other neighbours in each.
         edge_type: number of the edge type, part of the draw.
         replace: draw with replacement.
+        weighted: draw by weight.
         dim: width of the features that are averaged by hop; 0: ids only.
         files: files by split code.
     """
@@ -63,6 +66,7 @@ class Plan:
     epoch: int = 0
     edge_type: int = 0
     replace: bool = False
+    weighted: bool = False
     dim: int = 0
     files: tuple[int, ...] = (1, 1, 1, 1)
 
@@ -72,6 +76,8 @@ class Plan:
             raise UserError(f"--fanouts names {len(self.fanouts)} hops, not 1 to {MAX_HOPS}", "for example 15,10")
         if min(self.fanouts) < 1:
             raise UserError("--fanouts: a row has a fixed width, so a hop cannot take all neighbours", "give a number")
+        if self.replace and self.weighted:
+            raise UserError("--replace and --weighted: by weight is without replacement", "leave one out")
         if sum(self.widths) > MAX_SLOTS:
             raise UserError(f"--fanouts makes rows of {sum(self.widths):,} slots", f"stay under {MAX_SLOTS:,}")
 
@@ -83,57 +89,6 @@ class Plan:
     def draw(self, hop: int) -> Draw:
         """Of a hop, from 0."""
         return Draw(self.seed, self.epoch, hop, self.edge_type)
-
-
-class ShardSampler:
-    """Samples from an adjacency on disk, holding one shard: give nodes grouped by `shard_of`."""
-
-    def __init__(self, adjacency: Adjacency) -> None:
-        self._adjacency = adjacency
-        self._firsts = np.array([info.first_node for info in adjacency.shards], np.int64)
-        self._held: tuple[int, Any] = (-1, None)
-
-    def shard_of(self, nodes: I64) -> I64:
-        """The (last) shard of each node; NONE where there is no such row."""
-        number = np.searchsorted(self._firsts, nodes, side="right") - 1
-        return np.where((nodes >= 0) & (nodes < self._adjacency.num_nodes), number, NONE)
-
-    def neighbours(self, nodes: I64, fanout: int, draw: Draw, *, replace: bool = False) -> I64:
-        """As `sampling.sample` by the whole adjacency: [n, k]."""
-        found = np.full((len(nodes), fanout), NONE, np.int64)
-        shards = self.shard_of(nodes)
-        order = np.argsort(shards, kind="stable")
-        cuts = np.flatnonzero(np.diff(shards[order], prepend=NONE - 1)).tolist()
-        for low, high in zip(cuts, [*cuts[1:], len(order)], strict=True):
-            number, rows = int(shards[order[low]]), order[low:high]
-            if number == NONE:
-                continue
-            if self._adjacency.shards[number].pieces > 1:
-                found[rows] = self._of_pieces(number, fanout, draw, replace)
-            else:
-                shard = self._shard(number)
-                csr = (shard.indptr, shard.indices, nodes[rows])
-                found[rows] = sample(*csr, fanout, draw, replace=replace, first_node=shard.first_node)
-        return found
-
-    def _of_pieces(self, last: int, fanout: int, draw: Draw, replace: bool) -> I64:
-        """Neighbours of the one node whose edges fill several shards: only those are read that hold a chosen place."""
-        infos = self._adjacency.shards[last - self._adjacency.shards[last].piece : last + 1]
-        starts = np.concatenate([[0], np.cumsum([info.num_edges for info in infos])])
-        node, degree = np.array([infos[0].first_node]), starts[-1:]
-        chosen = places(node, degree, fanout, draw, replace=replace)[0]
-        found = np.full(fanout, NONE, np.int64)
-        for piece in range(len(infos)):
-            here = (chosen >= starts[piece]) & (chosen < starts[piece + 1])
-            if here.any():
-                shard = self._shard(last - len(infos) + 1 + piece)
-                found[here] = shard.indices[chosen[here] - starts[piece]]
-        return found
-
-    def _shard(self, number: int) -> Any:
-        if self._held[0] != number:
-            self._held = (number, self._adjacency.shard(number))
-        return self._held[1]
 
 
 def seed_rows(shards: Iterable[Mapping[str, Any]], wanted: Sequence[int]) -> Iterator[pa.RecordBatch]:
@@ -172,9 +127,7 @@ def neighbourhoods(
     for hop in range(len(plan.fanouts)):
         moved = found.repartitionByRange("shard", "seed").sortWithinPartitions("shard")
         hops.append(found.select(*columns[:-1]))
-        path = f"{work}/frontier-{hop + 1}"
-        moved.mapInArrow(_expander(adjacency, plan, hop), FRONTIER).write.mode("overwrite").parquet(path)
-        found = seeds.sparkSession.read.schema(FRONTIER).parquet(path)
+        found = kept(moved.mapInArrow(_expander(adjacency, plan, hop), FRONTIER), f"{work}/frontier-{hop + 1}")
     hops.append(found.select(*columns[:-1]))
     every = hops[0]
     for frame in hops[1:]:
@@ -249,7 +202,7 @@ def expand_batch(batch: pa.RecordBatch, sampler: ShardSampler, plan: Plan, hop: 
 
     columns = {name: batch.column(name).to_numpy() for name in ("seed", "split", "slot", "node")}
     fanout = plan.fanouts[hop]
-    found = sampler.neighbours(columns["node"], fanout, plan.draw(hop), replace=plan.replace)
+    found = sampler.neighbours(columns["node"], fanout, plan.draw(hop), replace=plan.replace, weighted=plan.weighted)
     row, place = np.nonzero(found != NONE)
     nodes = found[row, place]
     arrays = {

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from headrace.catalog.scratch import remove
+from headrace.catalog.scratch import kept, remove
 from headrace.errors import UserError
 from headrace.features import node_blocks
+from headrace.features.edge_weights import refuse_unfit
 from headrace.features.node_blocks import STATE, Adjacency, Blocks, Row
 
 if TYPE_CHECKING:
@@ -146,25 +147,27 @@ def pagerank(
         node bigint, rank double, and the certificate.
 
     Raises:
-        UserError: settings that make no sense, or an adjacency between two types of nodes.
+        UserError: settings that make no sense, an adjacency between two types of nodes, weights below 0 (with which the
+            map need not contract, so that the certificate would prove nothing).
     """
     options = options or Options()
     if adjacency.num_nodes != adjacency.num_targets:
         raise UserError("PageRank walks from nodes to nodes of the same type", "choose edges within one node type")
     options.check(adjacency.num_nodes)
+    refuse_unfit(spark, adjacency, "PageRank follows edges with probabilities in proportion to their weights")
     step = Step(Blocks.of(adjacency.num_nodes, 1), options)
     with node_blocks.few_records_a_batch(spark):
-        states = _kept(spark, _begin(spark, adjacency, step), f"{work}/rank-0")
+        states = kept(_begin(spark, adjacency, step), f"{work}/rank-0")
         _, dangling, total = figures((row[0], bytes(row[1])) for row in states.select("block", "nodes").collect())
         done = certificate(options, 0, math.inf, total)
         while not done.converged and done.iterations < options.max_iterations:
             number = done.iterations + 1
-            states = _kept(spark, _iterate(states, adjacency, step, dangling), f"{work}/rank-{number}")
+            states = kept(_iterate(states, adjacency, step, dangling), f"{work}/rank-{number}")
             remove(f"{work}/rank-{number - 1}")
             found = states.select("block", "nodes").collect()
             residual, dangling, total = figures((row[0], bytes(row[1])) for row in found)
             done = certificate(options, number, residual, total)
-        return _kept(spark, _ranks(states, step.blocks), f"{work}/ranks"), done
+        return kept(_ranks(states, step.blocks), f"{work}/ranks"), done
 
 
 def _begin(spark: SparkSession, adjacency: Adjacency, step: Step) -> DataFrame:
@@ -182,12 +185,6 @@ def _iterate(states: DataFrame, adjacency: Adjacency, step: Step, dangling: floa
 
     pieces = node_blocks.push(states, adjacency, step.blocks, step.send)
     return node_blocks.gather(states.unionByName(pieces), step.blocks, finish)
-
-
-def _kept(spark: SparkSession, frame: DataFrame, path: str) -> DataFrame:
-    """Put down and read again: an iteration depends on the one before, not on all of them."""
-    frame.write.mode("overwrite").parquet(path)
-    return spark.read.schema(frame.schema).parquet(path)
 
 
 def _ranks(states: DataFrame, blocks: Blocks) -> DataFrame:

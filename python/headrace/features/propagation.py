@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from headrace.catalog.scratch import kept
 from headrace.errors import UserError
 from headrace.features import node_blocks
+from headrace.features.edge_weights import refuse_unfit
+from headrace.features.half_precision import to_half
 from headrace.features.hashing import place
 from headrace.features.node_blocks import PIECE, STATE, Adjacency, Blocks, Row
 
@@ -147,16 +150,18 @@ def propagate(
         hops + 1 frames of states for `node_rows`, and their blocks.
 
     Raises:
-        UserError: settings that make no sense, or an adjacency between two types of nodes.
+        UserError: settings that make no sense, an adjacency between two types of nodes, weights below 0 with a norm.
     """
     options.check()
     if adjacency.num_nodes != adjacency.num_targets:
         raise UserError("features propagate between nodes of the same type", "choose edges within one node type")
+    if options.norm != "none":
+        refuse_unfit(spark, adjacency, f"--norm {options.norm} divides by sums of weights")
     step = Step(Blocks.of(adjacency.num_nodes, dim, "float32"), options)
     with node_blocks.few_records_a_batch(spark):
-        hops = [_kept(spark, _begin(spark, adjacency, features, step), f"{work}/hop-0")]
+        hops = [kept(_begin(spark, adjacency, features, step), f"{work}/hop-0")]
         for number in range(1, options.hops + 1):
-            hops.append(_kept(spark, _hop(hops[-1], adjacency, step), f"{work}/hop-{number}"))
+            hops.append(kept(_hop(hops[-1], adjacency, step), f"{work}/hop-{number}"))
     return hops, step.blocks
 
 
@@ -201,19 +206,17 @@ def _hop(states: DataFrame, adjacency: Adjacency, step: Step) -> DataFrame:
     return node_blocks.gather(states.unionByName(pieces), step.blocks, finish)
 
 
-def _kept(spark: SparkSession, frame: DataFrame, path: str) -> DataFrame:
-    frame.write.mode("overwrite").parquet(path)
-    return spark.read.schema(frame.schema).parquet(path)
-
-
 def node_rows(hops: Sequence[DataFrame], blocks: Blocks, precision: str = "float32") -> DataFrame:
-    """One row a node: node bigint, x0 .. xH array<float> of the width. Run it within `few_records_a_batch`."""
+    """One row a node: node bigint, x0 .. xH array<float> of the width, unfit bigint (values that are not finite).
+
+    Run it within `few_records_a_batch`.
+    """
     from pyspark.sql import functions as F
 
     numbered = [frame.drop("order").withColumn("order", F.lit(hop).cast("bigint")) for hop, frame in enumerate(hops)]
     frame = reduce(lambda a, b: a.unionByName(b), numbered)
     moved = place(frame, "place", blocks.num_partitions).sortWithinPartitions("block", "order")
-    ddl = ", ".join(["node bigint", *(f"x{hop} array<float>" for hop in range(len(hops)))])
+    ddl = ", ".join(["node bigint", *(f"x{hop} array<float>" for hop in range(len(hops))), "unfit bigint"])
 
     def expand(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for block, group in groupby(node_blocks.read_rows(batches), key=lambda row: row.block):
@@ -237,14 +240,18 @@ def feature_rows(shards: DataFrame) -> DataFrame:
 
 
 def block_batches(block: int, values: Sequence[F32], blocks: Blocks, precision: str) -> Iterator[pa.RecordBatch]:
-    """A block's hops [nodes, width] as Arrow batches of rows."""
+    """A block's hops [nodes, width] as Arrow batches of rows, each with the number of its values that do not fit."""
     if precision == "float16":
-        values = [x.astype(np.float16).astype(np.float32) for x in values]
-    return _batches(blocks.bounds(block)[0], [(f"x{hop}", x) for hop, x in enumerate(values)])
+        values = [to_half(x).astype(np.float32) for x in values]
+    unfit = sum((~np.isfinite(x)).sum(axis=1) for x in values)
+    return _batches(blocks.bounds(block)[0], [(f"x{hop}", x) for hop, x in enumerate(values)], unfit)
 
 
-def _batches(first: int, columns: Sequence[tuple[str, F32]]) -> Iterator[pa.RecordBatch]:
-    """Matrices [nodes, width] of the nodes from `first` on as list columns, some 100,000 numbers of each a batch."""
+def _batches(first: int, columns: Sequence[tuple[str, F32]], unfit: Any = None) -> Iterator[pa.RecordBatch]:
+    """Matrices [nodes, width] of the nodes from `first` on as list columns, some 100,000 numbers of each a batch.
+
+    `unfit` [nodes], where given, is a column of its own.
+    """
     import pyarrow
 
     nodes, width = columns[0][1].shape
@@ -254,4 +261,8 @@ def _batches(first: int, columns: Sequence[tuple[str, F32]]) -> Iterator[pa.Reco
         offsets = pyarrow.array(np.arange(high - low + 1, dtype=np.int32) * width)
         arrays = [pyarrow.ListArray.from_arrays(offsets, pyarrow.array(x[low:high].reshape(-1))) for _, x in columns]
         ids = pyarrow.array(np.arange(first + low, first + high))
-        yield pyarrow.RecordBatch.from_arrays([ids, *arrays], ["node", *(name for name, _ in columns)])
+        names = ["node", *(name for name, _ in columns)]
+        if unfit is not None:
+            arrays.append(pyarrow.array(unfit[low:high], pyarrow.int64()))
+            names.append("unfit")
+        yield pyarrow.RecordBatch.from_arrays([ids, *arrays], names)

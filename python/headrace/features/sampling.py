@@ -5,8 +5,8 @@
 
 Without replacement, k of d neighbours by Floyd's algorithm: for j = d-k .. d-1 draw t in 0 .. j and take place t, or j
 if t is taken: every set of k places is as likely, and k places are all that is held. With replacement: k draws below d.
-By weight: the k smallest of -log(u) / w over the d neighbours, which is drawing one after the other with probabilities
-in proportion to the weights of those left.
+By weight: the k smallest of -log(u) / w over the d neighbours (u by the place of each), which is drawing one after the
+other with probabilities in proportion to the weights of those left; one of weight 0 is never drawn.
 
 A node that stands in several places of one hop has the same neighbours in all of them; another epoch, hop or edge type
 draws afresh. References: Bentley, Floyd, "A Sample of Brilliance", CACM 1987; Hamilton, Ying, Leskovec, "Inductive
@@ -130,7 +130,15 @@ def ragged_places(
 
 
 def sample(
-    indptr: I64, indices: I64, nodes: I64, fanout: int, draw: Draw, *, replace: bool = False, first_node: int = 0
+    indptr: I64,
+    indices: I64,
+    nodes: I64,
+    fanout: int,
+    draw: Draw,
+    *,
+    replace: bool = False,
+    first_node: int = 0,
+    weights: F64 | None = None,
 ) -> I64:
     """Neighbours of nodes by a CSR that starts at node `first_node`.
 
@@ -142,6 +150,7 @@ def sample(
         draw: as in `places`.
         replace: as in `places`.
         first_node: node of the first row.
+        weights: [edges] to draw by, without replacement; holds, for a moment, the edges of each distinct node once.
 
     Returns:
         int64 [n, k] ids, NONE where there is no neighbour.
@@ -150,7 +159,11 @@ def sample(
     rows = np.where(known, nodes - first_node, 0)
     start = indptr[rows]
     degrees = np.where(known, indptr[rows + 1] - start, 0)
-    chosen = places(nodes, degrees, fanout, draw, replace=replace)
+    if weights is not None:
+        assert not replace, "by weight is without replacement"
+        chosen = _weighted_places(nodes, start, degrees, fanout, draw, weights)
+    else:
+        chosen = places(nodes, degrees, fanout, draw, replace=replace)
     found = np.full(chosen.shape, NONE, np.int64)
     there = chosen != NONE
     found[there] = indices[(start[:, None] + chosen)[there]]
@@ -158,7 +171,14 @@ def sample(
 
 
 def sample_hops(
-    indptr: I64, indices: I64, seeds: I64, fanouts: Sequence[int], draw: Draw, *, replace: bool = False
+    indptr: I64,
+    indices: I64,
+    seeds: I64,
+    fanouts: Sequence[int],
+    draw: Draw,
+    *,
+    replace: bool = False,
+    weights: F64 | None = None,
 ) -> list[I64]:
     """Neighbourhoods of seeds, hop after hop, by a CSR that is in memory.
 
@@ -169,6 +189,7 @@ def sample_hops(
         fanouts: k_1, k_2, ...
         draw: of the first hop; later hops count up.
         replace: as in `places`.
+        weights: as in `sample`.
 
     Returns:
         [n, k_1], [n, k_1 k_2], ...: slot s of a hop hangs on slot s // k of the hop before.
@@ -176,7 +197,7 @@ def sample_hops(
     found, frontier = [], seeds
     for hop, fanout in enumerate(fanouts):
         here = Draw(draw.seed, draw.epoch, draw.hop + hop, draw.edge_type)
-        frontier = sample(indptr, indices, frontier, fanout, here, replace=replace).reshape(-1)
+        frontier = sample(indptr, indices, frontier, fanout, here, replace=replace, weights=weights).reshape(-1)
         found.append(frontier.reshape(len(seeds), -1))
     return found
 
@@ -211,15 +232,40 @@ def _floyd(words: U64, degrees: I64, k: int) -> I64:
     return np.ascontiguousarray(taken.T)
 
 
-def _by_weight(nodes: I64, degrees: I64, k: int, draw: Draw, weights: F64) -> tuple[I64, I64]:
+def arrivals(nodes: I64, places: I64, draw: Draw, weights: F64) -> F64:
+    """When each neighbour arrives in the race of its node, at a rate that is its weight; infinity at 0.
+
+    Args:
+        nodes: [edges] that the edges begin at.
+        places: [edges] of the neighbours among those of the node.
+        draw: as in `places`.
+        weights: [edges].
+
+    Raises:
+        UserError: a weight is negative or not finite.
+    """
     if len(weights) and not (weights.min() >= 0 and np.isfinite(weights).all()):
         raise UserError("an edge weight is negative or not a number", "weights to draw by are 0 or more")
+    words = _word(_node_words(nodes, draw), places.astype(np.uint64))
+    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    with np.errstate(divide="ignore", over="ignore"):
+        return np.asarray(np.where(weights > 0, -np.log(uniform) / weights, np.inf))
+
+
+def _weighted_places(nodes: I64, start: I64, degrees: I64, fanout: int, draw: Draw, weights: F64) -> I64:
+    """As `places`, by weight: [n, k]. A node that comes again has its neighbours already."""
+    distinct, first, inverse = np.unique(nodes, return_index=True, return_inverse=True)
+    mine = np.repeat(start[first], degrees[first]) + _within(degrees[first])
+    counts, found = _by_weight(distinct, degrees[first], fanout, draw, weights[mine])
+    padded = np.full((len(distinct), fanout), NONE, np.int64)
+    padded[np.repeat(np.arange(len(distinct)), counts), _within(counts)] = found
+    return padded[inverse]
+
+
+def _by_weight(nodes: I64, degrees: I64, k: int, draw: Draw, weights: F64) -> tuple[I64, I64]:
     owner = np.repeat(np.arange(len(nodes)), degrees)
     place = _within(degrees)
-    words = _word(_node_words(nodes, draw)[owner], place.astype(np.uint64))
-    uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    with np.errstate(divide="ignore"):
-        order = np.lexsort((-np.log(uniform) / weights, owner))
+    order = np.lexsort((arrivals(nodes[owner], place, draw, weights), owner))
     kept = order[place < k]  # `owner` is sorted already, so the k first of each node stand at its first k places
     kept = np.sort(kept[weights[kept] > 0])
     return np.bincount(owner[kept], minlength=len(nodes)).astype(np.int64), place[kept]

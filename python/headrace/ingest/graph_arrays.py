@@ -1,6 +1,7 @@
 """Rows of arrays and Parquet files of a graph to record batches, by ranges of rows; what is no edge is refused.
 
-    edges      npy [2, E] or [E, 2] of integers; Parquet columns for source, target, and weight or relation
+    edges      npy [2, E] or [E, 2] of integers, or [E, 3] of triples (not [2, 3]: those are three pairs);
+               Parquet columns for source, target, and weight or relation
     features   npy [N, D] of float16 or float32 (row i is node i); Parquet: a column of nodes, one of lists
     labels     npy [N] or [N, 1] of classes or years (row i is node i), or of nodes that make up a split;
                Parquet: columns for node, label, split, year
@@ -39,8 +40,8 @@ class RowFormat:
 
     Args:
         kind: edges, features or labels.
-        columns: what a row tells -> column of the Parquet file; of arrays: what the array holds (src, label, year,
-            or the name of the split whose nodes it lists).
+        columns: what a row tells -> column of the Parquet file; of an array of triples: its column's number; of other
+            arrays: what the array holds (label, year, or the name of the split whose nodes it lists).
         named: nodes have names (Parquet).
     """
 
@@ -233,8 +234,10 @@ def check_array(array: ArrayFile, fmt: RowFormat) -> str:
     """Why an array cannot be what is asked for; empty if it can."""
     shape, kind = array.shape, array.kind
     width = shape[1] if len(shape) == 2 else 0
-    if fmt.kind == "edges" and not (kind in "iu" and len(shape) == 2 and (shape[0] == 2 or width == 2)):
-        return f"{array.path}: edges are integers of shape [2, E] or [E, 2], this is {array.dtype} {list(shape)}"
+    fits = (shape[0] == 2 or width == 2) if not fmt.columns else (shape[0] != 2 and width == 3)
+    if fmt.kind == "edges" and not (kind in "iu" and len(shape) == 2 and fits):
+        wanted = "[2, E], [E, 2] or, of triples, [E, 3]"
+        return f"{array.path}: edges are integers of shape {wanted}, this is {array.dtype} {list(shape)}"
     if fmt.kind == "features" and not (array.dtype[1:] in ("f2", "f4") and width):
         return f"{array.path}: features are float16 or float32 of shape [N, D], this is {array.dtype} {list(shape)}"
     if fmt.kind == "labels" and (kind == "b" or width > 1):
@@ -242,15 +245,33 @@ def check_array(array: ArrayFile, fmt: RowFormat) -> str:
     return ""
 
 
+def triple_columns(array: ArrayFile, order: str) -> tuple[tuple[str, str], ...]:
+    """What the columns of an array of triples are, for RowFormat; nothing where the array is of pairs.
+
+    Args:
+        array: of edges.
+        order: of the columns: hrt (head, relation, tail) or htr.
+    """
+    if len(array.shape) != 2 or array.shape[0] == 2 or array.shape[1] != 3:
+        return ()
+    return tuple(({"h": "src", "r": "relation", "t": "dst"}[letter], str(at)) for at, letter in enumerate(order))
+
+
+_WORDS = {"src": "source", "dst": "target", "relation": "relation"}
+
+
 def _edge_rows(first: int, rows: npt.NDArray[Any], fmt: RowFormat) -> tuple[pa.Table, Bad]:
     bad: Bad = []
     columns = {}
-    for name, word, values in (("src", "source", rows[:, 0]), ("dst", "target", rows[:, 1])):
+    for name, column in fmt.columns or (("src", "0"), ("dst", "1")):
+        values, word = rows[:, int(column)], _WORDS[name]
         if values.dtype.kind == "u" and values.dtype.itemsize == 8:
             bad.append((values > np.iinfo(np.int64).max, f"{word} overflows 64 bits"))
         elif values.dtype.kind == "i":
             bad.append((values < 0, f"{word} is negative"))
         columns[name] = pa.array(values.astype(np.int64))
+    if "relation" in columns:
+        columns["relation"] = columns["relation"].dictionary_encode().cast(pa.string())  # few: written once each
     return pa.table(columns), bad
 
 

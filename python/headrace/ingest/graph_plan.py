@@ -1,7 +1,8 @@
 """Which of a graph's tables a file belongs to, and how its lines or rows are read: from options, names, first lines.
 
 Names that tell: OGB's and MAG240M's layout (`edge_index.npy`, `author___writes___paper/edge_index.npy`,
-`paper/node_feat.npy`, `node_label.npy`, `node_year.npy`, `split/.../train.npy`), and train, valid, test in a name.
+`paper/node_feat.npy`, `node_label.npy`, `node_year.npy`, `split/.../train.npy`), WikiKG90Mv2's (`train_hrt.npy`,
+`entity_feat.npy`), and train, valid, test in a name.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import pyarrow.parquet as pq
 
 from headrace.errors import UserError
 from headrace.ingest.edges import BLANKS, EdgeFormat, fields_of
-from headrace.ingest.graph_arrays import RowFormat
+from headrace.ingest.graph_arrays import RowFormat, triple_columns
 from headrace.ingest.graph_files import FilePlan
 from headrace.ingest.named_lines import SPLITS, NamedFormat
+from headrace.ingest.npy import open_array
 from headrace.ingest.textfiles import FileScan
 
 KINDS = ("auto", "edges", "features", "labels")
@@ -29,6 +31,9 @@ _WORD = re.compile(r"[a-z]+")
 _TYPED = re.compile(r"([A-Za-z0-9_.-]+?)___([A-Za-z0-9_.-]+?)___([A-Za-z0-9_.-]+)")
 _PLAIN_FOLDERS = ("processed", "raw", "split")
 _ARRAYS = {"node_feat": "features", "node_label": "labels", "node_year": "labels", "edge_index": "edges"}
+_ARRAYS |= {"entity_feat": "features"}
+_TRIPLES = re.compile(r"(?:.*_)?hrt")
+_QUESTIONS = re.compile(r".*_(?:hr|t)(?:_.*)?")
 _NUMBER = re.compile(rb"[-+]?[0-9.]+(?:[eE][-+]?[0-9]+)?|nan|inf", re.IGNORECASE)
 _HEAD_BYTES = 1 << 20
 _COLUMNS: dict[str, dict[str, tuple[str, ...]]] = {
@@ -96,6 +101,13 @@ class Reading:
         name = Path(path).name
         if binary and Path(path).suffix == ".npy":
             stem = Path(path).stem
+            if _TRIPLES.fullmatch(stem):
+                return "edges"
+            if stem not in _ARRAYS and _QUESTIONS.fullmatch(stem):
+                raise UserError(
+                    f"{path}: questions (head, relation) or their answers, not triples",
+                    "lay them side by side: np.save('val_hrt.npy', np.column_stack([val_hr, val_t]))",
+                )
             if stem in _ARRAYS or _split_of(name):
                 return _ARRAYS.get(stem, "labels")
             raise UserError(f"{path}: is it edges, features or labels?", "--kind edges, features or labels")
@@ -126,7 +138,10 @@ class Reading:
         table, binary = self.table_of(scan.path)
         constants = self._constants(scan.path, table)
         if binary:
-            return FilePlan(self._rows(scan, table), constants)
+            made = self._rows(scan, table)
+            if "relation" in dict(made.columns):
+                constants.pop("relation")
+            return FilePlan(made, constants)
         if table == "edges":
             return self._edges(scan, constants)
         kind = table.removeprefix("node_")
@@ -134,10 +149,10 @@ class Reading:
         named = self.ids == "names"
         delimiter = self.delimiter or "\t"
         header = self._named_header(scan, delimiter) if kind != "triples" else _comments(scan.path)
-        made = NamedFormat(kind, delimiter, self.order, named, self.index_base, *limits)
+        lines = NamedFormat(kind, delimiter, self.order, named, self.index_base, *limits)
         if kind == "triples":
             constants.pop("relation")
-        return FilePlan(made, constants, header)
+        return FilePlan(lines, constants, header)
 
     def _constants(self, path: str, table: str) -> dict[str, str]:
         """What all rows of a file are called."""
@@ -158,9 +173,16 @@ class Reading:
         kind = table.removeprefix("node_")
         if scan.head == b"PAR1":
             return RowFormat(kind, self._parquet_columns(scan.path, kind), self.ids == "names")
+        stem = Path(scan.path).stem
+        if kind == "edges":
+            columns = triple_columns(open_array(scan.path), self.order)
+            if not columns and _TRIPLES.fullmatch(stem):
+                raise UserError(
+                    f"{scan.path} is no array [n, 3] of triples (two would be [2, 3])", "--kind or a new name"
+                )
+            return RowFormat(kind, columns)
         if kind != "labels":
             return RowFormat(kind)
-        stem = Path(scan.path).stem
         what = {"node_label": "label", "node_year": "year"}.get(stem) or _split_of(stem) or "label"
         return RowFormat(kind, ((what, ""),))
 
@@ -213,22 +235,24 @@ class Reading:
         return comments + int(is_names)
 
 
-def ogb_files(folder: str) -> list[str]:
-    """The arrays of OGB's layout under a folder.
+def ogb_files(folder: str) -> tuple[list[str], list[str]]:
+    """The arrays of OGB's layout under a folder, and other arrays that lie there.
 
     Raises:
         UserError: there are none.
     """
-    found = []
+    found: list[str] = []
+    others: list[str] = []
     for root, _, names in os.walk(folder):
-        for name in sorted(names):
+        for name in names:
             stem, suffix = os.path.splitext(name)
             in_split = "split" in Path(root).relative_to(folder).parts and _split_of(name) is not None
-            if suffix == ".npy" and (stem in _ARRAYS or in_split):
-                found.append(os.path.abspath(os.path.join(root, name)))
+            if suffix == ".npy":
+                known = stem in _ARRAYS or _TRIPLES.fullmatch(stem) or in_split
+                (found if known else others).append(os.path.abspath(os.path.join(root, name)))
     if not found:
         raise UserError(f"{folder} holds none of OGB's arrays", "edge_index.npy, node_feat.npy, node_label.npy, split/")
-    return sorted(found)
+    return sorted(found), sorted(others)
 
 
 def _split_of(name: str) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.catalog.delta import WriteOptions, ensure, exists, files_at, latest_version, read, write
-from headrace.catalog.scratch import scratch
+from headrace.catalog.scratch import kept, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import candidates, clusters, dedup
@@ -107,9 +107,7 @@ class _Run:
 
     def put(self, rows: DataFrame, name: str) -> DataFrame:
         """Computed once, read as often as needed."""
-        place = f"{self.work}/{name}"
-        rows.write.parquet(place)
-        return self.spark.read.schema(rows.schema).parquet(place)
+        return kept(rows, f"{self.work}/{name}")
 
     def documents(self, crawls: tuple[str, ...]) -> DataFrame:
         rows = read(self.spark, load(DOCUMENTS), self.lake, self.version).where("text IS NOT NULL")

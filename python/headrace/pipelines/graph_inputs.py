@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,13 +11,13 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import csr, hashing, layout, neighbourhoods, node_blocks
 from headrace.features.csr import CsrTable, EdgeType
+from headrace.features.graph_source import check_name
 from headrace.features.neighbourhoods import SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from pyspark.sql import DataFrame, SparkSession
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,100}")
 _LABEL_DDL = "seed bigint, split int, label bigint"
 
 
@@ -92,22 +91,12 @@ def open_inputs(lake: str, graph: str, edges: str, direction: str, version: int 
     Raises:
         UserError: no such graph or edges; those that are there are named.
     """
-    check_name(graph, "graph")
+    check_name(graph)
     parts = csr.manifest(lake, graph, version)
     edge_type = _edge_type(edges) if edges else _only(parts, direction, graph)
     adjacency = csr.open_csr(lake, graph, edge_type, direction, version)
     node_type = edge_type.source if direction == "out" else edge_type.target
     return Inputs(lake, graph, adjacency, node_type, parts)
-
-
-def check_name(name: str, setting: str) -> None:
-    """A name becomes a folder and stands in SQL.
-
-    Raises:
-        UserError: it holds anything but letters, digits, `_`, `.` and `-`.
-    """
-    if not _NAME.fullmatch(name):
-        raise UserError(f"--{setting} {name!r} is no name", "letters, digits, _ . - (at most 100)")
 
 
 def sql_text(value: str) -> str:

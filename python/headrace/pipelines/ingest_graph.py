@@ -110,7 +110,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     groups: dict[tuple[str, bool], list[str]] = {}
     files, others = _files(cfg)
     if others:
-        report.say(f"left out, as JSON is no format of graphs: {', '.join(map(os.path.basename, others))}")
+        report.say(f"left out, as no part of a graph that is known: {', '.join(map(os.path.basename, others))}")
     for path in files:
         groups.setdefault(reading.table_of(path), []).append(path)
     settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates)
@@ -138,7 +138,9 @@ def _files(cfg: Config) -> tuple[list[str], list[str]]:
     for folder in folders:
         if not os.path.isdir(folder):
             raise UserError(f"--format ogb: {folder} is no folder", "name the folder that holds edge_index.npy")
-    return sorted({path for folder in folders for path in ogb_files(folder)}), []
+    pairs = [ogb_files(folder) for folder in folders]
+    taken, others = (sorted({path for pair in pairs for path in pair[number]}) for number in (0, 1))
+    return taken, others
 
 
 def _reading(cfg: Config) -> Reading:

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from headrace.catalog.delta import WriteOptions, write
-from headrace.catalog.scratch import scratch
+from headrace.catalog.scratch import kept, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
-from headrace.features import hashing, layout, node_blocks
+from headrace.features import half_precision, hashing, layout, node_blocks
+from headrace.features.graph_source import check_name
 from headrace.features.neighbourhoods import file_column
 from headrace.features.propagation import Options, node_rows, propagate
 from headrace.pipelines import graph_inputs
@@ -68,7 +69,7 @@ def early(cfg: Config) -> None:
         UserError: a setting out of range, no such graph.
     """
     cfg.options().check()
-    graph_inputs.check_name(cfg.propagation, "propagation")
+    check_name(cfg.propagation, "propagation")
     if cfg.rows_per_file < 1 or cfg.rows_per_group < layout.MIN_GROUP_ROWS:
         raise UserError(
             f"--rows_per_file is under 1, or --rows_per_group under {layout.MIN_GROUP_ROWS}", "leave them out"
@@ -80,7 +81,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """Propagate; see the module's docstring.
 
     Raises:
-        UserError: as `early`; the graph has no features.
+        UserError: as `early`; the graph has no features, its weights do not suit the norm, values overflow.
     """
     early(cfg)
     inputs = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, "out")
@@ -94,19 +95,30 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         with report.stage("write") as stage:
             stage.rows_in = inputs.adjacency.num_nodes
             # Rows are put down before they are joined: from here on they are small, and batches may hold many.
-            rows = node_rows(hops, blocks, cfg.precision)
-            rows.write.parquet(f"{work}/rows")
-            kept = spark.read.schema(rows.schema).parquet(f"{work}/rows")
+            rows = kept(node_rows(hops, blocks, cfg.precision), f"{work}/rows")
+            _refuse_overflows(rows, cfg.precision)
             metadata = {"request": asdict(cfg) | {"lake": None}, "graph_csr": inputs.adjacency.version}
             with layout.row_groups(spark, cfg.rows_per_group):
                 where = f"graph = '{cfg.graph}' AND propagation = '{cfg.propagation}'"
                 options = WriteOptions(replace_where=where)
-                laid = _laid(kept, inputs.seeds(spark, (0, 1, 2, 3)), cfg)
+                laid = _laid(rows.drop("unfit"), inputs.seeds(spark, (0, 1, 2, 3)), cfg)
                 commit = write(laid, load(TABLE), cfg.lake, mode="overwrite", metadata=metadata, options=options)
             stage.rows_out = commit.rows_added
             assert stage.rows_out == stage.rows_in, f"{stage.rows_in} nodes, {stage.rows_out} rows"
     report.results |= {"table": TABLE, "version": commit.version, "rows": stage.rows_out, "dim": dim}
     return report
+
+
+def _refuse_overflows(rows: DataFrame, precision: str) -> None:
+    """Nothing infinite goes into the table."""
+    (found,) = rows.groupBy().sum("unfit").collect()
+    if found[0]:
+        largest = f"{half_precision.LARGEST:,}" if precision == "float16" else "3.4e38"
+        wider = "--precision float32, " if precision == "float16" else ""
+        raise UserError(
+            f"{found[0]:,} propagated values are beyond {largest}, the largest of {precision}",
+            f"{wider}--norm row or symmetric, fewer --hops, or scale the features",
+        )
 
 
 def _laid(rows: DataFrame, labels: DataFrame, cfg: Config) -> DataFrame:

@@ -9,10 +9,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from headrace.catalog.delta import WriteOptions, write
-from headrace.catalog.scratch import scratch
+from headrace.catalog.scratch import kept, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import layout, node_blocks, propagation
+from headrace.features.edge_weights import refuse_unfit
+from headrace.features.graph_source import check_name
 from headrace.features.neighbourhoods import SPLITS, TABLE, Plan, neighbourhoods
 from headrace.features.sampling import parse_fanouts
 from headrace.features.split import parse_days
@@ -44,6 +46,7 @@ class Config:
         epochs: an epoch's neighbours are drawn afresh: 0-4 writes the rows of five.
         splits: seeds are the nodes of these splits (train,validation,test,none); all nodes where there are no labels.
         replace: draw with replacement.
+        weighted: draw by the edges' weights, without replacement.
         means: write mean features of every hop (x0, x1, ...) beside the ids.
         seed: of the draws and of the order of rows.
         rows_per_file: about so many rows in a file.
@@ -59,6 +62,7 @@ class Config:
     epochs: str = "0"
     splits: str = "train,validation,test"
     replace: bool = False
+    weighted: bool = False
     means: bool = False
     seed: int = 0
     rows_per_file: int = 65_536
@@ -73,15 +77,18 @@ def early(cfg: Config) -> None:
     """
     if cfg.direction not in DIRECTIONS:
         raise UserError(f"--direction {cfg.direction!r} is not one of {', '.join(DIRECTIONS)}")
-    graph_inputs.check_name(cfg.sampling, "sampling")
+    check_name(cfg.sampling, "sampling")
     graph_inputs.split_codes(cfg.splits)
     parse_days(cfg.epochs, "epochs")
-    Plan(parse_fanouts(cfg.fanouts)).check()
+    Plan(parse_fanouts(cfg.fanouts), replace=cfg.replace, weighted=cfg.weighted).check()
     if cfg.rows_per_file < 1 or cfg.rows_per_group < layout.MIN_GROUP_ROWS:
         raise UserError(
             f"--rows_per_file is under 1, or --rows_per_group under {layout.MIN_GROUP_ROWS}", "leave them out"
         )
-    edge = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction).adjacency.edge_type
+    adjacency = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction).adjacency
+    edge = adjacency.edge_type
+    if cfg.weighted and not adjacency.weighted:
+        raise UserError(f"--weighted: edges {edge} of graph {cfg.graph!r} have no weights", "--weighted false")
     if edge.source != edge.target and ("," in cfg.fanouts or cfg.means):
         raise UserError(
             f"edges {edge} lead to nodes of another type, which have no such edges, nor the seeds' features",
@@ -93,11 +100,13 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """Sample every epoch asked for; see the module's docstring.
 
     Raises:
-        UserError: as `early`; mean features of a graph without features.
+        UserError: as `early`; mean features of a graph without features; weights below 0.
     """
     early(cfg)
     report.paths["neighbourhoods"] = load(TABLE).path(cfg.lake)
     inputs = graph_inputs.open_inputs(cfg.lake, cfg.graph, cfg.edges, cfg.direction)
+    if cfg.weighted:
+        refuse_unfit(spark, inputs.adjacency, "edges are drawn with probabilities in proportion to their weights")
     with scratch(cfg.lake, "sample-graph") as work:
         with report.stage("seeds") as stage:
             source = _prepare(spark, cfg, inputs, work)
@@ -133,20 +142,15 @@ class _Source:
 def _prepare(spark: SparkSession, cfg: Config, inputs: Inputs, work: str) -> _Source:
     features, dim = None, 0
     with node_blocks.few_records_a_batch(spark):
-        seeds = _kept(inputs.seeds(spark, graph_inputs.split_codes(cfg.splits)), f"{work}/seeds")
+        seeds = kept(inputs.seeds(spark, graph_inputs.split_codes(cfg.splits)), f"{work}/seeds")
         if cfg.means:
             shards = inputs.shards(spark, "features")
             dim = int(shards.select("dim").first()["dim"])  # type: ignore[index]
-            features = _kept(propagation.feature_rows(shards), f"{work}/features")
+            features = kept(propagation.feature_rows(shards), f"{work}/features")
     counts = graph_inputs.count_by_split(seeds)
     if not counts:
         raise UserError(f"graph {cfg.graph!r} has no node of --splits {cfg.splits}", "name other splits")
     return _Source(inputs.adjacency, seeds, counts, features, dim)
-
-
-def _kept(frame: DataFrame, path: str) -> DataFrame:
-    frame.write.parquet(path)
-    return frame.sparkSession.read.schema(frame.schema).parquet(path)
 
 
 def _sample(spark: SparkSession, cfg: Config, source: _Source, epoch: int, work: str) -> Commit:
@@ -154,7 +158,7 @@ def _sample(spark: SparkSession, cfg: Config, source: _Source, epoch: int, work:
     from pyspark.sql import functions as F
 
     files = graph_inputs.files_by_split(source.counts, cfg.rows_per_file)
-    plan = Plan(parse_fanouts(cfg.fanouts), cfg.seed, epoch, 0, cfg.replace, source.dim, files)
+    plan = Plan(parse_fanouts(cfg.fanouts), cfg.seed, epoch, 0, cfg.replace, cfg.weighted, source.dim, files)
     rows = neighbourhoods(source.seeds, source.adjacency, plan, work, source.features)
     names = {"graph": F.lit(cfg.graph), "sampling": F.lit(cfg.sampling), "epoch": F.lit(epoch)}
     rows = graph_inputs.all_columns(graph_inputs.named_splits(rows).withColumns(names), TABLE)
