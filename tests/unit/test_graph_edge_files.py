@@ -111,8 +111,8 @@ def test_a_sample_does_not_depend_on_chunks_however_often_an_edge_stands_there(c
     edges = Edges(Listed(often, chunk), (EdgeType(),), (35_000,), (0,), False)  # type: ignore[arg-type]
     src, dst, count = sample(edges, 20)[0]
     every = Counter(zip(*often.tolist(), strict=True))
-    assert count.tolist() == [min(every[edge], 64) for edge in zip(src.tolist(), dst.tolist(), strict=True)]
-    assert max(count) == 64 and len(set(zip(src.tolist(), dst.tolist(), strict=True))) == len(src)
+    assert count.tolist() == [min(every[edge], 256) for edge in zip(src.tolist(), dst.tolist(), strict=True)]
+    assert max(count) == 256 and len(set(zip(src.tolist(), dst.tolist(), strict=True))) == len(src)
     again = sample(Edges(Listed(often[:, ::-1], 777), (EdgeType(),), (35_000,), (0,), False), 20)[0]  # type: ignore[arg-type]
     assert [column.tolist() for column in again] == [src.tolist(), dst.tolist(), count.tolist()]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
-SAMPLES_PER_PART = 64
+SAMPLES_PER_PART = 256
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,14 @@ def adjacencies(
 Sample = Mapping[int, tuple[I64, I64, I64]]
 """Sources and targets of some edges, distinct ones, and how often each counts, by type."""
 _SAMPLE_DDL = "type int, src bigint, dst bigint, edges bigint"
-_MULTIPLIERS = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)  # odd: each a bijection of 64 bits
+_GAMMA, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def sample(edges: Edges, parts: int) -> Sample:
     """Some edges by type, chosen by a hash of the edge: the same whatever the tasks; none where one part will do.
 
     One that stands there many times counts as often, but at most as all the samples of a part: it is in the sample by
-    the chance of its hash, and must not outweigh what it is to be cut into.
+    the chance of its hash, and then more parts than one would be cut for nothing but its copies.
     """
     if parts < 2:
         return {}
@@ -167,16 +167,24 @@ def sample(edges: Edges, parts: int) -> Sample:
 def _chosen(step: int, edges: EdgeArrays) -> Iterator[pa.RecordBatch]:
     """One distinct edge in `step`, with the number of its copies in the chunk."""
     for number, (src, dst) in edges:
-        mixed = src.view(np.uint64) * _MULTIPLIERS[0]
-        mixed += dst.view(np.uint64)
-        mixed ^= mixed >> np.uint64(32)
-        mixed *= _MULTIPLIERS[1]
-        places = np.flatnonzero(mixed <= np.uint64(((1 << 64) - 1) // step))
+        places = np.flatnonzero(_mixed(src, dst) <= np.uint64(((1 << 64) - 1) // step))
         rows = pa.table({"src": src[places], "dst": dst[places], "edges": np.ones(len(places), np.int64)})
         rows = rows.group_by(["src", "dst"]).aggregate([("edges", "sum")])
         columns = [pa.array(np.full(len(rows), number, np.int32))]
         columns += [rows.column(name).combine_chunks() for name in ("src", "dst", "edges_sum")]
         yield pa.RecordBatch.from_arrays(columns, ["type", "src", "dst", "edges"])
+
+
+def _mixed(src: I64, dst: I64) -> npt.NDArray[np.uint64]:
+    """A hash of each edge, after splitmix64: its high bits depend on all bits of both ids."""
+    z = src.view(np.uint64) + _GAMMA
+    z *= _FIRST
+    z ^= z >> np.uint64(32)
+    z += dst.view(np.uint64)
+    z *= _SECOND
+    z ^= z >> np.uint64(32)
+    z *= _FIRST
+    return z
 
 
 def sides_of(sampled: Sample, edges: Edges) -> dict[str, tuple[I64, I64]]:
