@@ -90,7 +90,7 @@ def open_triples(lake: str, graph: str, node_type: str = "node", version: int | 
     if not mine:
         have = ", ".join(sorted({str(EdgeType(r["source_type"], r["relation"], r["target_type"])) for r in rows})[:20])
         raise UserError(f"graph {graph!r} has no edges within node type {node_type!r}", f"there are: {have}")
-    joined = [row for row in mine if row["relation"] == ALL_RELATIONS and row["relations"]]
+    joined = [row for row in mine if row["relation"] == ALL_RELATIONS and row.get("relations")]
     names = joined[0]["relations"] if joined else sorted({row["relation"] for row in mine})
     tables = tuple(open_row(lake, graph, row) for row in mine)
     return TripleTables(tables, tuple(names), tables[0].num_nodes)
