@@ -60,7 +60,7 @@ def lake(spark: SparkSession, triples: dict[str, I64], tmp_path_factory: pytest.
     _tables_of_before(spark, lake)
     out = io.StringIO()
     cfg = ingest_graph.Config(lake=str(lake), graph="wiki", source=str(folder / "processed"), format="ogb")
-    found = ingest_graph.run(spark, cfg, Report("ingest-graph", progress="none", out=out)).results
+    found = ingest_graph.run(spark, cfg, Report("ingest-graph", out=out)).results
     assert found["rows_committed"] == 6_300 + NODES and "relation_feat.npy" in out.getvalue()
     return lake
 
