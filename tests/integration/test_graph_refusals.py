@@ -13,7 +13,7 @@ from headrace.catalog.scratch import FOLDER
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features.csr import open_csr
-from headrace.pipelines import featurize_graph, ingest_graph, propagate_graph, rank_graph
+from headrace.pipelines import featurize_graph, ingest_graph, propagate_graph, rank_graph, sample_graph
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def test_negative_weights(spark: SparkSession, lake: Path) -> None:
     with pytest.raises(UserError, match=r"(?s)2 edges have a weight that is negative.*--norm row"):
         run(propagate_graph, spark, lake, norm="row")
     assert not exists(load("gold/graph_hops").path(lake)) and not (lake / FOLDER).exists()
+    with pytest.raises(UserError, match=r"(?s)2 edges have a weight that is negative.*drawn"):
+        run(sample_graph, spark, lake, weighted=True, splits="none")
+    assert not exists(load("gold/graph_neighbourhoods").path(lake))
 
 
 def test_propagated_values_beyond_what_is_stored(spark: SparkSession, lake: Path) -> None:

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from headrace.errors import UserError
-from headrace.ingest import generated_graph_files as files
+from headrace.ingest import generated_graph_folder as folder
 from headrace.ingest.generated_graph import SPLITS, GraphModel, QuadrantTable, Scramble, nearest_mean_accuracy, truth
-from headrace.ingest.generated_graph_files import Layout, Writer, generate
+from headrace.ingest.generated_graph_files import Layout, Writer, generate, settings_of
 from headrace.pipelines.generate_graph import Config, early
 
 MODEL = GraphModel(seed=3, scale=10, num_edges=20_000, communities=8, feature_dim=12)
@@ -143,7 +143,7 @@ def test_every_format_holds_the_same_graph(tmp_path: Path, fmt: str) -> None:
     assert found["counts"]["self_loops"] == (edges[0] == edges[1]).sum()
     assert [found["counts"][name] for name in SPLITS] == np.bincount(MODEL.splits(0, 1_024)).tolist()
     assert {f["name"] for f in found["files"]} == {
-        str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.*") if files.RECORDS_DIR not in str(f)
+        str(f.relative_to(tmp_path)) for f in tmp_path.rglob("*.*") if folder.RECORDS_DIR not in str(f)
     }
 
 
@@ -185,17 +185,17 @@ def test_bad_lines_are_planted_and_counted(tmp_path: Path) -> None:
 
 def test_another_generation_is_not_overwritten(tmp_path: Path) -> None:
     layout = Layout(format="snap")
-    assert not files.claim(files.settings_of(MODEL, layout), tmp_path, False)
+    assert not folder.claim(settings_of(MODEL, layout), tmp_path, False)
     with pytest.raises(UserError, match="seed 3 there, 9 asked for"):
-        files.claim(files.settings_of(replace(MODEL, seed=9), layout), tmp_path, False)
-    files.claim(files.settings_of(replace(MODEL, seed=9), layout), tmp_path, True)
-    assert json.loads((tmp_path / files.SETTINGS_FILE).read_bytes())["seed"] == 9
+        folder.claim(settings_of(replace(MODEL, seed=9), layout), tmp_path, False)
+    folder.claim(settings_of(replace(MODEL, seed=9), layout), tmp_path, True)
+    assert json.loads((tmp_path / folder.SETTINGS_FILE).read_bytes())["seed"] == 9
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "edges-00000.txt").write_text("1\t2\n")
     for overwrite in (False, True):
         with pytest.raises(UserError, match="another origin"):
-            files.claim(files.settings_of(MODEL, layout), strange, overwrite)
+            folder.claim(settings_of(MODEL, layout), strange, overwrite)
     assert (strange / "edges-00000.txt").read_text() == "1\t2\n"
 
 

@@ -7,9 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from headrace.errors import UserError
+from headrace.features import triple_negatives
 from headrace.features.negatives import Known, Negatives, Options, Triples
 from headrace.features.sampling import NONE
 
@@ -140,3 +142,38 @@ def test_what_makes_no_sense_is_refused() -> None:
     assert (0, 0, 1) in Known(one, Options(2, 1))
     assert (1, 0, 1) not in Known(one, Options(2, 1))
     assert (1, 0, 1) not in Known(triples([]), Options(2, 1))
+
+
+@pytest.mark.parametrize("sides", ["bernoulli", "uniform", "head", "tail"])
+def test_the_end_that_is_said_is_the_one_that_is_replaced(sides: str) -> None:
+    rng = np.random.default_rng(4)
+    triples = Triples(rng.integers(0, 30, 200), rng.integers(0, 4, 200), rng.integers(0, 30, 200))
+    options = Options(30, 4, 5, sides)
+    negatives = Negatives.of(triples, options)
+    at_head, drawn = negatives.at_head(triples, 3, 1), negatives.draw(triples, 3, 1)
+    assert at_head.shape == (200, 5) and at_head.any() == (sides != "tail") and at_head.all() == (sides == "head")
+    assert np.array_equal(drawn.head != triples.head[:, None], at_head), "filtered, so never the triple itself"
+    assert np.array_equal(drawn.tail != triples.tail[:, None], ~at_head)
+
+
+def test_rows_are_the_draws_of_any_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    triples = Triples(rng.integers(0, 30, 100), rng.integers(0, 4, 100), rng.integers(0, 30, 100))
+    negatives = Negatives.of(triples, Options(30, 4, 6, entities="degree"))
+    (whole,) = triple_negatives.batches_of(triples, 2, negatives, 7, 3)
+    monkeypatch.setattr(triple_negatives, "_BATCH_NEGATIVES", 6 * 7)
+    parts = list(triple_negatives.batches_of(triples, 2, negatives, 7, 3))
+    assert len(parts) == 15 and pa.Table.from_batches(parts).to_pylist() == pa.Table.from_batches([whole]).to_pylist()
+    drawn = negatives.draw(triples, 7, 3)
+    for number, row in enumerate(whole.to_pylist()):
+        assert row["key"] == (row["head"] * 4 + row["relation"]) * 30 + row["tail"] and row["split"] == 2
+        for j, (side, entity) in enumerate(zip(row["side"], row["negative"], strict=True)):
+            pair = (drawn.head[number, j], drawn.tail[number, j])
+            assert pair == ((entity, row["tail"]) if side == triple_negatives.HEAD else (row["head"], entity))
+
+
+def test_known_triples_of_sorted_keys() -> None:
+    triples = Triples(np.array([3, 1, 3]), np.array([0, 1, 0]), np.array([2, 2, 2]))
+    options = Options(5, 2)
+    known = Known.of_keys(Known(triples, options).keys, options)
+    assert len(known) == 2 and (3, 0, 2) in known and (1, 0, 2) not in known

@@ -214,6 +214,7 @@ def test_a_worker_on_disk_draws_by_weight_what_memory_draws() -> None:
     rng = np.random.default_rng(1)
     matrix.data[:] = rng.random(matrix.nnz) * (rng.random(matrix.nnz) < 0.7)
     matrix.data[matrix.indptr[3] : matrix.indptr[4]] = 0
+    matrix.data[matrix.indptr[4] : matrix.indptr[5]] = 5e-324  # arrives beyond all numbers, is drawn
     indptr, indices = matrix.indptr.astype(np.int64), matrix.indices.astype(np.int64)
     nodes = rng.integers(-1, 300, 500)
     wanted = sampling.sample(indptr, indices, nodes, 6, Draw(4, 1), weights=matrix.data)

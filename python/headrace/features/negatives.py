@@ -44,6 +44,12 @@ class Triples:
     def __len__(self) -> int:
         return len(self.head)
 
+    def keys(self, options: Options) -> U64:
+        """Each triple as one number, (head R + relation) N + tail: another for every triple of the graph."""
+        entities, relations = np.uint64(options.num_entities), np.uint64(options.num_relations)
+        rows = self.head.astype(np.uint64) * relations + self.relation.astype(np.uint64)
+        return rows * entities + self.tail.astype(np.uint64)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -90,7 +96,19 @@ class Known:
     def __init__(self, triples: Triples, options: Options) -> None:
         _check_ids(triples, options)
         self._options = options
-        self._keys = np.unique(self._key(triples.head, triples.relation, triples.tail))
+        self._keys = np.unique(triples.keys(options))
+
+    @classmethod
+    def of_keys(cls, keys: U64, options: Options) -> Known:
+        """From `Triples.keys`, ascending and distinct: what another process has sorted."""
+        known = cls(Triples(*[np.empty(0, np.int64)] * 3), options)
+        known._keys = keys
+        return known
+
+    @property
+    def keys(self) -> U64:
+        """Ascending, each once."""
+        return self._keys
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -101,15 +119,11 @@ class Known:
 
     def holds(self, head: I64, relation: I64, tail: I64) -> npt.NDArray[np.bool_]:
         """Whether each triple is known: bool, of the same shape."""
-        wanted = self._key(head, relation, tail)
+        wanted = Triples(head, relation, tail).keys(self._options)
         if not len(self._keys):
             return np.zeros(wanted.shape, np.bool_)
         place = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return np.asarray(self._keys[place] == wanted)
-
-    def _key(self, head: I64, relation: I64, tail: I64) -> U64:
-        entities, relations = np.uint64(self._options.num_entities), np.uint64(self._options.num_relations)
-        return (head.astype(np.uint64) * relations + relation.astype(np.uint64)) * entities + tail.astype(np.uint64)
 
 
 @dataclass(frozen=True)
@@ -157,10 +171,7 @@ class Negatives:
             [n, per_triple] heads, relations and tails: one end replaced, NONE there where nothing is left to draw.
         """
         shape = (len(triples), self.options.per_triple)
-        head, relation, tail = (np.repeat(x, shape[1]) for x in (triples.head, triples.relation, triples.tail))
-        words = _words(head, relation, tail, np.tile(np.arange(shape[1]), shape[0]), Draw(seed, epoch))
-        at_head = _uniform(words, 0) < self.head_share[relation]
-        head, tail = head.copy(), tail.copy()
+        (head, relation, tail), words, at_head = self._begin(triples, seed, epoch)
         left = np.arange(len(words))
         for attempt in range(1, ATTEMPTS + 1):
             drawn = self._entities(_uniform(words[left], attempt))
@@ -174,6 +185,19 @@ class Negatives:
         else:
             self._draw_exactly(left, (head, relation, tail), at_head, words)
         return Triples(head.reshape(shape), relation.reshape(shape), tail.reshape(shape))
+
+    def at_head(self, triples: Triples, seed: int, epoch: int) -> npt.NDArray[np.bool_]:
+        """Which end `draw` replaces: bool [n, per_triple], true for the head."""
+        return self._begin(triples, seed, epoch)[2].reshape(len(triples), self.options.per_triple)
+
+    def _begin(
+        self, triples: Triples, seed: int, epoch: int
+    ) -> tuple[tuple[I64, I64, I64], U64, npt.NDArray[np.bool_]]:
+        """Each triple as often as it has negatives, the words of each, and which end is replaced."""
+        k = self.options.per_triple
+        head, relation, tail = (np.repeat(x, k) for x in (triples.head, triples.relation, triples.tail))
+        words = _words(head, relation, tail, np.tile(np.arange(k), len(triples)), Draw(seed, epoch))
+        return (head, relation, tail), words, _uniform(words, 0) < self.head_share[relation]
 
     def _entities(self, u: F64) -> I64:
         if self.cumulative is None:

@@ -248,8 +248,9 @@ def arrivals(nodes: I64, places: I64, draw: Draw, weights: F64) -> F64:
         raise UserError("an edge weight is negative or not a number", "weights to draw by are 0 or more")
     words = _word(_node_words(nodes, draw), places.astype(np.uint64))
     uniform = ((words >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.asarray(np.where(weights > 0, -np.log(uniform) / weights, np.inf))
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        times = np.minimum(-np.log(uniform) / weights, np.finfo(np.float64).max)  # also of the smallest weights
+    return np.asarray(np.where(weights > 0, times, np.inf))
 
 
 def _weighted_places(nodes: I64, start: I64, degrees: I64, fanout: int, draw: Draw, weights: F64) -> I64:

@@ -17,7 +17,6 @@ import io
 import itertools
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,13 @@ import numpy.typing as npt
 
 from headrace.errors import UserError
 from headrace.ingest.generated_graph import FORMAT_VERSION, FORMATS, SPLITS, GraphModel
+from headrace.ingest.generated_graph_folder import OGB_SPLITS, RECORDS_DIR, replace_file
 
 BLOCK = 1 << 17
-SETTINGS_FILE, TRUTH_FILE, RECORDS_DIR = "generation.json", "truth.json", ".units"
 DTYPES = ("float32", "float16")
 BAD_KINDS = ("one_column", "bad_id", "id_overflow")
 """Kinds of planted bad lines of SNAP text; bad line k is of kind k modulo their number."""
 _BAD_LINES = (b"17\n", b"12x\t5\n", b"99999999999999999999\t5\n")
-_OGB_SPLITS = {"train": "train", "validation": "valid", "test": "test"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +286,7 @@ class Writer:
         return arrays
 
     def _split_files(self) -> list[str]:
-        return [f"split/{name}.npy" for name in _OGB_SPLITS.values()]
+        return [f"split/{name}.npy" for name in OGB_SPLITS.values()]
 
     def _write_splits(self) -> None:
         """Node numbers by split: block by block, appended behind a header that is written when the count is known."""
@@ -311,76 +309,6 @@ def generate(writer: Writer) -> int:
 def settings_of(model: GraphModel, layout: Layout) -> dict[str, object]:
     """As kept in SETTINGS_FILE."""
     return {"format_version": FORMAT_VERSION, **model.settings(), **layout.__dict__}
-
-
-def claim(settings: dict[str, object], dest: Path, overwrite: bool) -> bool:
-    """Make `dest` ready for this generation.
-
-    Returns:
-        True where the same generation is complete there already.
-
-    Raises:
-        UserError: another generation, or files of unknown origin, are there and `overwrite` is not set.
-    """
-    file = dest / SETTINGS_FILE
-    there = _read_json(file)
-    if there == settings and not overwrite:
-        return _complete(dest)
-    if dest.exists() and any(dest.iterdir()) and not (overwrite and there is not None):
-        what = "files of another origin" if there is None else "another generation: " + _difference(there, settings)
-        remedy = "give an empty --dest" + ("" if there is None else ", the same settings, or --overwrite true")
-        raise UserError(f"{dest} holds {what}", remedy)
-    clear(dest)
-    dest.mkdir(parents=True, exist_ok=True)
-    replace_file(file, json.dumps(settings, indent=1).encode())
-    return False
-
-
-def clear(dest: Path) -> None:
-    """Remove what a generation wrote, and nothing else."""
-    if not dest.exists():
-        return
-    shutil.rmtree(dest / RECORDS_DIR, ignore_errors=True)
-    (dest / TRUTH_FILE).unlink(missing_ok=True)
-    (dest / SETTINGS_FILE).unlink(missing_ok=True)
-    for pattern in ("edges-*.*", "nodes-*.parquet", "labels-*.tsv", "features-*.tsv"):
-        for path in dest.glob(pattern):
-            path.unlink()
-    for name in (
-        "edge_index.npy",
-        "node_feat.npy",
-        "node_label.npy",
-        *(f"split/{s}.npy" for s in _OGB_SPLITS.values()),
-    ):
-        (dest / name).unlink(missing_ok=True)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write beside and rename: the file is whole or absent."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
-def _complete(dest: Path) -> bool:
-    truth = _read_json(dest / TRUTH_FILE)
-    return truth is not None and all(
-        (dest / file["name"]).is_file() and (dest / file["name"]).stat().st_size == file["bytes"]
-        for file in truth["files"]
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def _difference(there: dict[str, Any], here: dict[str, object]) -> str:
-    changed = [name for name, value in here.items() if there.get(name) != value]
-    return ", ".join(f"{name} {there.get(name)!r} there, {here[name]!r} asked for" for name in changed)
 
 
 def _described(dest: Path, name: str) -> dict[str, Any]:

@@ -57,6 +57,7 @@ VERBS = {
     "featurize-ratings": Verb("featurize_ratings", "bronze/ratings -> dense ids, splits, folds in silver/ratings"),
     "featurize-text": Verb("featurize_text", "bronze/commoncrawl -> documents, corpus, tokens, packed sequences"),
     "sample-graph": Verb("sample_graph", "sampled neighbourhoods of a graph's nodes -> gold/graph_neighbourhoods"),
+    "sample-negatives": Verb("sample_negatives", "negatives of a knowledge graph's triples -> gold/graph_negatives"),
     "propagate-graph": Verb("propagate_graph", "propagated features (SGC, SIGN) -> gold/graph_hops"),
     "rank-graph": Verb("rank_graph", "PageRank and connected components -> gold/graph_ranks"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),

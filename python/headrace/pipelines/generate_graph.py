@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headrace.errors import UserError
-from headrace.ingest import generated_graph_files as files
+from headrace.ingest import generated_graph_folder as folder
 from headrace.ingest.generated_graph import GraphModel, truth
-from headrace.ingest.generated_graph_files import Layout, Writer
+from headrace.ingest.generated_graph_files import Layout, Writer, settings_of
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -124,17 +124,17 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """
     early(cfg)
     model, layout, dest = cfg.model(), cfg.layout(), Path(cfg.dest).absolute()
-    report.paths |= {"dest": str(dest), "truth": str(dest / files.TRUTH_FILE)}
-    settings = files.settings_of(model, layout)
-    if files.claim(settings, dest, cfg.overwrite):
+    report.paths |= {"dest": str(dest), "truth": str(dest / folder.TRUTH_FILE)}
+    settings = settings_of(model, layout)
+    if folder.claim(settings, dest, cfg.overwrite):
         report.say(f"{dest} is complete: nothing to do")
     else:
         writer = Writer(model, layout, dest)
         _write(spark, writer, cfg.parts, report)
         body = {"settings": settings, "nodes": model.num_nodes, "edges": model.num_edges, **truth(model)}
-        files.replace_file(dest / files.TRUTH_FILE, json.dumps(body | writer.finish(), indent=1).encode())
-        shutil.rmtree(dest / files.RECORDS_DIR)
-    found = json.loads((dest / files.TRUTH_FILE).read_bytes())
+        folder.replace_file(dest / folder.TRUTH_FILE, json.dumps(body | writer.finish(), indent=1).encode())
+        shutil.rmtree(dest / folder.RECORDS_DIR)
+    found = json.loads((dest / folder.TRUTH_FILE).read_bytes())
     report.results |= {name: found[name] for name in ("nodes", "edges", "counts", "label_accuracy_of_features")}
     return report
 
