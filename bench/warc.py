@@ -33,10 +33,12 @@ from fastwarc.warc import ArchiveIterator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from headrace.session import build_session
+from headrace.ingest.commoncrawl import WRITING
+from headrace.session import build_session, configured
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL = ("cc_dolma_warc/sample-000*.warc.gz", "warc_resiliparse/warcfile.warc.gz", "cc_whirlwind/whirlwind.warc.gz")
+LEVEL = int(WRITING["parquet.compression.codec.zstd.level"])
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 TABLE = pa.schema(
     [
@@ -54,6 +56,12 @@ TABLE = pa.schema(
         ("payload_length", pa.int64()),
     ]
 )
+LOOKED_AT = [
+    f"{name}.list.element.{part}" if part else name
+    for name in TABLE.names
+    for part in (("name", "value") if name.endswith("headers") else ("",))
+    if name != "payload"
+]
 
 
 def members(real: Path) -> list[bytes]:
@@ -131,9 +139,19 @@ def fastwarc_digest(path: Path) -> int:
 
 
 def fastwarc_parquet(path: Path, target: Path) -> int:
-    """The same columns as ours, to one Parquet file with Spark's level of zstd, 500 records a batch."""
+    """The same columns as ours, to one Parquet file with our level of zstd, 500 records a batch.
+
+    Payloads without a dictionary, as ours: the input's members repeat, so that one would keep every payload once and
+    leave most of the work out, which it cannot with a crawl's.
+    """
     rows: list[tuple[Any, ...]] = []
-    with pq.ParquetWriter(target, TABLE, compression="zstd", compression_level=3) as writer:
+    settings = {
+        "compression": "zstd",
+        "compression_level": LEVEL,
+        "use_dictionary": LOOKED_AT,
+        "write_statistics": LOOKED_AT,
+    }
+    with pq.ParquetWriter(target, TABLE, **settings) as writer:
         for record, payload in fastwarc_records(path):
             rows.append(_fields(record, payload))
             if len(rows) == 500:
@@ -189,7 +207,9 @@ def ours_count(spark: SparkSession, path: Path) -> int:
 
 
 def ours_delta(spark: SparkSession, path: Path, target: Path, *more: str) -> int:
-    ours(spark, path).select(*TABLE.names, *more).write.format("delta").mode("overwrite").save(str(target))
+    """Written as bronze/commoncrawl is."""
+    with configured(spark, WRITING):
+        ours(spark, path).select(*TABLE.names, *more).write.format("delta").mode("overwrite").save(str(target))
     return 0
 
 

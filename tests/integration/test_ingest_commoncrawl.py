@@ -117,6 +117,17 @@ def test_payloads_are_the_pages(ingested: tuple[Path, Report], expected: pl.Data
     assert "WARC-Target-URI" in first["warc_header_names"]
 
 
+def test_payloads_are_not_compared_when_they_are_written(ingested: tuple[Path, Report]) -> None:
+    files = list((ingested[0] / "bronze" / "commoncrawl").glob("*.parquet"))
+    assert files
+    for file in files:
+        group = pq.ParquetFile(file).metadata.row_group(0)
+        columns = {(one := group.column(i)).path_in_schema: one for i in range(group.num_columns)}
+        for name in ("payload", "body"):
+            assert "DICTIONARY" not in str(columns[name].encodings) and not columns[name].is_stats_set
+        assert columns["crawl"].is_stats_set and "DICTIONARY" in str(columns["crawl"].encodings)
+
+
 def test_what_was_refused_is_kept_and_told(
     spark: SparkSession, ingested: tuple[Path, Report], expected: pl.DataFrame, web: Server, crawl: Path
 ) -> None:

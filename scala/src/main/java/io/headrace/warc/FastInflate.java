@@ -9,7 +9,7 @@ import java.util.Arrays;
  * Inflates a whole deflate stream (RFC 1951) from one array into another.
  *
  * <p>What makes it faster than zlib behind JNI is what makes libdeflate fast: all input and output are at hand, so that
- * bits are taken 56 at a time, codes are looked up in one table of 10 bits whose entries hold base value and extra bits,
+ * bits are taken 56 at a time, codes are looked up in one table of 11 bits whose entries hold base value and extra bits,
  * and copies go in words. It does not say what is wrong with a stream: whatever it does not like (bad codes, too little
  * input, too little room) it gives up, and the caller asks zlib.
  *
@@ -21,14 +21,12 @@ final class FastInflate {
 
   private static final VarHandle WORDS = MethodHandles.byteArrayViewVarHandle(long[].class, ByteOrder.LITTLE_ENDIAN);
 
-  private static final int LITERAL_BITS = 10;
-  private static final int DISTANCE_BITS = 8;
+  private static final int LITERAL_BITS = 11;
+  private static final int DISTANCE_BITS = 9;
+  private static final int LENGTH_BITS = 7;
+  private static final int LITERAL_MASK = (1 << LITERAL_BITS) - 1;
+  private static final int DISTANCE_MASK = (1 << DISTANCE_BITS) - 1;
   private static final int LONGEST_MATCH = 258;
-
-  // An entry: low 6 bits all bits to take, then 4 bits those of the code; from bit 16 on the value.
-  private static final int LITERAL = 1 << 31;
-  private static final int SPECIAL = 1 << 15;
-  private static final int SUBTABLE = 1 << 14;
 
   private static final int[] LENGTH_BASE = {
     3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 15, 17, 19, 23, 27, 31, 35, 43, 51, 59, 67, 83, 99, 115, 131, 163, 195, 227, 258
@@ -43,16 +41,27 @@ final class FastInflate {
   private static final int[] DISTANCE_EXTRA = {
     0, 0, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7, 8, 8, 9, 9, 10, 10, 11, 11, 12, 12, 13, 13
   };
+  private static final int[] LITERAL_SYMBOLS = new int[288];
+  private static final int[] DISTANCE_SYMBOLS = new int[32];
+  private static final int[] LENGTH_SYMBOLS = new int[19];
+
+  static {
+    for (int symbol = 0; symbol < 256; symbol++) LITERAL_SYMBOLS[symbol] = CodeTable.LITERAL | symbol << 16;
+    LITERAL_SYMBOLS[256] = CodeTable.SPECIAL;
+    for (int i = 0; i < 29; i++) LITERAL_SYMBOLS[257 + i] = LENGTH_BASE[i] << 16 | LENGTH_EXTRA[i];
+    for (int symbol = 286; symbol < 288; symbol++) LITERAL_SYMBOLS[symbol] = CodeTable.SPECIAL | 1 << 16;
+    for (int i = 0; i < 30; i++) DISTANCE_SYMBOLS[i] = DISTANCE_BASE[i] << 16 | DISTANCE_EXTRA[i];
+    for (int symbol = 30; symbol < 32; symbol++) DISTANCE_SYMBOLS[symbol] = CodeTable.SPECIAL;
+    for (int symbol = 0; symbol < 19; symbol++) LENGTH_SYMBOLS[symbol] = symbol << 16;
+  }
+
   private static final int[] ORDER = {16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15};
 
-  // Room for all subtables: a complete code of at most 15 bits never needs more.
-  private final int[] literals = new int[(1 << LITERAL_BITS) + 288 * 16];
-  private final int[] distances = new int[(1 << DISTANCE_BITS) + 32 * 128];
-  private final int[] precode = new int[1 << 7];
+  private final CodeTable literalCodes = new CodeTable(LITERAL_BITS, LITERAL_SYMBOLS, false);
+  // A block without matches has no distance, and one with one distance a code of one bit.
+  private final CodeTable distanceCodes = new CodeTable(DISTANCE_BITS, DISTANCE_SYMBOLS, true);
+  private final CodeTable lengthCodes = new CodeTable(LENGTH_BITS, LENGTH_SYMBOLS, false);
   private final byte[] lengths = new byte[288 + 32 + 138];
-  private final int[] counts = new int[16];
-  private final int[] next = new int[16];
-  private final byte[] longest = new byte[1 << LITERAL_BITS];
   private boolean fixed;
 
   private byte[] in;
@@ -148,7 +157,7 @@ final class FastInflate {
     Arrays.fill(lengths, 256, 280, (byte) 7);
     Arrays.fill(lengths, 280, 288, (byte) 8);
     Arrays.fill(lengths, 288, 320, (byte) 5);
-    fixed = table(literals, LITERAL_BITS, 0, 288, true) && table(distances, DISTANCE_BITS, 288, 32, false);
+    fixed = literalCodes.build(lengths, 0, 288) && distanceCodes.build(lengths, 288, 32);
     return fixed;
   }
 
@@ -165,15 +174,14 @@ final class FastInflate {
       lengths[ORDER[i]] = (byte) (bits & 7);
       take(3);
     }
-    if (!precodeTable()) return false;
+    if (!lengthCodes.build(lengths, 0, 19)) return false;
     int total = literalCount + distanceCount;
     int at = 0;
     while (at < total) {
       if (!refill()) return false;
-      int entry = precode[(int) bits & 127];
-      if (entry == 0) return false;
-      take(entry & 7);
-      int symbol = entry >>> 3;
+      int entry = lengthCodes.entries[(int) bits & ((1 << LENGTH_BITS) - 1)];
+      take(entry & 63);
+      int symbol = entry >>> 16;
       if (symbol < 16) lengths[at++] = (byte) symbol;
       else {
         int extra = symbol == 16 ? 2 : symbol == 17 ? 3 : 7;
@@ -185,103 +193,16 @@ final class FastInflate {
       }
     }
     return lengths[256] != 0
-        && table(literals, LITERAL_BITS, 0, literalCount, true)
-        && table(distances, DISTANCE_BITS, literalCount, distanceCount, false);
-  }
-
-  /** The code of code lengths: at most 7 bits, entries symbol << 3 | length. */
-  private boolean precodeTable() {
-    if (!canonical(0, 19, false)) return false;
-    Arrays.fill(precode, 0);
-    for (int symbol = 0; symbol < 19; symbol++) {
-      int length = lengths[symbol];
-      if (length == 0) continue;
-      int code = Integer.reverse(next[length]++) >>> (32 - length);
-      for (; code < 128; code += 1 << length) precode[code] = symbol << 3 | length;
-    }
-    return true;
-  }
-
-  /** Count lengths and set the first code of each; false if the code is not complete. */
-  private boolean canonical(int from, int count, boolean oneIsEnough) {
-    Arrays.fill(counts, 0);
-    for (int i = from; i < from + count; i++) counts[lengths[i]]++;
-    int used = count - counts[0];
-    counts[0] = 0;
-    int code = 0;
-    for (int length = 1; length < 16; length++) {
-      code = (code + counts[length - 1]) << 1;
-      next[length] = code;
-      if (code + counts[length] > 1 << length) return false;
-    }
-    boolean complete = next[15] + counts[15] == 1 << 15;
-    return complete || oneIsEnough && (used == 0 || used == 1 && counts[1] == 1);
-  }
-
-  /** Build the table of `count` symbols whose lengths begin at `from`: `width` bits, then subtables. */
-  private boolean table(int[] table, int width, int from, int count, boolean isLiteral) {
-    if (!canonical(from, count, !isLiteral)) return false;
-    // What no code leads to is an end of block among the distances, and refused there.
-    if (!isLiteral) Arrays.fill(table, 0, 1 << width, SPECIAL);
-    int size = 1 << width;
-    int mask = size - 1;
-    boolean deep = false;
-    for (int length = width + 1; length < 16; length++) deep |= counts[length] > 0;
-    int end = size;
-    if (deep) {
-      Arrays.fill(longest, 0, size, (byte) 0);
-      int[] codes = next.clone();
-      for (int i = from; i < from + count; i++) {
-        int length = lengths[i];
-        if (length == 0) continue;
-        int code = Integer.reverse(codes[length]++) >>> (32 - length);
-        if (length > width) longest[code & mask] = (byte) Math.max(longest[code & mask], length);
-      }
-      for (int prefix = 0; prefix < size; prefix++) {
-        if (longest[prefix] == 0) continue;
-        int deeper = longest[prefix] - width;
-        if (end + (1 << deeper) > table.length) return false;
-        table[prefix] = end << 16 | SPECIAL | SUBTABLE | deeper << 6 | width;
-        end += 1 << deeper;
-      }
-    }
-    for (int symbol = 0; symbol < count; symbol++) {
-      int length = lengths[from + symbol];
-      if (length == 0) continue;
-      int code = Integer.reverse(next[length]++) >>> (32 - length);
-      int entry = isLiteral ? literal(symbol) : distance(symbol);
-      if (length <= width) {
-        entry += length * 65;
-        for (int at = code; at < size; at += 1 << length) table[at] = entry;
-      } else {
-        int above = table[code & mask];
-        int start = above >>> 16;
-        int deeper = above >>> 6 & 15;
-        entry += (length - width) * 65;
-        for (int at = code >>> width; at < 1 << deeper; at += 1 << (length - width)) table[start + at] = entry;
-      }
-    }
-    return true;
-  }
-
-  /** An entry without the bits of its code, which are added twice: to all bits, and as those of the code. */
-  private static int literal(int symbol) {
-    if (symbol < 256) return LITERAL | symbol << 16;
-    if (symbol == 256) return SPECIAL;
-    if (symbol > 285) return SPECIAL | 1 << 16;
-    return LENGTH_BASE[symbol - 257] << 16 | LENGTH_EXTRA[symbol - 257];
-  }
-
-  private static int distance(int symbol) {
-    return symbol > 29 ? SPECIAL : DISTANCE_BASE[symbol] << 16 | DISTANCE_EXTRA[symbol];
+        && literalCodes.build(lengths, 0, literalCount)
+        && distanceCodes.build(lengths, literalCount, distanceCount);
   }
 
   /** Decode symbols up to the end of the block. */
   private boolean block() {
     final byte[] in = this.in;
     final byte[] out = this.out;
-    final int[] literals = this.literals;
-    final int[] distances = this.distances;
+    final int[] literals = literalCodes.entries;
+    final int[] distances = distanceCodes.entries;
     final int inLimit = inEnd + SLACK - 8;
     final int outLimit = outEnd - LONGEST_MATCH - 2 * SLACK;
     int inAt = this.inAt;
@@ -293,17 +214,17 @@ final class FastInflate {
       bits |= (long) WORDS.get(in, inAt) << held;
       inAt += (63 - held) >>> 3;
       held |= 56;
-      int entry = literals[(int) bits & ((1 << LITERAL_BITS) - 1)];
+      int entry = literals[(int) bits & LITERAL_MASK];
       if (entry < 0) {
         bits >>>= entry;
         held -= entry & 63;
         out[outAt++] = (byte) (entry >>> 16);
-        entry = literals[(int) bits & ((1 << LITERAL_BITS) - 1)];
+        entry = literals[(int) bits & LITERAL_MASK];
         if (entry < 0) {
           bits >>>= entry;
           held -= entry & 63;
           out[outAt++] = (byte) (entry >>> 16);
-          entry = literals[(int) bits & ((1 << LITERAL_BITS) - 1)];
+          entry = literals[(int) bits & LITERAL_MASK];
           if (entry < 0) {
             bits >>>= entry;
             held -= entry & 63;
@@ -312,8 +233,8 @@ final class FastInflate {
           }
         }
       }
-      if ((entry & SPECIAL) != 0) {
-        if ((entry & SUBTABLE) != 0) {
+      if ((entry & CodeTable.SPECIAL) != 0) {
+        if ((entry & CodeTable.SUBTABLE) != 0) {
           bits >>>= LITERAL_BITS;
           held -= LITERAL_BITS;
           entry = literals[(entry >>> 16) + ((int) bits & ((1 << (entry >>> 6 & 15)) - 1))];
@@ -324,7 +245,7 @@ final class FastInflate {
             continue;
           }
         }
-        if ((entry & SPECIAL) != 0) {
+        if ((entry & CodeTable.SPECIAL) != 0) {
           if (entry >>> 16 != 0) return false;
           this.bits = bits >>> entry;
           this.held = held - (entry & 63);
@@ -343,13 +264,13 @@ final class FastInflate {
         inAt += (63 - held) >>> 3;
         held |= 56;
       }
-      entry = distances[(int) bits & ((1 << DISTANCE_BITS) - 1)];
-      if ((entry & SPECIAL) != 0) {
-        if ((entry & SUBTABLE) == 0) return false;
+      entry = distances[(int) bits & DISTANCE_MASK];
+      if ((entry & CodeTable.SPECIAL) != 0) {
+        if ((entry & CodeTable.SUBTABLE) == 0) return false;
         bits >>>= DISTANCE_BITS;
         held -= DISTANCE_BITS;
         entry = distances[(entry >>> 16) + ((int) bits & ((1 << (entry >>> 6 & 15)) - 1))];
-        if ((entry & SPECIAL) != 0) return false;
+        if ((entry & CodeTable.SPECIAL) != 0) return false;
       }
       final int most = entry & 63;
       final int distance =
@@ -360,11 +281,13 @@ final class FastInflate {
       if (from < outStart) return false;
       final int end = outAt + length;
       if (distance >= 8) {
-        do {
+        // Most matches are short: three words without asking, as the end of a loop of one to three is foretold badly.
+        WORDS.set(out, outAt, (long) WORDS.get(out, from));
+        WORDS.set(out, outAt + 8, (long) WORDS.get(out, from + 8));
+        WORDS.set(out, outAt + 16, (long) WORDS.get(out, from + 16));
+        for (outAt += 24, from += 24; outAt < end; outAt += 8, from += 8) {
           WORDS.set(out, outAt, (long) WORDS.get(out, from));
-          outAt += 8;
-          from += 8;
-        } while (outAt < end);
+        }
       } else if (distance == 1) {
         final long word = (out[from] & 0xffL) * 0x0101010101010101L;
         do {

@@ -1,5 +1,9 @@
 package io.headrace.warc
 
+import java.util.Arrays
+
+import org.apache.spark.unsafe.types.UTF8String
+
 /**
  * Header lines `Name: value` as places in a buffer: nothing is copied until it is asked for.
  *
@@ -25,7 +29,7 @@ final class Head {
 
   /** Copy the lines, which are in `buffer` from `start` on, so that they stay when the buffer does not. */
   def keep(buffer: Array[Byte], start: Int): Unit = if (!owned) {
-    move(java.util.Arrays.copyOfRange(buffer, start, start + length), 0)
+    move(Arrays.copyOfRange(buffer, start, start + length), 0)
     owned = true
   }
 
@@ -59,7 +63,7 @@ final class Head {
   /** A value without the white space around it; folded lines are joined by a space. */
   def value(i: Int): Text = {
     val text = Text(from, base + places(4 * i + 2), base + places(4 * i + 3))
-    if (folded.contains(i)) text.unfold else text
+    if (folded.nonEmpty && folded.contains(i)) text.unfold else text
   }
 
   def value(name: Array[Byte]): Option[Text] = find(name) match {
@@ -68,14 +72,14 @@ final class Head {
   }
 
   private def add(start: Int, end: Int): Unit =
-    if (isSpace(from(start)) && count > 0) {
+    if (Text.isSpace(from(start)) && count > 0) {
       val last = trimEnd(start, end)
       if (last > start) {
         folded += count - 1
         places(4 * count - 1) = last - base
       }
     } else {
-      if (4 * count == places.length) places = java.util.Arrays.copyOf(places, 2 * places.length)
+      if (4 * count == places.length) places = Arrays.copyOf(places, 2 * places.length)
       var colon = start
       while (colon < end && from(colon) != ':') colon += 1
       val valueStart = trimStart(if (colon < end) colon + 1 else start, end)
@@ -100,17 +104,15 @@ final class Head {
 
   private def lower(byte: Byte): Int = if (byte >= 'A' && byte <= 'Z') byte + 32 else byte.toInt
 
-  private def isSpace(byte: Byte): Boolean = byte == ' ' || byte == '\t'
-
   private def trimStart(start: Int, end: Int): Int = {
     var at = start
-    while (at < end && isSpace(from(at))) at += 1
+    while (at < end && Text.isSpace(from(at))) at += 1
     at
   }
 
   private def trimEnd(start: Int, end: Int): Int = {
     var at = end
-    while (at > start && isSpace(from(at - 1))) at -= 1
+    while (at > start && Text.isSpace(from(at - 1))) at -= 1
     at
   }
 }
@@ -120,7 +122,10 @@ final case class Text(bytes: Array[Byte], start: Int, end: Int) {
 
   def length: Int = end - start
 
-  def copy: Array[Byte] = java.util.Arrays.copyOfRange(bytes, start, end)
+  /** As Spark's strings are: in place where the bytes are UTF-8, so that it lives no longer than the buffer. */
+  def utf8: UTF8String =
+    if (Text.isAscii(bytes, start, end)) UTF8String.fromBytes(bytes, start, length)
+    else UTF8String.fromString(toString)
 
   override def toString: String = Text.decode(bytes, start, end)
 
@@ -147,6 +152,16 @@ final case class Text(bytes: Array[Byte], start: Int, end: Int) {
       sum
     }
 
+  def isSame(other: Text): Boolean = Arrays.equals(bytes, start, end, other.bytes, other.start, other.end)
+
+  /** Without the spaces and tabs around it. */
+  def trim: Text = {
+    var (from, until) = (start, end)
+    while (from < until && Text.isSpace(bytes(from))) from += 1
+    while (until > from && Text.isSpace(bytes(until - 1))) until -= 1
+    Text(bytes, from, until)
+  }
+
   /** Without the line ends inside, and the white space around them. */
   def unfold: Text = Text.of(toString.split("\r?\n").map(_.trim).filter(_.nonEmpty).mkString(" "))
 
@@ -158,7 +173,7 @@ final case class Text(bytes: Array[Byte], start: Int, end: Int) {
 object Text {
   import java.nio.ByteBuffer
   import java.nio.charset.{CharacterCodingException, Charset}
-  import java.nio.charset.StandardCharsets.UTF_8
+  import java.nio.charset.StandardCharsets.{ISO_8859_1, UTF_8}
 
   private val western = Charset.forName("windows-1252")
 
@@ -167,6 +182,8 @@ object Text {
     Text(bytes, 0, bytes.length)
   }
 
+  def isSpace(byte: Byte): Boolean = byte == ' ' || byte == '\t'
+
   def isAscii(bytes: Array[Byte], start: Int, end: Int): Boolean = {
     var i = start
     while (i < end && bytes(i) >= 0) i += 1
@@ -174,6 +191,8 @@ object Text {
   }
 
   def decode(bytes: Array[Byte], start: Int, end: Int): String =
-    try UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes, start, end - start)).toString
-    catch { case _: CharacterCodingException => new String(bytes, start, end - start, western) }
+    if (isAscii(bytes, start, end)) new String(bytes, start, end - start, ISO_8859_1)
+    else
+      try UTF_8.newDecoder().decode(ByteBuffer.wrap(bytes, start, end - start)).toString
+      catch { case _: CharacterCodingException => new String(bytes, start, end - start, western) }
 }

@@ -27,6 +27,9 @@ final class Http {
     }
   }
 
+  /** Whether the body may be under a transfer or content coding. */
+  def isCoded: Boolean = head.find(Names.TransferEncoding) >= 0 || head.find(Names.ContentEncoding) >= 0
+
   def isChunked: Boolean = has(Names.TransferEncoding, "chunked")
 
   /** Content codings, the outermost last; `identity` is none. */

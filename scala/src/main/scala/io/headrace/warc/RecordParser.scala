@@ -188,12 +188,17 @@ final class RecordParser(flow: Flow, limits: Limits, member: Member) {
     var at   = from
     var line = 0
     while (at - from <= limits.maxHeaderBytes && flow.ensure(at + 1)) {
-      val byte = flow(at)
-      at += 1
-      if (byte == '\n') {
-        if (line == 0) return at
-        line = 0
-      } else if (byte != '\r') line += 1
+      // What is there in one go: the flow does not move meanwhile.
+      val (buffer, start) = (flow.buffer, flow.start)
+      val end             = math.min(flow.available, from + limits.maxHeaderBytes + 1)
+      while (at < end) {
+        val byte = buffer(start + at)
+        at += 1
+        if (byte == '\n') {
+          if (line == 0) return at
+          line = 0
+        } else if (byte != '\r') line += 1
+      }
     }
     -1
   }

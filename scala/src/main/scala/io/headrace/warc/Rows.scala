@@ -1,21 +1,30 @@
 package io.headrace.warc
 
+import java.util.Arrays
+
 import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.catalyst.expressions.GenericInternalRow
 import org.apache.spark.sql.catalyst.util.GenericArrayData
 import org.apache.spark.sql.types.StructType
 import org.apache.spark.unsafe.types.UTF8String
 
-/** Makes rows of records: only what the columns asked for need is parsed, decoded or digested. */
+/**
+ * Makes rows of records: only what the columns asked for need is parsed, decoded or digested.
+ *
+ * A row is good until the next is made: its strings and headers lie in the reader's buffers.
+ */
 final class Rows(file: String, columns: StructType, options: WarcOptions) {
   private val fileName  = UTF8String.fromString(file)
   private val makers    = columns.fieldNames.map(maker)
   private val needsHttp = columns.fieldNames.exists(Rows.OfHttp)
   private val http      = new Http
   private val digests   = new Digests
+  private val warcLines = new HeaderArray
+  private val httpLines = new HeaderArray
   private var isHttp    = false
   private var body      = 0
   private var decoded   = null: Body
+  private var copied    = null: Array[Byte]
 
   /** Whether a record's block is needed at all. */
   val needsBlock: Boolean = columns.fieldNames.exists(Rows.OfBlock)
@@ -28,6 +37,7 @@ final class Rows(file: String, columns: StructType, options: WarcOptions) {
     val whole  = isWanted(kind) || !record.isIntact
     val values = new Array[Any](makers.length)
     decoded = null
+    copied = null
     if (whole && needsHttp) readHttp(record)
     var i = 0
     while (i < makers.length) {
@@ -58,12 +68,12 @@ final class Rows(file: String, columns: StructType, options: WarcOptions) {
     case "warc_headers"      => warcHeaders
     case "content_type"      => record => utf8(record.contentType)
     case "http_status"       => _ => if (isHttp && http.status >= 0) http.status else null
-    case "http_headers"      => _ => if (isHttp) headers(http.head) else null
+    case "http_headers"      => _ => if (isHttp) httpLines.of(http.head) else null
     case "http_content_type" => _ => if (isHttp) http.head.value(Names.ContentType).fold(null: Any)(utf8) else null
     case "payload_digest"    => record => utf8(record.declared(Names.PayloadDigest))
     case "block_digest"      => record => utf8(record.declared(Names.BlockDigest))
     case "digest_ok"      => record => if (options.verifyDigests) digestOk(record).fold(null: Any)(identity) else null
-    case "payload"        => record => if (record.kept) record.buffer.slice(body, record.blockEnd) else null
+    case "payload"        => record => if (record.kept) payload(record) else null
     case "payload_length" => record => if (record.kept) (record.blockEnd - body).toLong else null
     case "truncated"      => record => utf8(record.declared(Names.Truncated))
     case "error"          => record => if (record.isIntact) null else UTF8String.fromString(record.error)
@@ -93,17 +103,7 @@ final class Rows(file: String, columns: StructType, options: WarcOptions) {
           .toArray[Any]
       )
     } else if (record.head.count == 0) null
-    else headers(record.head)
-
-  private def headers(head: Head): GenericArrayData = {
-    val rows = new Array[Any](head.count)
-    var i    = 0
-    while (i < rows.length) {
-      rows(i) = new GenericInternalRow(Array[Any](utf8(head.name(i)), utf8(head.value(i))))
-      i += 1
-    }
-    new GenericArrayData(rows)
-  }
+    else warcLines.of(record.head)
 
   /**
    * Whether the declared digests hold that can be checked; None if there is none.
@@ -114,11 +114,13 @@ final class Rows(file: String, columns: StructType, options: WarcOptions) {
   private def digestOk(record: Record): Option[Boolean] =
     if (!record.kept) None
     else {
-      val block = Option(record.declared(Names.BlockDigest))
-        .flatMap(digests.holds(_, record.buffer, record.blockStart, record.blockEnd))
+      val ofBlock   = Option(record.declared(Names.BlockDigest))
+      val block     = ofBlock.flatMap(digests.holds(_, record.buffer, record.blockStart, record.blockEnd))
       val elsewhere = Option(record.recordType).exists(kind => Rows.Elsewhere(kind.toString))
+      val ofPayload = if (elsewhere) None else Option(record.declared(Names.PayloadDigest))
       val payload   =
-        if (elsewhere) None else Option(record.declared(Names.PayloadDigest)).flatMap(payloadHolds(record, _))
+        if (body == record.blockStart && ofPayload.exists(text => ofBlock.exists(_.isSame(text)))) block
+        else ofPayload.flatMap(payloadHolds(record, _))
       if (block.contains(false) || payload.contains(false)) Some(false) else block.orElse(payload)
     }
 
@@ -133,17 +135,20 @@ final class Rows(file: String, columns: StructType, options: WarcOptions) {
     if (decoded == null)
       decoded =
         if (!record.kept) Body(null, null)
-        else if (isHttp) Body.of(http, record.buffer, body, record.blockEnd, options.limits)
-        else Body(record.buffer.slice(body, record.blockEnd), null)
+        else if (isHttp && http.isCoded) Body.of(http, record.buffer, body, record.blockEnd, options.limits)
+        else Body(payload(record), null)
     decoded
+  }
+
+  /** One array for both columns where the body is the payload: then comparing them is nothing. */
+  private def payload(record: Record): Array[Byte] = {
+    if (copied == null) copied = Arrays.copyOfRange(record.buffer, body, record.blockEnd)
+    copied
   }
 
   private def utf8(text: String): UTF8String = if (text == null) null else UTF8String.fromString(text)
 
-  private def utf8(text: Text): UTF8String =
-    if (text == null) null
-    else if (Text.isAscii(text.bytes, text.start, text.end)) UTF8String.fromBytes(text.copy)
-    else UTF8String.fromString(text.toString)
+  private def utf8(text: Text): UTF8String = if (text == null) null else text.utf8
 }
 
 private object Rows {

@@ -44,6 +44,9 @@ class FastInflateSuite extends AnyFunSuite {
   private val texts = {
     val words         = Array.fill(500)(random.alphanumeric.take(1 + random.nextInt(9)).mkString)
     def prose(n: Int) = Seq.fill(n)(words((math.abs(random.nextGaussian()) * 80).toInt % 500)).mkString(" ").getBytes
+    // Bytes as frequent as these numbers get codes of every length up to 15 bits: subtables.
+    val counts    = Seq.iterate((1, 1), 22) { case (a, b) => (b, a + b) }.map(_._1)
+    val fibonacci = random.shuffle(counts.indices.flatMap(i => Seq.fill(counts(i))((i * 11).toByte))).toArray
     Seq(
       Array.emptyByteArray,
       Array[Byte](1),
@@ -52,6 +55,7 @@ class FastInflateSuite extends AnyFunSuite {
       Array.fill(70000)(math.max(0, random.nextGaussian() * 20).toByte),
       Array.tabulate(50000)(i => (i % 3).toByte),
       Array.tabulate(50000)(i => (i % 7).toByte),
+      fibonacci,
       prose(30000),
       prose(50) ++ Array.fill(3000)(random.nextInt().toByte) ++ prose(20000)
     )

@@ -4,7 +4,9 @@ import java.io.ByteArrayOutputStream
 import java.util.zip.{Deflater, DeflaterOutputStream}
 
 import com.github.luben.zstd.Zstd
+import org.apache.spark.sql.catalyst.InternalRow
 import org.apache.spark.sql.sources._
+import org.apache.spark.sql.types.StructType
 import org.scalatest.funsuite.AnyFunSuite
 
 /** Headers, dates, digests, bodies and filters, each by hand. */
@@ -23,6 +25,57 @@ class FieldsSuite extends AnyFunSuite {
     assert(head("A: b\n c\n\td\nE:\n") == Seq("A" -> "b c d", "E" -> ""))
     assert(head("no colon\nA : \u00fc:x\n") == Seq("" -> "no colon", "A" -> "\u00fc:x"))
     assert(head((0 until 100).map(i => s"N$i: v\r\n").mkString).size == 100)
+  }
+
+  test("header lines as an array of Spark's: any length, any text, one array after the other") {
+    val maker = new HeaderArray
+    val texts =
+      Seq("", "A: b\r\n", (0 until 100).map(i => s"${"n" * i}: ${"v" * (100 - i)}\n").mkString, "B: \u00fc\u20ac\n c\n")
+    for (text <- texts) {
+      val lines = new Head
+      val bytes = text.getBytes("UTF-8")
+      lines.read(bytes, 0, 0, bytes.length)
+      val array = maker.of(lines)
+      val found = (0 until array.numElements).map { i =>
+        val row = array.getStruct(i, 2)
+        row.getUTF8String(0).toString -> row.getUTF8String(1).toString
+      }
+      assert(found == head(text), text)
+    }
+    val western = new Head
+    western.read(Array('a', ':', 0x80.toByte), 0, 0, 3)
+    assert(maker.of(western).getStruct(0, 2).getUTF8String(1).toString == "\u20ac")
+  }
+
+  private def rows(columns: String*): Record => InternalRow = {
+    val options = WarcOptions(body = true)
+    val maker   = new Rows("file", StructType(Schema.of(options).filter(f => columns.contains(f.name))), options)
+    maker.row
+  }
+
+  test("a body without codings is the payload itself, another is not") {
+    def check(lines: String, content: Array[Byte])(holds: (Array[Byte], Array[Byte]) => Boolean): Unit = {
+      val block  = ascii(s"HTTP/1.1 200 OK\r\n$lines\r\n") ++ content
+      val reader = new WarcReader("file", new ArrayBytes(record("response", block, "Content-Type: application/http")))
+      assert(reader.next())
+      val row = rows("payload", "body")(reader.record)
+      assert(holds(row.getBinary(0), row.getBinary(1)), lines)
+    }
+    val page = ascii("a page")
+    check("A: b\r\n", page)((payload, body) => (payload eq body) && payload.sameElements(page))
+    check("Transfer-Encoding: chunked\r\n", ascii("6\r\na page\r\n0\r\n\r\n"))((payload, body) =>
+      payload.length > page.length && body.sameElements(page)
+    )
+  }
+
+  test("block and payload with the same digest: both hold, or neither") {
+    def ok(digest: String): Boolean = {
+      val lines  = Seq(s"WARC-Block-Digest: $digest", s"WARC-Payload-Digest: $digest")
+      val reader = new WarcReader("file", new ArrayBytes(record("resource", Array.emptyByteArray, lines: _*)))
+      assert(reader.next())
+      rows("digest_ok")(reader.record).getBoolean(0)
+    }
+    assert(ok("sha1:3I42H3S6NNFQ2MSVX7XZKYAYSCX5QBYJ") && !ok("sha1:3I42H3S6NNFQ2MSVX7XZKYAYSCX5QBYA"))
   }
 
   test("text that is not UTF-8 is Windows-1252") {
