@@ -2,6 +2,7 @@
 
     python scripts/campaign_ingest.py --kills 20 --seed 7 --results docs/results/ingest_kills.jsonl
     python scripts/campaign_ingest.py --kind commoncrawl --rows 60 --results docs/results/crawl_kills.jsonl
+    python scripts/campaign_ingest.py --kind graph --results docs/results/graph_kills.jsonl        (and ratings)
 
 A chain is one lake: a run is killed, started again, killed again, until one comes to its end before its moment. The
 whole process group (Python, JVM, Python workers) is killed with SIGKILL at a moment drawn uniformly from the start of
@@ -34,7 +35,6 @@ import psutil
 
 from headrace.ingest import generated_crawl, generated_crawl_pages
 
-PLACES = {"criteo": "line", "commoncrawl": "offset"}  # the column of quarantine that says where in a file
 TIMEOUT_S = 900
 POLL_S = 0.1
 KILLS_A_CHAIN = 6  # twice the late files: one arrives before every second restart
@@ -45,10 +45,32 @@ SPARK_CONF = {  # a run is too short for the optimizing compiler to pay
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A source: the end of its tables' names, quarantine's column that says where in a file, and what its verb needs.
+
+    `file` is what its files are called by number; none for crawls, which are made otherwise.
+    """
+
+    table: str
+    place: str = "line"
+    options: tuple[str, ...] = ()
+    file: str = ""
+
+
+_RATING = "user,item,rating,timestamp"
+KINDS = {
+    "criteo": Kind("criteo", file="day_{}"),
+    "commoncrawl": Kind("commoncrawl", "offset"),
+    "graph": Kind("edges", options=("--graph", "killed", "--header", "no"), file="edges_{}.tsv"),
+    "ratings": Kind("ratings", options=("--dataset", "killed", "--columns", _RATING), file="ratings_{}.csv"),
+}
+
+
+@dataclass(frozen=True)
 class Setting:
     """What a campaign works on: files of `rows` rows each, one commit a file; `late` more files come later.
 
-    `kind` is criteo, or commoncrawl: then rows are pages, and each has three records.
+    `kind` is one of `KINDS`; of commoncrawl rows are pages, and each has three records.
     """
 
     folder: Path
@@ -87,16 +109,17 @@ class Kill:
 
 
 def write_files(setting: Setting) -> None:
-    """The input: `source/day_N` with a bad line here and there, and `then_N/day_M` for files that come later."""
+    """The input: files in `source` with a bad line here and there, and in `then_N` those that come later."""
     if setting.kind == "commoncrawl":
         _write_crawl(setting)
         return
     rng = random.Random(setting.seed)
-    for day in range(setting.files + setting.late):
-        part = setting.folder / ("source" if day < setting.files else f"then_{day - setting.files}")
+    line = {"criteo": _click, "graph": _edge, "ratings": _rating}[setting.kind]
+    for number in range(setting.files + setting.late):
+        part = setting.folder / ("source" if number < setting.files else f"then_{number - setting.files}")
         part.mkdir(parents=True, exist_ok=True)
-        lines = [_line(rng) if rng.random() > 0.02 else b"broken\tline" for _ in range(setting.rows)]
-        (part / f"day_{day}").write_bytes(b"".join(line + b"\n" for line in lines))
+        lines = [line(rng) if at == 0 or rng.random() > 0.02 else "broken" for at in range(setting.rows - 1)] + ["bad"]
+        (part / KINDS[setting.kind].file.format(number)).write_text("".join(f"{line}\n" for line in lines))
 
 
 def _write_crawl(setting: Setting) -> None:
@@ -115,18 +138,26 @@ def _write_crawl(setting: Setting) -> None:
         made.rename(part / made.name)
 
 
-def _line(rng: random.Random) -> bytes:
+def _click(rng: random.Random) -> str:
     label = str(int(rng.random() < 0.25))
     ints = ["" if rng.random() < 0.2 else str(rng.randint(-2, 5000)) for _ in range(13)]
     categories = ["" if rng.random() < 0.1 else f"{rng.getrandbits(32):08x}" for _ in range(26)]
-    return "\t".join([label, *ints, *categories]).encode()
+    return "\t".join([label, *ints, *categories])
+
+
+def _edge(rng: random.Random) -> str:
+    return f"{rng.randrange(1000)}\t{rng.randrange(1000)}"
+
+
+def _rating(rng: random.Random) -> str:
+    return f"{rng.randrange(1000)},{rng.randrange(100)},{rng.randint(1, 10) / 2},{rng.randrange(1 << 30)}"
 
 
 def start(setting: Setting, source: str, lake: Path, log: Path) -> subprocess.Popen[bytes]:
     """Ingest in a process group of its own."""
     command = [sys.executable, "-m", "headrace.pipelines.cli", f"ingest-{setting.kind}", "--lake", str(lake)]
     command += ["--source", source, "--batch_bytes", "1", "--session.master", setting.master]
-    command += ["--session.driver_memory", "1g", "--session.conf", json.dumps(SPARK_CONF)]
+    command += [*KINDS[setting.kind].options, "--session.driver_memory", "1g", "--session.conf", json.dumps(SPARK_CONF)]
     with open(log, "ab") as out:
         return subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
 
@@ -194,7 +225,8 @@ def batches(lake: Path) -> tuple[set[str], set[str]]:
 
 def difference(lake: Path, expected: Path, files: int, kind: str = "criteo") -> str:
     """Empty if both lakes hold the same rows, keys and accounts of the first `files` files; else what differs."""
-    for name, order in ((f"bronze/{kind}", ["key"]), (f"quarantine/{kind}", ["file_ordinal", PLACES[kind]])):
+    tables = KINDS[kind].table
+    for name, order in ((f"bronze/{tables}", ["key"]), (f"quarantine/{tables}", ["file_ordinal", KINDS[kind].place])):
         ours, theirs = _content(lake, name, order, files), _content(expected, name, order, files)
         if ours != theirs:
             return f"{name}: {len(ours)} rows, {len(theirs)} expected"
@@ -268,9 +300,9 @@ def chain(setting: Setting, number: int, duration: float, most: int) -> list[Kil
 
 def damage(lake: Path, closed: set[str], kind: str = "criteo") -> str:
     """Empty if, right after a kill, no row is there twice and every closed batch is as its account says."""
-    rows, refused = table(lake, f"bronze/{kind}"), table(lake, f"quarantine/{kind}")
+    rows, refused = [table(lake, f"{layer}/{KINDS[kind].table}") for layer in ("bronze", "quarantine")]
     keys = [row["key"] for row in rows]
-    places = [(row["file_ordinal"], row[PLACES[kind]]) for row in refused]
+    places = [(row["file_ordinal"], row[KINDS[kind].place]) for row in refused]
     if len(set(keys)) != len(keys) or len(set(places)) != len(places):
         return "rows twice after a kill"
     for row in table(lake, "meta/ledger"):
@@ -286,7 +318,7 @@ def main() -> int:
     """Run chains until there are enough kills; status 1 if one differs or too few fell between two commits."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--kind", choices=sorted(PLACES), default="criteo")
+    parser.add_argument("--kind", choices=sorted(KINDS), default="criteo")
     parser.add_argument("--files", type=int, default=8)
     parser.add_argument("--rows", type=int, default=400)
     parser.add_argument("--seed", type=int, default=7)

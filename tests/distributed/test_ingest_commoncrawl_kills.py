@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from crawl_server import serving
+from distributed import ingest_campaign
 
 from headrace.ingest import generated_crawl
 from headrace.pipelines import generate_crawl, ingest_commoncrawl
@@ -22,26 +21,25 @@ from headrace.report import Report
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-PROJECT = Path(__file__).resolve().parents[2]
 CRAWL = "CC-MAIN-2099-01"
 
 # Dies when the batch is in bronze and nothing of it in quarantine.
 KILLED = """
 import os, signal, sys
-from headrace.ingest import commoncrawl
+from headrace.ingest.batch import Batch
 from headrace.pipelines import ingest_commoncrawl
 from headrace.report import Report
 from headrace.session import build_session
 
 lake, source = sys.argv[1:]
-written = commoncrawl._Commit._written
+write = Batch.write
 
-def dies(self, spec, read, files):
+def dies(self, spec, rows):
     if spec.layer == "quarantine":
         os.killpg(os.getpgid(0), signal.SIGKILL)
-    return written(self, spec, read, files)
+    return write(self, spec, rows)
 
-commoncrawl._Commit._written = dies
+Batch.write = dies
 conf = {"spark.sql.shuffle.partitions": "2", "spark.driver.memory": "1g"}
 conf["spark.driver.extraJavaOptions"] = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 spark = build_session("to be killed", master="local[2]", conf=conf)
@@ -93,19 +91,10 @@ def test_killed_between_two_commits(
 @pytest.mark.timeout(3000)
 def test_killed_anywhere_and_started_again(tmp_path: Path) -> None:
     """Chains of kills at moments nobody chose, a new file before every second restart; `--kind commoncrawl`."""
-    campaign = _campaign()
+    campaign = ingest_campaign.load()
     setting = campaign.Setting(tmp_path, files=3, rows=40, late=2, seed=5, kind="commoncrawl")
     campaign.write_files(setting)
     duration = campaign.undisturbed(setting)
     for number in range(3):
         kills = campaign.chain(setting, number, duration, 4)
         assert [kill.difference for kill in kills] == [""] * len(kills)
-
-
-def _campaign() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("campaign_ingest", PROJECT / "scripts" / "campaign_ingest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["campaign_ingest"] = module
-    spec.loader.exec_module(module)
-    return module

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -12,8 +11,7 @@ from typing import Any
 
 import pytest
 from deltalake import DeltaTable
-
-PROJECT = Path(__file__).resolve().parents[2]
+from distributed import ingest_campaign
 
 # A task that has given over its first lines dies, once with its Python worker and once with its executor's JVM; Spark
 # gives it to another one.
@@ -56,12 +54,7 @@ spark.stop()
 
 @pytest.fixture(scope="module")
 def campaign() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("campaign_ingest", PROJECT / "scripts" / "campaign_ingest.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["campaign_ingest"] = module
-    spec.loader.exec_module(module)
-    return module
+    return ingest_campaign.load()
 
 
 @pytest.fixture(scope="module")

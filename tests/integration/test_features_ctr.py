@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from integration import features_reference as slow
@@ -294,6 +295,24 @@ def test_hashing_and_auto_by_cardinality(spark: SparkSession, lake: Path) -> Non
     wanted = {name: 10 if size > above else size + 3 for name, size in sizes.items()}
     assert report.results["cardinalities"] == wanted and 10 in wanted.values()
     assert set(report.results["unknown"]["2"]["columns"]) == {name for name, size in sizes.items() if size <= above}
+
+
+def test_modulo(spark: SparkSession, lake: Path) -> None:
+    """Spark's cells are those of the row transform that is kept for scoring; the same again is nothing to do."""
+    ingest(spark, lake, ROWS)
+    settings = {"categories": "modulo", "hash_size": 11, "hash_size_by_column": "c2=5"}
+    report = featurize(spark, lake, **settings)
+    assert report.results["cardinalities"] == {n: 8 if n == "c2" else 14 for n in slow.CATEGORIES}
+    kept = commit_metadata(SILVER.path(lake), latest_version(SILVER.path(lake)))["transform"]
+    scoring = RowTransform(Transform.from_json(kept))
+    raw = {row["key"]: row for row in ROWS}
+    rows = [row for part in silver(lake).values() for row in part]
+    _, sparse = scoring(pd.DataFrame([{n: raw[row["key"]][n] for n in (*slow.INTS, *slow.CATEGORIES)} for row in rows]))
+    assert [[row[n] for n in slow.CATEGORIES] for row in rows] == sparse.tolist()
+    for row in rows:
+        values = [(raw[row["key"]][n], 5 if n == "c2" else 11) for n in slow.CATEGORIES]
+        assert [row[n] for n in slow.CATEGORIES] == [1 if v is None else 3 + v % s for v, s in values]
+    assert featurize(spark, lake, **settings).results["nothing_to_do"]
 
 
 def _check_quantiles(lake: Path, rows: list[slow.Row], raw: dict[int, slow.Row]) -> None:

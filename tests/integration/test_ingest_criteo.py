@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pytest
+from power_cuts import fails
 
 from headrace.catalog.ledger import Ledger, LedgerBatch, LedgerFile
 from headrace.errors import UserError
-from headrace.ingest import commit
+from headrace.ingest.batch import Batch
 from headrace.ingest.criteo_parse import COLUMNS, Format, parse_line
 from headrace.pipelines import ingest_criteo, ingest_files, quarantine, rows
 from headrace.report import Report
@@ -206,15 +207,8 @@ def test_a_run_that_fails_between_two_commits_is_finished_once(
 ) -> None:
     """Then: a changed file is refused, and a file given twice is not read twice."""
     path = write(tmp_path / "in/day_0", [*some_lines(6), b"bad"])
-    original = commit._write
-
-    def fails_in_quarantine(batch: Any, spec: Any, *rest: Any) -> int:
-        if spec.name == "quarantine/criteo":
-            raise OSError("power cut")
-        return original(batch, spec, *rest)
-
     with monkeypatch.context() as patch:
-        patch.setattr(commit, "_write", fails_in_quarantine)
+        fails(patch, Batch, "write", lambda batch, spec, rows: spec.layer == "quarantine")
         with pytest.raises(OSError, match="power cut"):
             ingest(spark, lake, path.parent)
     assert [row["event"] for row in events(lake)] == ["open"]

@@ -30,7 +30,8 @@ def test_help_lists_every_verb_and_a_typo_names_the_nearest(capsys):
 
 def undocumented(config: type) -> list[str]:
     """Settings, nested ones too, that a docstring's `Args:` does not explain."""
-    said = {param.arg_name for param in docstring_parser.parse(config.__doc__ or "").params if param.description}
+    docs = [docstring_parser.parse(each.__doc__ or "") for each in config.__mro__ if dataclasses.is_dataclass(each)]
+    said = {param.arg_name for doc in docs for param in doc.params if param.description}
     missing = []
     for name, hint in typing.get_type_hints(config).items():
         if name not in said:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -55,3 +56,17 @@ def test_sources_name_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     for wrong in ("", "s3://bucket/day_0.gz"):
         with pytest.raises(UserError):
             find_files(wrong)
+
+
+def test_names_with_commas_and_names_that_are_no_text(tmp_path: Path) -> None:
+    """An existing path is one path, whatever is in it; a name that cannot be kept is refused at once."""
+    named = tmp_path / "x=1,y=2"
+    named.mkdir()
+    (named / "day_0").touch()
+    assert find_files(f"{named}/day_0") == find_files(str(named)) == [str(named / "day_0")]
+    (named / "day_1").touch()
+    assert len(find_files(f"{tmp_path}/*/day_0")) == 1
+    with open(os.fsencode(named / "day_") + b"\xff", "wb"):
+        pass
+    with pytest.raises(UserError, match=r"day_\\xff': its name is not UTF-8\n.*rename it"):
+        find_files(str(named))

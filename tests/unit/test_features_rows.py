@@ -102,6 +102,14 @@ def test_raw_cells_of_every_kind() -> None:
     assert sparse[0, :6].tolist() == [wanted, wanted, wanted, 1, wanted, 1]
 
 
+def test_modulo_is_of_the_value_itself() -> None:
+    """DLRM's `--max-ind-range`: raw ids modulo the size, here behind the three reserved ids."""
+    rules = dict.fromkeys(CATEGORIES, CategoryRule("modulo", 10)) | {"c2": CategoryRule("modulo", 4)}
+    cells = {"c1": "ffffffff", "c2": "0000000a", "c3": 7, "c4": "", "c5": 6}
+    _, sparse = RowTransform(Transform("log", {}, rules, None))(frame(**cells))
+    assert sparse[0, :5].tolist() == [3 + 0xFFFFFFFF % 7, 3, 3, 1, 9]
+
+
 @pytest.mark.parametrize(
     ("name", "cell", "message"),
     [
@@ -153,6 +161,8 @@ def test_transform_round_trip_and_hostile_json() -> None:
         {"categories": {}},
         {"boundaries": {"i1": [1, 0]}},
         {"categories": whole.to_json()["categories"] | {"c1": {"kind": "hash", "num_ids": 2**40}}},
+        {"categories": whole.to_json()["categories"] | {"c1": {"kind": "modulo", "num_ids": 3}}},
+        {"categories": whole.to_json()["categories"] | {"c1": {"kind": "remainder", "num_ids": 10}}},
     ):
         with pytest.raises(UserError, match="model.json: no transform of ours"):
             Transform.from_json(whole.to_json() | change, "model.json")

@@ -13,7 +13,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,6 +38,7 @@ __all__ = [
     "files_at",
     "latest_version",
     "materialize",
+    "metadata_of_txn",
     "pin",
     "read",
     "small_frame",
@@ -252,18 +253,24 @@ def _committed(spec: TableSpec, path: str, write_id: str, before: int, options: 
         raise UserError(
             f"{path}: Delta reported success, but no commit has our mark", "is another program deleting its log?"
         )
-    version = _version_of_txn(log, *options.txn)
+    # Delta skipped it; a commit without rows may have left no entry, or its entry may be gone.
+    version = next((v for v, _ in _commits_of(log, *options.txn)), log.latest)
     return _commit(spec, log, version, headrace_metadata(log.actions(version)) or {}, skipped=True)
 
 
-def _version_of_txn(log: Log, app: str, txn_version: int) -> int:
-    """The first commit of this transaction identifier that covers `txn_version`; the newest version if it is gone."""
+def metadata_of_txn(path: str, app: str, number: int) -> dict[str, Any] | None:
+    """The `headrace` object of the commit that has this transaction identifier; None where there is no such commit."""
+    log = Log(path)
+    return next((headrace_metadata(actions) or {} for _, actions in _commits_of(log, app, number)), None)
+
+
+def _commits_of(log: Log, app: str, number: int) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Version and actions of the commits of this transaction identifier that cover `number`."""
     for version in log.commits:
-        for action in log.actions(version):
-            txn = action.get("txn") or {}
-            if txn.get("appId") == app and int(txn["version"]) >= txn_version:
-                return version
-    return log.latest
+        actions = log.actions(version)
+        txns = [action["txn"] for action in actions if action.get("txn")]
+        if any(txn.get("appId") == app and int(txn["version"]) >= number for txn in txns):
+            yield version, actions
 
 
 def _commit(spec: TableSpec, log: Log, version: int, mine: dict[str, Any], skipped: bool = False) -> Commit:

@@ -4,7 +4,9 @@ A batch (files, checksums, settings) is opened in the ledger before any of its d
 it is: whoever finds an open batch finishes exactly that. Opening is compare-and-swap on the ledger's version, through
 Delta's transaction identifiers, so that two processes never plan the same file twice; closing is idempotent.
 
-Events, one row a file: `open` (what will be read, as what) and `close` (what came of it).
+Events, one row a file: `open` (what will be read, as what) and `close` (what came of it); `withdraw` (its rows are to
+go from the tables) and `withdrawn` (they are gone: how many of them). A batch that is open is either closed or
+withdrawn: both take the same transaction identifier. A withdrawn file is unknown again; its events and its number stay.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from headrace.catalog import delta, storage
 from headrace.catalog.log import Log, Snapshot
 from headrace.catalog.spec import load
+from headrace.errors import UserError
 
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
-OPEN, CLOSE = "open", "close"
+OPEN, CLOSE, WITHDRAW, WITHDRAWN = "open", "close", "withdraw", "withdrawn"
 _OPENING_APP = "headrace-ledger-open"
 
 
@@ -77,23 +80,42 @@ class LedgerState:
         batches: all batches, in the order they were opened.
         accounts: of closed batches, by (batch id, path).
         next_ordinal: for the next new file, over all sources.
+        withdrawn: by (batch id, path), the rows that were taken out of the tables again; None where that was begun and
+            is still to be finished.
     """
 
     version: int
     batches: tuple[LedgerBatch, ...]
     accounts: dict[tuple[str, str], FileAccount]
     next_ordinal: int
+    withdrawn: dict[tuple[str, str], FileAccount | None] = field(default_factory=dict)
 
     @property
     def open_batches(self) -> list[LedgerBatch]:
         """Batches whose data may be missing or incomplete."""
-        closed = {batch_id for batch_id, _ in self.accounts}
-        return [batch for batch in self.batches if batch.batch_id not in closed]
+        done = {batch_id for batch_id, _ in (*self.accounts, *self.withdrawn)}
+        return [batch for batch in self.batches if batch.batch_id not in done]
+
+    @property
+    def withdrawals(self) -> list[LedgerBatch]:
+        """Withdrawals that were begun and not finished: batches with only the files that are to go."""
+        parts = [(batch, self._going(batch)) for batch in self.batches]
+        return [LedgerBatch(batch.batch_id, files) for batch, files in parts if files]
 
     @property
     def files(self) -> dict[str, LedgerFile]:
-        """Every file ever planned, by path."""
-        return {file.path: file for batch in self.batches for file in batch.files}
+        """Every file that was planned and not withdrawn since, by path."""
+        return {file.path: file for _, file in self.planned}
+
+    @property
+    def planned(self) -> list[tuple[LedgerBatch, LedgerFile]]:
+        """The same, each with its batch."""
+        every = [(batch, file) for batch in self.batches for file in batch.files]
+        return [(batch, file) for batch, file in every if (batch.batch_id, file.path) not in self.withdrawn]
+
+    def _going(self, batch: LedgerBatch) -> tuple[LedgerFile, ...]:
+        missing = FileAccount(0, 0, 0)  # of a file that is not withdrawn
+        return tuple(file for file in batch.files if self.withdrawn.get((batch.batch_id, file.path), missing) is None)
 
 
 class Ledger:
@@ -120,12 +142,40 @@ class Ledger:
         return self._append(rows, _OPENING_APP, seen.version + 1)
 
     def close(self, batch: LedgerBatch, accounts: dict[str, FileAccount]) -> None:
-        """Record what came of the batch, once: a second close of the same batch changes nothing."""
+        """Record what came of the batch, once: a second close of the same batch changes nothing.
+
+        Raises:
+            UserError: the batch was given up while it was worked on.
+        """
         for file in batch.files:
             account = accounts[file.path]
             assert account.read == account.committed + account.quarantined, (file.path, account)
         rows = [self._row(CLOSE, batch.batch_id, file, accounts[file.path]) for file in batch.files]
-        self._append(rows, f"headrace-ledger-close-{batch.batch_id}", 1)
+        if not self._append(rows, *_closing(batch)) and batch.batch_id in {b for b, _ in self.state().withdrawn}:
+            raise UserError(f"batch {batch.batch_id} was given up while it was worked on", "run the same command again")
+
+    def withdraw(self, batch: LedgerBatch, seen: LedgerState) -> bool:
+        """Record that these files' rows are to go, unless the ledger moved on since `seen`: then False.
+
+        Args:
+            batch: with the files that are meant: of an open batch all, of a closed one any that are not withdrawn yet.
+            seen: the state that this was decided on, without a withdrawal that is still to be finished.
+        """
+        assert not seen.withdrawals
+        rows = [self._row(WITHDRAW, batch.batch_id, file, None) for file in batch.files]
+        if batch in seen.open_batches:
+            return self._append(rows, *_closing(batch))
+        return self._append(rows, _OPENING_APP, seen.version + 1)
+
+    def withdrawn(self, batch: LedgerBatch, removed: dict[str, FileAccount]) -> None:
+        """Record that these files' rows are gone, and how many went, once.
+
+        Args:
+            batch: as it was given to `withdraw`.
+            removed: by path; `table_version` and `quarantine_version` are those without the rows.
+        """
+        rows = [self._row(WITHDRAWN, batch.batch_id, file, removed[file.path]) for file in batch.files]
+        self._append(rows, f"headrace-ledger-withdrawn-{batch.batch_id}-{batch.files[0].ordinal}", 1)
 
     def _append(self, rows: list[dict[str, Any]], app: str, number: int) -> bool:
         """Commit the rows, unless this or a higher number of `app` is committed already."""
@@ -155,6 +205,11 @@ class Ledger:
         return {column.name: values[column.name] for column in self._spec.columns}
 
 
+def _closing(batch: LedgerBatch) -> tuple[str, int]:
+    """The transaction that ends an open batch, one way or the other."""
+    return f"headrace-ledger-close-{batch.batch_id}", 1
+
+
 def _rows(snapshot: Snapshot) -> Iterator[Row]:
     """The ledger's rows, read without Spark: it is small, and a job over it would cost seconds."""
     import pyarrow.parquet as pq
@@ -176,6 +231,7 @@ def state_of(rows: Iterable[Row], source: str, version: int) -> LedgerState:
     """
     opened: dict[str, list[Row]] = {}
     accounts = {}
+    withdrawn: dict[tuple[str, str], FileAccount | None] = {}
     next_ordinal = 0
     for row in rows:
         next_ordinal = max(next_ordinal, row.file_ordinal + 1)
@@ -185,9 +241,13 @@ def state_of(rows: Iterable[Row], source: str, version: int) -> LedgerState:
             opened.setdefault(row.batch_id, []).append(row)
         elif row.event == CLOSE:
             accounts[row.batch_id, row.file] = _account(row)
+        elif row.event == WITHDRAW:
+            withdrawn.setdefault((row.batch_id, row.file), None)
+        elif row.event == WITHDRAWN:
+            withdrawn[row.batch_id, row.file] = _account(row)
     batches = [_batch(batch_id, events) for batch_id, events in opened.items()]
     batches.sort(key=lambda batch: batch.files[0].ordinal)
-    return LedgerState(version, tuple(batches), accounts, next_ordinal)
+    return LedgerState(version, tuple(batches), accounts, next_ordinal, withdrawn)
 
 
 def _batch(batch_id: str, rows: Sequence[Row]) -> LedgerBatch:

@@ -161,6 +161,8 @@ class RowTransform:
         rule = self.transform.categories[name]
         if rule.kind == "hash":
             ids = (FIRST_ID + bucket_of(values, rule.num_ids - FIRST_ID)).astype(np.int32)
+        elif rule.kind == "modulo":
+            ids = (FIRST_ID + values % (rule.num_ids - FIRST_ID)).astype(np.int32)
         else:
             assert self.vocabulary is not None
             ids = self.vocabulary.lookup(name, values)

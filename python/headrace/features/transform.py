@@ -6,6 +6,7 @@ ints, by column
 categories, by column
     vocabulary  0 padding, 1 missing, 2 out of vocabulary, then the ids of silver/ctr_vocabulary
     hash        0 padding, 1 missing, 2 unused, 3 + xxhash64(value) mod size
+    modulo      0 padding, 1 missing, 2 unused, 3 + value mod size
 
 `log` agrees with log(x + 1) wherever x >= 0 and keeps the sign below. -1 is the value of no integer (log(1 + n) = 1 has
 no whole solution), so a missing cell stays distinct from every count, 0 among them.
@@ -23,6 +24,7 @@ INTS = tuple(f"i{n}" for n in range(1, 14))
 CATEGORIES = tuple(f"c{n}" for n in range(1, 27))
 PADDING_ID, MISSING_ID, UNKNOWN_ID, FIRST_ID = 0, 1, 2, 3
 MISSING_LOG, MISSING_QUANTILE = -1.0, 0.0
+KINDS = ("vocabulary", "hash", "modulo")
 _FORMAT = 1
 
 
@@ -31,7 +33,7 @@ class CategoryRule:
     """How one categorical column becomes ids.
 
     Args:
-        kind: `vocabulary` or `hash`.
+        kind: one of `KINDS`.
         num_ids: rows of an embedding table for it: the ids in use and the three reserved ones.
     """
 
@@ -106,6 +108,7 @@ class Transform:
 
 def _rule(name: str, value: Mapping[str, Any]) -> CategoryRule:
     kind, num_ids = str(value["kind"]), int(value["num_ids"])
-    if kind not in ("vocabulary", "hash") or not FIRST_ID <= num_ids <= 2**31 - 1 or (kind == "hash" and num_ids == 3):
+    least = FIRST_ID + (kind != "vocabulary")  # a vocabulary may be empty, buckets are at least one
+    if kind not in KINDS or not least <= num_ids <= 2**31 - 1:
         raise ValueError(f"{name}: kind {kind!r} with {num_ids} ids")
     return CategoryRule(kind, num_ids)

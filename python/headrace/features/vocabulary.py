@@ -102,9 +102,9 @@ def rules(
     """The rule of every column.
 
     Args:
-        kinds: `vocabulary` or `hash` by column.
+        kinds: one of `transform.KINDS` by column.
         num_known: entries of the vocabulary by column.
-        hash_size: buckets of a hashed column.
+        hash_size: buckets of a column that has no vocabulary.
         hash_size_by_column: the same by column.
     """
     sizes = {
@@ -118,7 +118,7 @@ def choose_kinds(choice: str, num_frequent: Mapping[str, int], above: int, befor
     """Which columns are hashed.
 
     Args:
-        choice: `vocabulary` or `hash` for all, `auto` by cardinality.
+        choice: one of `transform.KINDS` for all, or `auto`: a vocabulary, or hashed, by cardinality.
         num_frequent: values that reach the limit, by column.
         above: `auto` hashes a column with more than so many.
         before: what was chosen in an earlier run; `auto` keeps to it, since ids may not change.

@@ -11,19 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 
-from headrace.catalog import delta
 from headrace.catalog.ledger import FileAccount, LedgerBatch, LedgerFile
 from headrace.catalog.spec import TableSpec, load
 from headrace.errors import UserError
 from headrace.ingest import commoncrawl_rows as rows
-from headrace.ingest.commit import new_rows
+from headrace.ingest.batch import Batch, Tally
 from headrace.ingest.commoncrawl_paths import crawl_of
 from headrace.ingest.commoncrawl_rows import Account, Census, CrawlFile, Place, Reading, types_of
 from headrace.ingest.lines import LINE_BITS, per_task
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
 
 NAME = "commoncrawl"
 MAX_FILE_BYTES = 1 << LINE_BITS
-# Pages at level 1 take a tenth more room than at zstd's usual 3, and three fifths of its time. Nobody looks for a payload
-# by its bytes: no dictionary of them, no least and greatest.
+# Pages at level 1 take a tenth more room than at zstd's usual 3, and three fifths of its time. Nobody looks for a
+# payload by its bytes: no dictionary of them, no least and greatest.
 WRITING = {
     "parquet.compression.codec.zstd.level": "1",
     "parquet.size.statistics.enabled": "false",
@@ -46,6 +44,7 @@ WRITING = {
 }
 _HERE_BYTES = 16 << 20  # takes less time than to start a Python worker
 _CHUNK_BYTES = 1 << 22
+_Read = Callable[["SparkSession", Sequence[CrawlFile], Reading], "DataFrame"]
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,7 @@ class CommonCrawlSource:
             censuses = self._take_census(spark, [file.path for file in files], reading)
         expected = {file.path: censuses[file.path].account(file.types, reading.bad_digest) for file in files}
         _refuse_changed(scans[file.path] for file in files)
-        return _Commit(spark, lake, batch.batch_id, reading, files, scans).run(expected)
+        return _Commit(Batch(spark, lake, batch.batch_id), reading, files, scans).run(expected)
 
     def describe(self, file: LedgerFile, account: FileAccount) -> str:
         """Origin, records."""
@@ -222,9 +221,7 @@ def _refuse_changed(scans: Iterator[CrawlScan]) -> None:
 class _Commit:
     """One batch on its way into the two tables."""
 
-    spark: SparkSession
-    lake: str
-    batch_id: str
+    batch: Batch
     reading: Reading
     files: Sequence[CrawlFile]
     scans: Mapping[str, CrawlScan]
@@ -241,68 +238,40 @@ class _Commit:
             file.path: self._account(
                 file,
                 expected[file.path],
-                committed.get(file.ordinal, (0, 0)),
-                refused.get(file.ordinal, (0, 0)),
+                committed.get(file.ordinal, Tally(0, 0)),
+                refused.get(file.ordinal, Tally(0, 0)),
                 (version, refused_version),
             )
             for file in self.files
         }
 
-    def _written(
-        self, spec: TableSpec, read: Any, files: Sequence[CrawlFile]
-    ) -> tuple[dict[int, tuple[int, int]], int | None]:
+    def _written(self, spec: TableSpec, read: _Read, files: Sequence[CrawlFile]) -> tuple[dict[int, Tally], int | None]:
         """Commit the files' rows to a table unless that was done; rows and bytes there by ordinal, and the version."""
-        from pyspark.sql import functions as F
-
         if not files:
             return {}, None
-        frame: DataFrame = read(self.spark, files, self.reading).withColumn("batch_id", F.lit(self.batch_id))
-        frame = frame.select(*[column.name for column in spec.columns])
-        options = delta.WriteOptions(txn=(f"headrace-batch-{self.batch_id}", 1), quality=False)
-        with configured(self.spark, WRITING):
-            commit = delta.write(frame, spec, self.lake, batch_id=self.batch_id, options=options)
-        return self._counted(spec, commit), commit.version
-
-    def _counted(self, spec: TableSpec, commit: delta.Commit) -> dict[int, tuple[int, int]]:
-        """From the files that the commit added; where it was made by an earlier run, from the table by batch."""
-        from pyspark.sql import functions as F
-
-        number = "file_ordinal" if spec.layer == "quarantine" else "key"
-        if commit.skipped:
-            ordinal = F.col(number) if number != "key" else F.shiftright("key", LINE_BITS)
-            mine = delta.read(self.spark, spec, self.lake).where(F.col("batch_id") == self.batch_id)
-            found = mine.groupBy(ordinal.alias("ordinal")).agg(
-                F.count("*").alias("rows"), F.sum("length").alias("bytes")
-            )
-            return {int(row.ordinal): (row.rows, row.bytes) for row in found.collect()}
-        totals: dict[int, tuple[int, int]] = {}
-        for batch in new_rows(commit, [number, "length"]):
-            ordinals = batch.column(0).to_numpy().astype(np.int64) >> (LINE_BITS if number == "key" else 0)
-            lengths = batch.column(1).to_numpy()
-            for ordinal in np.unique(ordinals):
-                mine = ordinals == ordinal
-                before = totals.get(int(ordinal), (0, 0))
-                totals[int(ordinal)] = (before[0] + int(mine.sum()), before[1] + int(lengths[mine].sum()))
-        return totals
+        with configured(self.batch.spark, WRITING):
+            commit = self.batch.write(spec, read(self.batch.spark, files, self.reading))
+        found = self.batch.tally(commit, spec, [file.ordinal << LINE_BITS for file in self.files], "length")
+        return {start >> LINE_BITS: tally for start, tally in found.items()}, commit.version
 
     def _account(
         self,
         file: CrawlFile,
         expected: Account,
-        committed: tuple[int, int],
-        refused: tuple[int, int],
+        committed: Tally,
+        refused: Tally,
         versions: tuple[int | None, int | None],
     ) -> FileAccount:
         wanted = (expected.committed, expected.committed_bytes), (expected.refused, expected.refused_bytes)
         size = self.scans[file.path].size
-        if (committed, refused) != wanted or committed[1] + refused[1] + expected.left_out_bytes != size:
+        if (committed, refused) != wanted or committed.measure + refused.measure + expected.left_out_bytes != size:
             raise RuntimeError(
-                f"the account of {file.origin} does not close: (rows, bytes) {committed} committed, {refused} in"
-                f" quarantine, expected {wanted[0]} and {wanted[1]}; {expected.left_out_bytes:,} bytes left out,"
-                f" {size:,} in the file; its batch stays open"
+                f"the account of {file.origin} does not close: (rows, bytes) {tuple(committed)} committed,"
+                f" {tuple(refused)} in quarantine, expected {wanted[0]} and {wanted[1]};"
+                f" {expected.left_out_bytes:,} bytes left out, {size:,} in the file; its batch stays open"
             )
         bronze, quarantine = versions
-        read = committed[0] + refused[0]
+        read = committed.rows + refused.rows
         return FileAccount(
-            read, committed[0], refused[0], bronze if committed[0] else None, quarantine if refused[0] else None
+            read, committed.rows, refused.rows, bronze if committed.rows else None, quarantine if refused.rows else None
         )

@@ -21,10 +21,12 @@ def find_files(source: str) -> list[str]:
     """Absolute paths of the files that `source` names: patterns or folders, separated by commas.
 
     Raises:
-        UserError: nothing is found, or the source is not on a mounted file system.
+        UserError: nothing is found, the source is not on a mounted file system, or a name is no text.
     """
     found: set[str] = set()
-    for pattern in filter(None, (part.strip() for part in source.split(","))):
+    # A name may hold a comma: an existing path is taken as it stands.
+    parts = [source] if os.path.exists(source) else source.split(",")
+    for pattern in filter(None, (part.strip() for part in parts)):
         pattern = pattern.removeprefix("file://")
         if "://" in pattern:
             raise UserError(f"{pattern} is not on a mounted file system", "copy the files to one, or mount it")
@@ -36,7 +38,18 @@ def find_files(source: str) -> list[str]:
         found.update(os.path.abspath(name) for name in names)
     if not found:
         raise UserError("--source is empty", "give a file, a folder or a pattern such as 'data/day_*.gz'")
+    for path in found:
+        if not _is_text(path):
+            raise UserError(f"{os.fsencode(path)!r}: its name is not UTF-8", "rename it: names are kept as text")
     return sorted(found)
+
+
+def _is_text(path: str) -> bool:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def days_of(paths: Sequence[str], days_from: str = "auto", by_name: str = "") -> dict[str, int]:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from headrace.ingest.graph_parquet import LABELS, PARQUET, Bad, whole
 from headrace.ingest.lines import REJECTED_SCHEMA, InputFile, Part
-from headrace.ingest.npy import ArrayFile, open_array
+from headrace.ingest.npy import MAGIC, ArrayFile, open_array
 from headrace.ingest.textfiles import BrokenFileError, ChangedFileError, FileRange, FileScan
 
 CHUNK_ROWS = 1 << 16
@@ -70,6 +70,15 @@ class RowFormat:
     def from_json(cls, value: dict[str, Any]) -> RowFormat:
         """The inverse of `to_json`."""
         return cls(value["kind"], tuple((a, b) for a, b in value["columns"]), value["named"])
+
+
+def holds_rows(path: str) -> bool:
+    """Whether a file begins like an array or a Parquet file; False where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)).startswith((_PARQUET_MAGIC, MAGIC))
+    except OSError:
+        return False
 
 
 def scan_rows(path: str, range_bytes: int, *, pairs: bool = False) -> FileScan | str:

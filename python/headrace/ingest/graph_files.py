@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.ingest.commit import commit_batch
 from headrace.ingest.edges import EdgeFormat
-from headrace.ingest.graph_arrays import RowFormat, check_array, range_rows, scan_rows
+from headrace.ingest.graph_arrays import RowFormat, check_array, holds_rows, range_rows, scan_rows
 from headrace.ingest.graph_parquet import check_types
 from headrace.ingest.lines import (
     MAX_LINES,
@@ -89,19 +89,29 @@ class GraphFiles:
     Args:
         name: edges, triples, node_features or node_labels.
         plan: how a scanned file is to be read; raises UserError where it can not be.
-        binary: arrays and Parquet rather than text.
+        binary: files that are to be arrays or Parquet; others are where they begin like one, so that a run of text
+            files finishes a batch of arrays as well.
         range_bytes: about how much of a file one task reads.
     """
 
     def __init__(
-        self, name: str, plan: Callable[[FileScan], FilePlan], *, binary: bool, range_bytes: int = RANGE_BYTES
+        self,
+        name: str,
+        plan: Callable[[FileScan], FilePlan],
+        *,
+        binary: Collection[str] = (),
+        range_bytes: int = RANGE_BYTES,
     ) -> None:
-        self.name, self._plan, self._binary, self._range_bytes = name, plan, binary, range_bytes
+        self.name, self._plan, self._binary, self._range_bytes = name, plan, frozenset(binary), range_bytes
 
     def scan(self, spark: SparkSession, paths: Sequence[str]) -> dict[str, FileScan | str]:
         """One pass over each file."""
-        if not self._binary:
-            return scan_files(spark, paths, self._range_bytes)
+        binary = {path: path in self._binary or holds_rows(path) for path in paths}
+        lines = [path for path in paths if not binary[path]]
+        found = scan_files(spark, lines, self._range_bytes)
+        return found | self._scan_rows(spark, [path for path in paths if binary[path]])
+
+    def _scan_rows(self, spark: SparkSession, paths: Sequence[str]) -> dict[str, FileScan | str]:
         if sum(os.path.getsize(path) for path in paths if os.path.exists(path)) <= _SCAN_HERE_BYTES:
             return {path: scan_rows(path, self._range_bytes, pairs=self.name == "edges") for path in paths}
         rows = per_task(
@@ -119,6 +129,8 @@ class GraphFiles:
             if found.lines >= MAX_LINES:
                 raise UserError(f"{found.path} has {MAX_LINES} rows or more", "split it")
             format_ = self._plan(found).format
+            if not isinstance(format_, RowFormat) and holds_rows(found.path):
+                raise UserError(f"{found.path} is an array or Parquet file, no text", "--format auto, npy or parquet")
             if isinstance(format_, RowFormat) and found.head == b"PAR1":
                 check_types(found.path, format_.columns, format_.named)
             elif isinstance(format_, RowFormat):

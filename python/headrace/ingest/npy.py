@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from headrace.ingest.textfiles import BrokenFileError
 
-_MAGIC = b"\x93NUMPY"
+MAGIC = b"\x93NUMPY"
 _MAX_HEADER = 1 << 12
 _HEADER = re.compile(
     r"\{\s*'descr':\s*'(?P<descr>[<>|=][biuf][1248])',\s*'fortran_order':\s*(?P<fortran>True|False),"
@@ -63,7 +63,7 @@ def open_array(path: str) -> ArrayFile:
     """
     with open(path, "rb") as file:
         start = file.read(12)
-        if start[:6] != _MAGIC or len(start) < 12:
+        if start[:6] != MAGIC or len(start) < 12:
             raise BrokenFileError(f"{path} is no numpy array file")
         major = start[6]
         if major not in (1, 2, 3):

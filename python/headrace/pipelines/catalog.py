@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +155,17 @@ def _report(spark: SparkSession | None, cfg: Config, report: Report) -> None:
 
 def _datasets(report: Report) -> None:
     known = [datasets.load(name) for name in datasets.names()]
-    _say_aligned(report, [("data set", "ingested by", "table"), *((d.name, d.ingested_by, d.table) for d in known)])
-    report.results |= {d.name: {"table": d.table, "ingested_by": d.ingested_by, "size": d.size} for d in known}
+    lines = [(d.name, d.ingested_by, _cut(d.size, 40), _cut(d.licence, 64)) for d in known]
+    _say_aligned(report, [("data set", "ingested by", "size", "licence"), *lines])
+    report.say("headrace catalog dataset NAME shows one in full")
+    report.results |= {
+        d.name: {"table": d.table, "ingested_by": d.ingested_by, "size": d.size, "licence": d.licence} for d in known
+    }
+
+
+def _cut(text: str, width: int) -> str:
+    """Whole words, up to so many characters."""
+    return textwrap.shorten(text, width, placeholder=" ...", break_on_hyphens=False)
 
 
 def _dataset(cfg: Config, report: Report) -> None:

@@ -63,6 +63,7 @@ VERBS = {
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
+    "forget": Verb("forget", "files out of the lake again, to be read anew; an open batch given up"),
     "quarantine": Verb("quarantine", "refused rows: reasons, counts, examples"),
     "dedup-text": Verb(
         "dedup_text", "silver/documents -> silver/duplicates: exact and near, against earlier crawls too"

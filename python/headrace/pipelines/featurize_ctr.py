@@ -26,7 +26,7 @@ from headrace.errors import UserError
 from headrace.features import ctr, layout, order, vocabulary
 from headrace.features.row_transform import Vocabulary
 from headrace.features.split import SPLITS, DaySplit, format_days, split_days
-from headrace.features.transform import CATEGORIES, INTS, CategoryRule, Transform
+from headrace.features.transform import CATEGORIES, INTS, KINDS, CategoryRule, Transform
 from headrace.pipelines.featurize_rows import Source, commit_rows, lay_out
 
 if TYPE_CHECKING:
@@ -61,10 +61,11 @@ class Config:
         split: days of each split.
         ints: log (sign(x) log(1 + |x|), missing -1) or quantile (rank of the bin in (0, 1], missing 0).
         num_bins: bins of a column, for quantile.
-        categories: vocabulary, hash, or auto (hash the columns with more values than hash_above).
+        categories: vocabulary, hash, modulo (the value itself, not its hash, modulo hash_size), or auto (hash the
+            columns with more values than hash_above).
         min_count: a value enters the vocabulary when it stands so often in the training days.
         min_count_by_column: the same by column, as c3=20,c4=5.
-        hash_size: buckets of a hashed column.
+        hash_size: buckets of a column that is hashed or taken modulo.
         hash_size_by_column: the same by column, as c3=1000000.
         hash_above: auto hashes a column with more values that reach min_count.
         max_vocabulary: entries allowed over all columns.
@@ -160,7 +161,7 @@ def by_column(value: Mapping[str, int] | str, setting: str) -> dict[str, int]:
 def _check(cfg: Config) -> tuple[dict[str, int], dict[str, int]]:
     choices = {
         "ints": ("log", "quantile"),
-        "categories": ("vocabulary", "hash", "auto"),
+        "categories": (*KINDS, "auto"),
         "vocabulary": ("grow", "rebuild"),
         "order": order.ORDERS,
     }
@@ -246,8 +247,8 @@ def _learn(
     report: Report,
 ) -> tuple[dict[str, CategoryRule], int | None]:
     """Count the training days, grow the vocabulary; the rule of each column and the vocabulary's version."""
-    if cfg.categories == "hash":
-        return vocabulary.rules(dict.fromkeys(CATEGORIES, "hash"), {}, cfg.hash_size, sizes), None
+    if cfg.categories in ("hash", "modulo"):  # learn nothing
+        return vocabulary.rules(dict.fromkeys(CATEGORIES, cfg.categories), {}, cfg.hash_size, sizes), None
     from pyspark import StorageLevel
 
     spec = load("silver/ctr_vocabulary")

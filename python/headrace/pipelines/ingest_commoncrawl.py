@@ -22,7 +22,7 @@ from headrace.ingest.commoncrawl_paths import Origin
 from headrace.ingest.commoncrawl_rows import BAD_DIGEST, Reading
 from headrace.ingest.commoncrawl_singles import SELECTION, Selection, land_selection, select, selection_of, selections
 from headrace.ingest.days import find_files
-from headrace.pipelines.ingest_files import Settings, ingest
+from headrace.pipelines.ingest_files import Settings, give_up_command, ingest
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -240,8 +240,14 @@ class _Run:
     def land_open_batches(self) -> None:
         """What an earlier run began with must be there again, whatever this one was asked for."""
         for batch in self._ledger.state().open_batches:
-            for file in batch.files:
-                self._expect(file)
+            try:
+                for file in batch.files:
+                    self._expect(file)
+            except UserError as error:
+                give_up = (
+                    f"give the batch up that an earlier run began: {give_up_command(batch.batch_id, self.cfg.lake)}"
+                )
+                raise UserError(error.problem, "; or ".join(filter(None, (error.remedy, give_up)))) from error
 
     def _expect(self, file: LedgerFile) -> None:
         origin, path = file.detail["origin"], Path(file.path)
@@ -319,8 +325,7 @@ class _Run:
     def _closed(self) -> set[str]:
         state = self._ledger.state()
         still_open = {batch.batch_id for batch in state.open_batches}
-        closed = [batch for batch in state.batches if batch.batch_id not in still_open]
-        return {file.detail["origin"] for batch in closed for file in batch.files}
+        return {file.detail["origin"] for batch, file in state.planned if batch.batch_id not in still_open}
 
 
 def _remove(path: Path) -> None:

@@ -9,8 +9,7 @@ from headrace.errors import UserError
 from headrace.ingest.criteo import CriteoFormat, CriteoSource
 from headrace.ingest.criteo_reader import READERS
 from headrace.ingest.days import day_range, days_of, find_files
-from headrace.ingest.lines import RANGE_BYTES
-from headrace.pipelines.ingest_files import BATCH_BYTES, Settings, ingest
+from headrace.pipelines.ingest_files import FilesConfig, ingest
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -20,38 +19,24 @@ HEADERS = ("auto", "yes", "no")
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(FilesConfig):
     """Read Criteo files (Kaggle or Terabyte, gz or plain) into the lake, each once.
 
     Args:
-        lake: folder of the tables.
-        source: files, folders or quoted patterns, separated by commas.
         days: only files of these days, such as 3-7 (both included) or 3.
         days_from: where a file's day comes from: auto (day_N in its name, else train 0, dev or valid 1, test 2), name
             (day_N only) or order (its place among the files found).
         days_by_name: days of single files, such as train.tsv=0,dev.tsv=1; wins over days_from.
         labelled: 40 columns with the label first; false for test files with 39 columns.
         header: is the first line of each file a header: auto, yes or no.
-        allow_duplicates: read files whose content is in the lake already under another name.
-        batch_bytes: about how much input one commit takes.
-        range_bytes: about how much of a plain file one task reads.
-        max_line_bytes: longer lines go to quarantine.
-        raw_bytes: how much of a refused line is kept there.
         reader: fast (in the JVM) or plain (in Python): with the same result.
     """
 
-    lake: str = "lake"
-    source: str = ""
     days: str | None = None
     days_from: str = "auto"
     days_by_name: str = ""
     labelled: bool = True
     header: str = "auto"
-    allow_duplicates: bool = False
-    batch_bytes: int = BATCH_BYTES
-    range_bytes: int = RANGE_BYTES
-    max_line_bytes: int = 1 << 20
-    raw_bytes: int = 1 << 16
     reader: str = "fast"
 
 
@@ -67,9 +52,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     days = {path: day for path, day in days.items() if wanted is None or day in wanted}
     fmt = CriteoFormat(cfg.labelled, cfg.max_line_bytes, cfg.raw_bytes)
     hint = "headrace quarantine says why; files without labels need --labelled false"
-    settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates, hint)
     source = CriteoSource(fmt, cfg.header, cfg.range_bytes, cfg.reader)
-    ingest(spark, settings, source, days, report)
+    ingest(spark, cfg.settings(hint), source, days, report)
     report.results["day_by_file"] = dict(sorted(days.items()))
     return report
 
@@ -89,6 +73,4 @@ def _check(cfg: Config) -> None:
         raise UserError(f"--header {cfg.header} is unknown", f"one of {', '.join(HEADERS)}")
     if cfg.reader not in READERS:
         raise UserError(f"--reader {cfg.reader} is unknown", f"one of {', '.join(READERS)}")
-    for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
+    cfg.check_sizes()

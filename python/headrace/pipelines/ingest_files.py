@@ -1,7 +1,7 @@
 """Files of any source into its tables, each once, every row accounted for in `meta/ledger`.
 
-First the batches that an earlier run left open are finished, exactly as recorded; then files that the ledger does not
-know are scanned, put in batches, and committed one batch after the other.
+First what an earlier run left is finished, exactly as recorded: files that were being forgotten, batches that are open.
+Then files that the ledger does not know are scanned, put in batches, and committed one batch after the other.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,8 +18,9 @@ from headrace.catalog.ledger import FileAccount, Ledger, LedgerBatch, LedgerFile
 from headrace.errors import UserError
 from headrace.ingest.claim import claim
 from headrace.ingest.commit import record_quality
-from headrace.ingest.lines import MAX_FILES
+from headrace.ingest.lines import MAX_FILES, RANGE_BYTES
 from headrace.ingest.source import Scan, Source, tables
+from headrace.ingest.withdraw import finish_withdrawals
 from headrace.report import Report, Stage
 
 if TYPE_CHECKING:
@@ -39,9 +41,46 @@ class Settings:
     """
 
     lake: str
-    batch_bytes: int = BATCH_BYTES
+    batch_bytes: int
+    allow_duplicates: bool
+    nothing_accepted: str
+
+
+@dataclass(kw_only=True)
+class FilesConfig:
+    """What every verb is told that ingests files of lines or rows.
+
+    Args:
+        lake: folder of the tables.
+        source: files, folders or quoted patterns, separated by commas.
+        allow_duplicates: read files whose content is in the lake already under another name.
+        batch_bytes: about how much input one commit takes.
+        range_bytes: about how much of a plain file one task reads.
+        max_line_bytes: longer lines go to quarantine.
+        raw_bytes: how much of a refused line is kept there.
+    """
+
+    lake: str = "lake"
+    source: str = ""
     allow_duplicates: bool = False
-    nothing_accepted: str = "headrace quarantine says why"
+    batch_bytes: int = BATCH_BYTES
+    range_bytes: int = RANGE_BYTES
+    max_line_bytes: int = 1 << 20
+    raw_bytes: int = 1 << 16
+
+    def check_sizes(self) -> None:
+        """Refuse sizes of nothing.
+
+        Raises:
+            UserError: the setting is named.
+        """
+        for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
+
+    def settings(self, nothing_accepted: str) -> Settings:
+        """Those of `ingest`, with what to try where no row of a file was accepted."""
+        return Settings(self.lake, self.batch_bytes, self.allow_duplicates, nothing_accepted)
 
 
 @dataclass
@@ -76,20 +115,33 @@ def ingest(
     """
     run = _Ingest(spark, settings, source, report, Ledger(spark, settings.lake, source.name))
     with claim(settings.lake, report.say):
+        finish_withdrawals(spark, settings.lake, source.name, report.say)
         _finish_open(run)
         with report.stage("scan") as stage:
             _scan_new(run, files, stage)
         while batch := _open_next(run, files):
             _finish(run, batch)
         _record_quality(run)
+    _warn_of_refused(run)
     _conclude(run)
     return report
+
+
+def forget_command(path: str, lake: str) -> str:
+    """What to type so that a file is new again."""
+    return f"headrace forget {shlex.quote(path)} --lake {shlex.quote(lake)}"
+
+
+def give_up_command(batch_id: str, lake: str) -> str:
+    """What to type so that an open batch is given up."""
+    return f"headrace forget --batch {batch_id} --lake {shlex.quote(lake)}"
 
 
 def _finish_open(run: _Ingest) -> None:
     for batch in run.ledger.state().open_batches:
         run.report.say(f"finishing batch {batch.batch_id}, which an earlier run left open")
-        _scan(run, [file.path for file in batch.files], "an earlier run began to ingest it; put it back as it was")
+        paths, give_up = [file.path for file in batch.files], give_up_command(batch.batch_id, run.settings.lake)
+        _scan(run, paths, f"an earlier run began to ingest it; put it back as it was, or give its batch up: {give_up}")
         _finish(run, batch)
 
 
@@ -103,7 +155,8 @@ def _scan_new(run: _Ingest, files: Mapping[str, int | None], stage: Stage) -> No
         if path in known and _checksum(run.scans[path]) != known[path].checksum:
             raise UserError(
                 f"{path} was changed after it was ingested (batch and rows: headrace rows {path})",
-                "give the new content a new name, or put back the old one",
+                f"put back the old content, give the new one a new name, or {forget_command(path, run.settings.lake)}"
+                " to have the new one in place of the old",
             )
     run.skipped |= set(suspects) & set(known)
     new = [path for path in suspects if path not in known]
@@ -186,7 +239,8 @@ def _finish(run: _Ingest, batch: LedgerBatch) -> None:
         if _checksum(run.scans[file.path]) != file.checksum:
             raise UserError(
                 f"{file.path} was changed after batch {batch.batch_id} was begun with it",
-                f"put back the file with {file.checksum}, and run the same command again",
+                f"put back the file with {file.checksum}, and run the same command again; or give the batch up:"
+                f" {give_up_command(batch.batch_id, run.settings.lake)}",
             )
     with run.report.stage("ingest") as stage:
         accounts = run.source.commit(run.spark, run.settings.lake, batch, run.scans)
@@ -198,20 +252,32 @@ def _finish(run: _Ingest, batch: LedgerBatch) -> None:
         stage.note = f"batch {batch.batch_id}, {len(batch.files)} files"
     run.accounts |= accounts
     for file in batch.files:
-        _remark(run, file, accounts[file.path])
+        run.report.say(f"  {run.source.describe(file, accounts[file.path])}")
 
 
-def _remark(run: _Ingest, file: LedgerFile, account: FileAccount) -> None:
-    run.report.say(f"  {run.source.describe(file, account)}")
-    if account.read and not account.committed:
-        run.report.warn(f"nothing of {file.path} was accepted: {run.settings.nothing_accepted}")
+def _warn_of_refused(run: _Ingest) -> None:
+    """Files of which nothing was accepted, now or by an earlier run: wrong settings, as a rule, and the way back."""
+    state = run.ledger.state()
+    asked = run.skipped | set(run.accounts)
+    names = [(batch.batch_id, file.path) for batch, file in state.planned if file.path in asked]
+    accounts = {path: state.accounts[batch_id, path] for batch_id, path in names if (batch_id, path) in state.accounts}
+    refused = [path for path, account in accounts.items() if account.read and not account.committed]
+    if refused:
+        more = f" and {len(refused) - 3:,} more" if len(refused) > 3 else ""
+        pattern = " (or a quoted pattern of paths)" if len(refused) > 1 else ""
+        run.report.warn(
+            f"nothing of {', '.join(refused[:3])}{more} was accepted: {run.settings.nothing_accepted}. To read it"
+            f" again with other settings, first: {forget_command(refused[0], run.settings.lake)}{pattern}"
+        )
 
 
 def _record_quality(run: _Ingest) -> None:
     """The rows are committed and closed by now, so its failure must not look like theirs."""
     try:
         with run.report.stage("quality"):
-            record_quality(run.spark, run.settings.lake, run.source.name, run.ledger.state().accounts.values())
+            state = run.ledger.state()
+            accounts = [account for name, account in state.accounts.items() if name not in state.withdrawn]
+            record_quality(run.spark, run.settings.lake, run.source.name, accounts)
     except Exception as error:
         cause = str(error).splitlines()[:1]
         run.report.warn(f"all rows are in, but quality reports are missing; the next run makes them up: {cause}")

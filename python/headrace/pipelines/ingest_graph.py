@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,7 @@ from headrace.features.graph_source import check_name
 from headrace.ingest.days import find_files
 from headrace.ingest.graph_files import TABLES, GraphFiles
 from headrace.ingest.graph_plan import FORMATS, KINDS, Reading, ogb_files
-from headrace.ingest.lines import RANGE_BYTES
-from headrace.pipelines.ingest_files import BATCH_BYTES, Settings, ingest
+from headrace.pipelines.ingest_files import FilesConfig, forget_command, ingest
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -32,13 +31,11 @@ _COLUMNS = ("src", "dst", "weight", "relation", "node", "features", "label", "sp
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(FilesConfig):
     """Read a graph's files into the lake, each once.
 
     Args:
-        lake: folder of the tables.
         graph: name of the graph.
-        source: files, folders or quoted patterns, separated by commas.
         kind: edges, features or labels; auto: by the file's name.
         format: snap (comments with #, blanks or tabs), csv, triples (head, relation, tail), libsvm (node TAB
             index:value ...), tsv (node TAB class TAB split), parquet, npy, or ogb (a folder of OGB's arrays); auto: by
@@ -55,16 +52,9 @@ class Config:
         order: of a triple's columns: hrt (head, relation, tail) or htr.
         ids: nodes are numbers or names; auto: names only in triples whose first line is not all numbers.
         index_base: the first feature's index in libsvm lines: 1 or 0.
-        allow_duplicates: read files whose content is in the lake already under another name.
-        batch_bytes: about how much input one commit takes.
-        range_bytes: about how much of a plain file one task reads.
-        max_line_bytes: longer lines go to quarantine.
-        raw_bytes: how much of a refused line is kept there.
     """
 
-    lake: str = "lake"
     graph: str = ""
-    source: str = ""
     kind: str = "auto"
     format: str = "auto"
     source_type: str = "node"
@@ -79,11 +69,6 @@ class Config:
     order: str = "hrt"
     ids: str = "auto"
     index_base: int = 1
-    allow_duplicates: bool = False
-    batch_bytes: int = BATCH_BYTES
-    range_bytes: int = RANGE_BYTES
-    max_line_bytes: int = 1 << 20
-    raw_bytes: int = 1 << 16
 
 
 def early(cfg: Config) -> None:
@@ -93,9 +78,7 @@ def early(cfg: Config) -> None:
         UserError: a setting out of range, no input file.
     """
     _reading(cfg)
-    for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
+    cfg.check_sizes()
     _files(cfg)
 
 
@@ -107,17 +90,20 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """
     early(cfg)
     reading = _reading(cfg)
-    groups: dict[tuple[str, bool], list[str]] = {}
+    groups: dict[str, dict[str, bool]] = {}
     files, others = _files(cfg)
     if others:
         report.say(f"left out, as no part of a graph that is known: {', '.join(map(os.path.basename, others))}")
     for path in files:
-        groups.setdefault(reading.table_of(path), []).append(path)
-    settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates)
+        table, binary = reading.table_of(path)
+        groups.setdefault(table, {})[path] = binary
     totals: dict[str, Any] = {}
-    for (table, binary), paths in sorted(groups.items(), key=lambda item: TABLES.index(item[0][0])):
+    for table in sorted(groups, key=TABLES.index):
+        paths = groups[table]
         _refuse_other_graph(spark, cfg, table, paths)
-        source = GraphFiles(table, reading.plan, binary=binary, range_bytes=cfg.range_bytes)
+        arrays = [path for path, binary in paths.items() if binary]
+        source = GraphFiles(table, reading.plan, binary=arrays, range_bytes=cfg.range_bytes)
+        settings = cfg.settings(f"headrace quarantine --source {table} says why")
         ingest(spark, settings, source, dict.fromkeys(paths), report)
         _add(totals, report.results)
     report.results |= totals | {"graph": cfg.graph}
@@ -186,13 +172,16 @@ def by_column(value: Mapping[str, str] | str) -> dict[str, str]:
     return found
 
 
-def _refuse_other_graph(spark: SparkSession, cfg: Config, table: str, paths: list[str]) -> None:
+def _refuse_other_graph(spark: SparkSession, cfg: Config, table: str, paths: Iterable[str]) -> None:
     """A file is known by its path: under another graph's name it would be passed over without a word."""
     known = Ledger(spark, cfg.lake, table).state().files
     for path in paths:
         other = known[path].detail["constants"]["graph"] if path in known else cfg.graph
         if other != cfg.graph:
-            raise UserError(f"{path} was ingested as part of graph {other}", f"--graph {other}, or a copy of the file")
+            raise UserError(
+                f"{path} was ingested as part of graph {other}",
+                f"--graph {other}; a copy of the file; or, to move it, {forget_command(path, cfg.lake)} first",
+            )
 
 
 def _add(totals: dict[str, Any], results: Mapping[str, Any]) -> None:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from headrace.errors import UserError
 from headrace.ingest.days import find_files
-from headrace.ingest.lines import RANGE_BYTES
 from headrace.ingest.ratings import RatingsFormat, RatingsSource, detect
 from headrace.ingest.ratings_parse import DELIMITERS
-from headrace.pipelines.ingest_files import BATCH_BYTES, Settings, ingest
+from headrace.pipelines.ingest_files import FilesConfig, ingest
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -21,12 +20,10 @@ UNITS = ("s", "ms")
 
 
 @dataclass(kw_only=True)
-class Config:
-    """Read files of ratings (MovieLens, or by their columns; gz or plain) into the lake, each once.
+class Config(FilesConfig):
+    """Read files of ratings (MovieLens, or by their columns; gz or plain), all of one layout, into the lake, each once.
 
     Args:
-        lake: folder of the tables.
-        source: files, folders or quoted patterns, separated by commas; all of one layout.
         dataset: name kept with every row; default: that of the first file's folder.
         delimiter: auto (the first of ::, tab, comma, semicolon in the first line), tab, ::, "," or ";".
         columns: names in the order of the files, as user,item,rating,timestamp (other names are left alone); or, for
@@ -35,26 +32,15 @@ class Config:
         min_rating: lower ratings go to quarantine.
         max_rating: higher ratings go to quarantine.
         timestamps: s (seconds since 1970) or ms.
-        allow_duplicates: read files whose content is in the lake already under another name.
-        batch_bytes: about how much input one commit takes.
-        range_bytes: about how much of a plain file one task reads.
-        max_line_bytes: longer lines go to quarantine.
-        raw_bytes: how much of a refused line is kept there.
     """
 
-    lake: str = "lake"
-    source: str = ""
     dataset: str = ""
     delimiter: str = "auto"
     columns: str = ""
     min_rating: float | None = None
     max_rating: float | None = None
     timestamps: str = "s"
-    allow_duplicates: bool = False
-    batch_bytes: int = BATCH_BYTES
-    range_bytes: int = RANGE_BYTES
     max_line_bytes: int = 1 << 16
-    raw_bytes: int = 1 << 16
 
 
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
@@ -75,9 +61,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         raw_bytes=cfg.raw_bytes,
     )
     hint = "headrace quarantine --source ratings says why; --columns and --delimiter say how lines are read"
-    settings = Settings(cfg.lake, cfg.batch_bytes, cfg.allow_duplicates, hint)
     source = RatingsSource(fmt, cfg.delimiter, cfg.columns, cfg.range_bytes)
-    ingest(spark, settings, source, dict.fromkeys(paths), report)
+    ingest(spark, cfg.settings(hint), source, dict.fromkeys(paths), report)
     report.results["dataset"] = fmt.dataset
     return report
 
@@ -99,6 +84,4 @@ def _check(cfg: Config) -> None:
         raise UserError(f"--timestamps {cfg.timestamps} is unknown", f"one of {', '.join(UNITS)}")
     if cfg.min_rating is not None and cfg.max_rating is not None and cfg.min_rating > cfg.max_rating:
         raise UserError(f"--min_rating {cfg.min_rating} is over --max_rating {cfg.max_rating}")
-    for name in ("batch_bytes", "range_bytes", "max_line_bytes", "raw_bytes"):
-        if getattr(cfg, name) < 1:
-            raise UserError(f"--{name} must be at least 1", f"leave --{name} out")
+    cfg.check_sizes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -68,10 +69,18 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         UserError: the ledger does not know the file, or knows several of that name.
     """
     state = Ledger(spark, cfg.lake, cfg.source).state()
-    batch, file = _find(cfg.file, state)
+    found = readings(cfg.file, state)
+    if not found:
+        raise not_known(cfg.file, [state])
+    *earlier, (batch, file) = found
     account = state.accounts.get((batch.batch_id, file.path))
     for line in _facts(batch, file, account):
         report.say(line)
+    if batch in state.open_batches:
+        report.say("the batch is open: run the same ingest again to finish it")
+    for each in (*earlier, (batch, file)):
+        if gone := _forgotten(state, *each):
+            report.say(gone)
     now = _rows_now(spark, cfg, file)
     refused = _refused(spark, cfg, batch, file)
     report.say(f"in bronze/{cfg.source} now {now:,} rows")
@@ -79,38 +88,56 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     for line in lines_of(refused):
         report.say(line)
     report.results |= _results(batch, file, account) | {
+        "forgotten": (batch.batch_id, file.path) in state.withdrawn,
+        "readings": len(earlier) + 1,
         "rows_now": now,
         "reasons": {each.reason: each.rows for each in refused},
     }
     return report
 
 
-def _find(name: str, state: LedgerState) -> tuple[LedgerBatch, LedgerFile]:
+def readings(name: str, state: LedgerState) -> list[tuple[LedgerBatch, LedgerFile]]:
+    """Every time that one file was planned, the last one last: it may have been forgotten and read again.
+
+    Empty where the ledger does not know the file.
+
+    Args:
+        name: its path, where it came from, or an ending of either that only one file has.
+        state: the ledger.
+
+    Raises:
+        UserError: several files have that name.
+    """
     every = [(batch, file) for batch in state.batches for file in batch.files]
-    exact = [(batch, file) for batch, file in every if os.path.abspath(name) == file.path or name == _origin(file)]
+    exact = [(batch, file) for batch, file in every if os.path.abspath(name) == file.path or name == origin(file)]
     ending = f"/{name.lstrip('/')}"
-    found = exact or [each for each in every if f"/{_origin(each[1])}".endswith(ending)]
-    if len(found) > 1:
-        raise UserError(f"{len(found)} files are called {name}", f"give the path, such as {_origin(found[0][1])}")
-    if not found:
-        known = ", ".join(sorted(os.path.basename(_origin(file)) for _, file in every)[:5]) or "no file yet"
-        raise UserError(f"the ledger does not know {name or 'a file without a name'}", f"it knows {known}")
-    return found[0]
+    found = exact or [each for each in every if f"/{origin(each[1])}".endswith(ending)]
+    paths = {file.path for _, file in found}
+    if len(paths) > 1:
+        raise UserError(f"{len(paths)} files are called {name}", f"give the path, such as {origin(found[0][1])}")
+    return found
 
 
-def _origin(file: LedgerFile) -> str:
+def not_known(name: str, states: Sequence[LedgerState]) -> UserError:
+    """No state knows a file of that name; the remedy lists some that are known."""
+    names = {os.path.basename(path) for state in states for path in state.files}
+    known = ", ".join(sorted(names)[:5]) or "no file yet"
+    return UserError(f"the ledger does not know {name or 'a file without a name'}", f"it knows {known}")
+
+
+def origin(file: LedgerFile) -> str:
     """Where a file came from, if that is not where it was read."""
     return str(file.detail.get("origin", file.path))
 
 
 def _facts(batch: LedgerBatch, file: LedgerFile, account: FileAccount | None) -> list[str]:
     lines = [
-        f"{_origin(file)}: {file.size:,} bytes, {file.checksum}, file {file.ordinal}"
+        f"{origin(file)}: {file.size:,} bytes, {file.checksum}, file {file.ordinal}"
         + ("" if file.day is None else f", day {file.day}"),
         f"batch {batch.batch_id}, {len(batch.files)} files",
     ]
     if account is None:
-        return [*lines, "the batch is open: run the same ingest again to finish it"]
+        return lines
     header = " (and a header)" if file.detail.get("header") else ""
     if left := file.detail.get("left_out"):
         lines.append(f"{left:,} records of types that were not asked for are left out")
@@ -120,6 +147,21 @@ def _facts(batch: LedgerBatch, file: LedgerFile, account: FileAccount | None) ->
         f" + {account.quarantined:,} in quarantine (version {_or_none(account.quarantine_version)})"
     )
     return lines
+
+
+def _forgotten(state: LedgerState, batch: LedgerBatch, file: LedgerFile) -> str:
+    """What was taken out again of one reading; empty where nothing was."""
+    name = batch.batch_id, file.path
+    if name not in state.withdrawn:
+        return ""
+    gone = state.withdrawn[name]
+    if gone is None:
+        return f"file {file.ordinal}, batch {batch.batch_id}: is being forgotten; the next ingest or forget finishes it"
+    return (
+        f"file {file.ordinal}, batch {batch.batch_id}: forgotten; {gone.committed:,} rows"
+        f" (version {_or_none(gone.table_version)} is without them) and {gone.quarantined:,} in quarantine (version"
+        f" {_or_none(gone.quarantine_version)}) were taken out"
+    )
 
 
 def _or_none(version: int | None) -> str:
