@@ -8,8 +8,8 @@ import org.apache.spark.unsafe.Platform
 /**
  * Header lines as Spark's rows hold an array of (name, value): one run of bytes, written once.
  *
- * As objects a line would be two strings, a row and what holds them; with twenty lines a record these cost more than
- * the record's bytes, and writing them into a row would cost as much again.
+ * As objects a line would be two strings, a row and what holds them: with some eighteen lines a record a tenth of the
+ * reader's time, and each would be written into Spark's row one by one.
  */
 final class HeaderArray {
   import HeaderArray._
