@@ -169,7 +169,7 @@ def _chosen(step: int, edges: EdgeArrays) -> Iterator[pa.RecordBatch]:
     for number, (src, dst) in edges:
         places = np.flatnonzero(splitmix64(splitmix64(src) ^ dst.view(np.uint64)) <= np.uint64(((1 << 64) - 1) // step))
         rows = pa.table({"src": src[places], "dst": dst[places], "edges": np.ones(len(places), np.int64)})
-        rows = rows.group_by(["src", "dst"]).aggregate([("edges", "sum")])
+        rows = rows.group_by(["src", "dst"], use_threads=False).aggregate([("edges", "sum")])
         columns = [pa.array(np.full(len(rows), number, np.int32))]
         columns += [rows.column(name).combine_chunks() for name in ("src", "dst", "edges_sum")]
         yield pa.RecordBatch.from_arrays(columns, ["type", "src", "dst", "edges"])
