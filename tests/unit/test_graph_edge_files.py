@@ -20,7 +20,6 @@ from headrace.features import graph_files
 from headrace.features.csr import EdgeType
 from headrace.features.graph_edges import Edges, _chosen, sample
 from headrace.features.graph_files import TYPE, _counts, groups, typed, units_of
-from headrace.features.hashing import xxhash64
 
 NAMES = [("a", "x", "a", "all"), ("a", "x", "b", "all"), ("b", "y", "a", "train"), ("b", "y", "a", "test")]
 
@@ -126,9 +125,3 @@ class Listed:
     def each(self, columns: Any, act: Any, ddl: str) -> Any:
         batches = [batch for chunk in self.chunks for batch in act(iter([chunk]))]
         return SimpleNamespace(toArrow=lambda: pa.Table.from_batches(batches))
-
-
-def test_a_seed_a_value_is_a_seed_alone() -> None:
-    values, seeds = np.array([7, -1, 1 << 62]), np.array([0, -5, 42])
-    expected = [int(xxhash64(np.array([value]), int(seed))[0]) for value, seed in zip(values, seeds, strict=True)]
-    assert xxhash64(values, seeds).tolist() == expected

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from headrace.catalog.fingerprint import splitmix64
 from headrace.features.csr import EdgeType
 from headrace.features.graph_files import CHUNK_EDGES, Act, EdgeArrays, EdgeFiles, groups
 
@@ -140,7 +141,6 @@ def adjacencies(
 Sample = Mapping[int, tuple[I64, I64, I64]]
 """Sources and targets of some edges, distinct ones, and how often each counts, by type."""
 _SAMPLE_DDL = "type int, src bigint, dst bigint, edges bigint"
-_GAMMA, _FIRST, _SECOND = (np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 def sample(edges: Edges, parts: int) -> Sample:
@@ -167,24 +167,12 @@ def sample(edges: Edges, parts: int) -> Sample:
 def _chosen(step: int, edges: EdgeArrays) -> Iterator[pa.RecordBatch]:
     """One distinct edge in `step`, with the number of its copies in the chunk."""
     for number, (src, dst) in edges:
-        places = np.flatnonzero(_mixed(src, dst) <= np.uint64(((1 << 64) - 1) // step))
+        places = np.flatnonzero(splitmix64(splitmix64(src) ^ dst.view(np.uint64)) <= np.uint64(((1 << 64) - 1) // step))
         rows = pa.table({"src": src[places], "dst": dst[places], "edges": np.ones(len(places), np.int64)})
         rows = rows.group_by(["src", "dst"]).aggregate([("edges", "sum")])
         columns = [pa.array(np.full(len(rows), number, np.int32))]
         columns += [rows.column(name).combine_chunks() for name in ("src", "dst", "edges_sum")]
         yield pa.RecordBatch.from_arrays(columns, ["type", "src", "dst", "edges"])
-
-
-def _mixed(src: I64, dst: I64) -> npt.NDArray[np.uint64]:
-    """A hash of each edge, after splitmix64: its high bits depend on all bits of both ids."""
-    z = src.view(np.uint64) + _GAMMA
-    z *= _FIRST
-    z ^= z >> np.uint64(32)
-    z += dst.view(np.uint64)
-    z *= _SECOND
-    z ^= z >> np.uint64(32)
-    z *= _FIRST
-    return z
 
 
 def sides_of(sampled: Sample, edges: Edges) -> dict[str, tuple[I64, I64]]:

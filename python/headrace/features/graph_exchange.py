@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from headrace.catalog import storage
 from headrace.features.graph_blocks import Arrays
+from headrace.features.worker_memory import keep_freed
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -179,6 +180,7 @@ def over(spark: SparkSession, items: Sequence[T], act: Callable[[T], Iterator[pa
     """
 
     def run(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        keep_freed()
         for batch in batches:
             for number in batch.column(0).to_pylist():
                 yield from act(items[number])

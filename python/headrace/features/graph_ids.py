@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 I64 = npt.NDArray[np.int64]
-F64 = npt.NDArray[np.float64]
 
 NODES = -1  # `type` of a block of nodes: ids, their codes
 SEEN = -2  # of ids that edges or rows name

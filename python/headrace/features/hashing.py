@@ -27,19 +27,18 @@ _P1, _P2, _P3, _P4, _P5 = (
 _MASK = (1 << 64) - 1
 
 
-def xxhash64(values: npt.ArrayLike, seed: int | Int64s = SPARK_SEED) -> Int64s:
+def xxhash64(values: npt.ArrayLike, seed: int = SPARK_SEED) -> Int64s:
     """XXH64 of each value's 8 little-endian bytes.
 
     Args:
         values: int64, any shape.
-        seed: taken modulo 2^64; one a value where it is an array: the hash of the column before.
+        seed: taken modulo 2^64.
 
     Returns:
         int64 of the same shape, equal to Spark's `xxhash64(CAST(x AS BIGINT))` for the default seed.
     """
     x = np.atleast_1d(np.asarray(values, dtype=np.int64)).view(np.uint64)
-    more = (int(_P5) + 8) & _MASK
-    start = seed.view(np.uint64) + np.uint64(more) if isinstance(seed, np.ndarray) else np.uint64((seed + more) & _MASK)
+    start = np.uint64((seed + int(_P5) + 8) & _MASK)
     h = start ^ (_rotl(x * _P2, 31) * _P1)
     h = _rotl(h, 27) * _P1 + _P4
     h = (h ^ (h >> np.uint64(33))) * _P2
