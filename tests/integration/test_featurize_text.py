@@ -15,7 +15,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import documents, text_rules
 from headrace.features.text_rules import gopher
-from headrace.pipelines import featurize_text
+from headrace.pipelines import extract_judge, featurize_text
 from headrace.pipelines.featurize_text import Config
 from headrace.report import Report
 
@@ -158,7 +158,7 @@ def test_a_rerun_changes_nothing_and_partitions_do_not_show(
     assert latest_version(CORPUS.path(lake.path)) == 1
     other = tmp_path / "other"
     ingest(spark, other, [row for row in FIRST if row["key"] != 6])
-    monkeypatch.setattr(featurize_text, "_BYTES_PER_TASK", 400_000)  # eight tasks
+    monkeypatch.setattr(extract_judge, "_BYTES_PER_TASK", 400_000)  # eight tasks
     featurize(spark, other, "extract")
     assert rows_of(spark, other) == {key: row for key, row in lake.rows.items() if key != 6}
 
