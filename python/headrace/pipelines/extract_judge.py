@@ -7,8 +7,7 @@ through (docs/decisions/0015-text.md). The other looks again: at what judge has 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from headrace.config import suggest
 from headrace.errors import UserError
 from headrace.features import documents
 from headrace.features.documents import Recipe, Verdict
+from headrace.features.sequences import small_batches
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 BRONZE, DOCUMENTS = "bronze/commoncrawl", "silver/documents"
 WRITER = "featurize-text"
 _ATTEMPTS = 10
-_RECORDS_AT_ONCE = 16
+_RECORDS_AT_ONCE = 16  # at 4 MiB a page, Spark's 10,000 would be the memory of a machine
 _BYTES_PER_TASK = 32 << 20
 
 
@@ -174,7 +174,7 @@ class Stages:
         wanted = _records(records, self.work.recipe.extract.max_bytes)
         with (
             self.report.stage("extract") as stage,
-            _few_at_once(self.spark),
+            small_batches(self.spark, _RECORDS_AT_ONCE),
             scratch(self.lake, "extract-text") as place,
         ):
             seen = wanted.agg(F.count(F.lit(1)), F.coalesce(F.sum("payload_bytes"), F.lit(0))).collect()[0]
@@ -185,7 +185,7 @@ class Stages:
             rows = self.spark.read.schema(spec.to_spark()).parquet(f"{place}/rows")
             commit = self._added(rows, batch, not stage.rows_in, rebuild)
             stage.rows_out = commit.rows_added if commit else 0
-            stage.note = f"{batch}: {self._errors(rows) if commit else 'another run has extracted it meanwhile'}"
+            stage.note = f"{batch}: {_errors(rows) if commit else 'another run has extracted it meanwhile'}"
 
     def _added(self, rows: DataFrame, batch: str, empty: bool, rebuild: bool) -> Commit | None:
         """Commit a batch, or all of them in place of what is there; None where the batch is in the table by now."""
@@ -216,7 +216,10 @@ class Stages:
     def _judged(self, state: _State, measure: bool) -> bool:
         """Judge one version; whether it was still the newest when that was done."""
         spec = load(DOCUMENTS)
-        with self.report.stage("measure, judge" if measure else "judge") as stage, _few_at_once(self.spark):
+        with (
+            self.report.stage("measure, judge" if measure else "judge") as stage,
+            small_batches(self.spark, _RECORDS_AT_ONCE),
+        ):
             rows = read(self.spark, spec, self.lake, state.version)
             stage.rows_in = rows.count()
             if measure:
@@ -233,11 +236,12 @@ class Stages:
                 stage.note = f"not committed: another run has made version {commit.version}, which is judged next"
         return not commit.skipped
 
-    def _errors(self, rows: DataFrame) -> str:
-        """How many documents have no text, by reason."""
-        found = rows.where("extract_error IS NOT NULL").groupBy("extract_error").count().collect()
-        counts = {row["extract_error"]: row["count"] for row in found}
-        return "no text: " + (", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none")
+
+def _errors(rows: DataFrame) -> str:
+    """How many documents have no text, by reason."""
+    found = rows.where("extract_error IS NOT NULL").groupBy("extract_error").count().collect()
+    counts = {row["extract_error"]: row["count"] for row in found}
+    return "no text: " + (", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none")
 
 
 def _crowded() -> UserError:
@@ -267,15 +271,3 @@ def _records(records: DataFrame, max_bytes: int) -> DataFrame:
         F.when(size <= max_bytes, content).alias("payload"),
         size.cast("bigint").alias("payload_bytes"),
     )
-
-
-@contextmanager
-def _few_at_once(spark: SparkSession) -> Iterator[None]:
-    """Hand pages to Python a few at a time: at 4 MiB each, Spark's 10,000 would be the memory of a machine."""
-    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(key)
-    spark.conf.set(key, str(_RECORDS_AT_ONCE))
-    try:
-        yield
-    finally:
-        spark.conf.set(key, str(before))
