@@ -20,13 +20,18 @@ class Server:
         folder: of the files.
         faults: by path, what the next requests meet, one after the other: `503`, `429 AFTER`, `404`, `cut N` (the
             connection drops after N bytes of the body), `long` (more bytes than stated), `plain` (ranges are ignored),
-            `shifted` (another range than asked for), `gzip` (says that it encodes), `away` (redirects to ftp:).
+            `shifted` (another range than asked for), `gzip` (says that it encodes), `away` (redirects to ftp:),
+            `stall N` (N bytes of the body, the rest when `go` is set).
+        stalled: set when an answer stalls.
+        go: lets it go on.
     """
 
     folder: Path
     faults: dict[str, list[str]] = field(default_factory=dict)
     requests: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
+    stalled: threading.Event = field(default_factory=threading.Event)
+    go: threading.Event = field(default_factory=threading.Event)
 
 
 @contextlib.contextmanager
@@ -94,6 +99,13 @@ class _Handler(BaseHTTPRequestHandler):
         encoding = {"Content-Encoding": "gzip"} if fault == "gzip" else {}
         self._head(status, len(data) - (5 if fault == "long" else 0), headers | encoding)
         with contextlib.suppress(OSError):
+            if fault.startswith("stall"):
+                at = int(fault.split()[1])
+                self.wfile.write(data[:at])
+                self.wfile.flush()
+                self.server_state.stalled.set()
+                self.server_state.go.wait(120)
+                data = data[at:]
             self.wfile.write(data[: int(fault.split()[1])] if fault.startswith("cut") else data)
         self.close_connection = True
 

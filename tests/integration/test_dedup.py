@@ -20,7 +20,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features.minhash import MinHash
 from headrace.features.shingles import shingle_sets
-from headrace.pipelines import dedup_text
+from headrace.pipelines import corpus, dedup_text
 from headrace.pipelines.dedup_text import Settings, deduplicate, survivors
 from headrace.report import Report
 
@@ -37,13 +37,13 @@ LATER = 5 << 40
 
 
 def planted() -> tuple[Texts, dict[Fraction, list[tuple[int, int]]]]:
-    """A corpus: pairs by Jaccard, exact copies, a chain, texts of their own, one without words; and where pairs lie."""
+    """A corpus: pairs by Jaccard, copies, a chain, texts of their own, some without words; and where the pairs lie."""
     texts: list[str] = [f"{alone('t')} ."]
     at: dict[Fraction, list[tuple[int, int]]] = {}
     for jaccard, number in ((like, number) for like in LIKE for number in range(PAIRS.get(like, 30))):
         at.setdefault(jaccard, []).append((len(texts), len(texts) + 1))
         texts += pair(f"p{jaccard.numerator}q{number}", jaccard, scale=3)
-    texts += [alone("t").upper(), alone("u"), f"  {alone('t')}!", "", "...", *chain("c", CHAIN, step=8)]
+    texts += [alone("t").upper(), alone("u"), f"  {alone('t')}!", "", "...", "!?", "...", *chain("c", CHAIN, step=8)]
     texts += [alone(f"single{number}") for number in range(20)]
     # Every other text has a key of the later half, so that copies, pairs and the chain span two crawls.
     keys = [(LATER if number % 2 else 3 << 40) + number for number in range(len(texts))]
@@ -94,9 +94,9 @@ def all_pairs_reference(texts: Texts) -> dict[int, int]:
     sets = [set(each) for each in shingle_sets(pa.array(list(texts.values())), 5).to_pylist()]
     keys = list(texts)
     alike = [(keys[i], keys[i]) for i in range(len(keys))]
-    holders: dict[int | None, list[int]] = {}
+    holders: dict[int, list[int]] = {}
     for i, shingles in enumerate(sets):
-        for shingle in shingles or {None}:
+        for shingle in shingles:
             holders.setdefault(shingle, []).append(i)
     for i, j in {two for held in holders.values() for two in itertools.combinations(held, 2)}:
         if sets[i] == sets[j] or len(sets[i] & sets[j]) / len(sets[i] | sets[j]) >= 0.8:
@@ -136,11 +136,13 @@ def test_copies_chains_and_empty_texts(spark: SparkSession, one_crawl: tuple[Pat
     original = by_text[f"{alone('t')} ."]
     for copy in (alone("t").upper(), f"  {alone('t')}!"):
         assert found[by_text[copy]] == ("CC-1", "exact", original, original, 1.0, 3)
-    assert found[by_text["..."]][1:3] == ("exact", by_text[""])
+    wordless = {key for key, text in texts.items() if not any(map(str.isalnum, text))}
+    assert len(wordless) == 4 and not wordless & set(found), "nothing in them that could be the same"
     first, *rest = sorted(by_text[text] for text in chain("c", CHAIN, step=8))
     assert {found[key][2] for key in rest} == {first} and found[rest[-1]][5] == CHAIN
     assert jaccard(texts, rest[-1], found[rest[-1]][3]) >= 0.8 > jaccard(texts, rest[-1], first)
     figures = report.results["crawls"]["CC-1"]
+    assert figures["without_words"] == 4
     assert figures["documents"] == len(texts) == figures["exact"] + figures["near"] + figures["kept"]
     assert figures["largest_clusters"][0] == {
         "survivor": first,
@@ -222,6 +224,68 @@ def test_guards_on_giant_buckets_and_clusters(spark: SparkSession, tmp_path: Pat
     assert any("max_cluster" in line for line in report.warnings) and any(
         "max_bucket" in line for line in report.warnings
     )
+
+
+class KilledError(Exception):
+    """The process ends here."""
+
+
+def kill_after(patch: pytest.MonkeyPatch, table: str) -> None:
+    """Let nothing be written after this table's rows."""
+    replace = dedup_text._Run.replace
+
+    def killed(run: dedup_text._Run, name: str, *args: Any) -> Any:
+        commit = replace(run, name, *args)
+        if name == table:
+            raise KilledError
+        return commit
+
+    patch.setattr(dedup_text._Run, "replace", killed)
+
+
+def test_killed_between_its_tables_a_crawl_counts_as_not_compared(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the old settings, asked for again, would find their old row and leave the new duplicates in place."""
+    texts = dict(enumerate([alone("t"), alone("t"), *pair("p", Fraction(9, 10), scale=3)]))
+    lay(spark, tmp_path, {"CC-1": texts})
+    compare(spark, tmp_path)
+    before = verdicts(spark, tmp_path)
+    assert set(before) == {1, 3}
+    with monkeypatch.context() as patch:
+        kill_after(patch, "silver/duplicates")
+        with pytest.raises(KilledError):
+            compare(spark, tmp_path, threshold=1)
+    assert set(verdicts(spark, tmp_path)) == {1} and table(spark, tmp_path, "silver/dedup_report") == []
+    with pytest.raises(UserError, match=r"not of these documents: CC-1.*\n.*the stage dedup"):
+        corpus.make(spark, str(tmp_path), corpus.Config(), Report("featurize-text", out=io.StringIO()))
+    compare(spark, tmp_path)
+    assert verdicts(spark, tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("table_name", "arguments"),
+    [("silver/dedup_report", 1), ("silver/minhash_bands", 1), ("silver/duplicates", 1), ("silver/dedup_report", 2)],
+)
+def test_of_two_at_once_one_ends_and_the_other_is_whole(
+    spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_name: str, arguments: int
+) -> None:
+    """A rival with other settings runs from beginning to end just before one of our commits."""
+    texts = dict(enumerate([alone("t"), alone("t"), *pair("p", Fraction(9, 10), scale=3)]))
+    lay(spark, tmp_path, {"CC-1": texts})
+    replace, waiting = dedup_text._Run.replace, [(table_name, arguments)]
+
+    def interrupted(run: dedup_text._Run, name: str, *args: Any) -> Any:
+        if (name, len(args)) in waiting:
+            waiting.clear()
+            compare(spark, tmp_path, threshold=1)
+        return replace(run, name, *args)
+
+    monkeypatch.setattr(dedup_text._Run, "replace", interrupted)
+    with pytest.raises(UserError, match="another dedup-text wrote"):
+        compare(spark, tmp_path)
+    assert set(verdicts(spark, tmp_path)) == {1}, "the rival's, whose threshold leaves exact copies only"
+    assert "crawls" not in compare(spark, tmp_path, threshold=1).results
 
 
 def refuse(names: Sequence[str]) -> None:

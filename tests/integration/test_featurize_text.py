@@ -15,7 +15,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import documents, text_rules
 from headrace.features.text_rules import gopher
-from headrace.pipelines import featurize_text
+from headrace.pipelines import extract_judge, featurize_text
 from headrace.pipelines.featurize_text import Config
 from headrace.report import Report
 
@@ -158,7 +158,7 @@ def test_a_rerun_changes_nothing_and_partitions_do_not_show(
     assert latest_version(CORPUS.path(lake.path)) == 1
     other = tmp_path / "other"
     ingest(spark, other, [row for row in FIRST if row["key"] != 6])
-    monkeypatch.setattr(featurize_text, "_BYTES_PER_TASK", 400_000)  # eight tasks
+    monkeypatch.setattr(extract_judge, "_BYTES_PER_TASK", 400_000)  # eight tasks
     featurize(spark, other, "extract")
     assert rows_of(spark, other) == {key: row for key, row in lake.rows.items() if key != 6}
 
@@ -235,6 +235,23 @@ def test_the_whole_way_from_pages_to_packed_sequences(spark: SparkSession, tmp_p
     sequences = read(spark, load("gold/token_sequences"), tmp_path)
     assert sequences.count() > 2 and {key for row in sequences.collect() for key in row["doc_keys"]} == {0}
     assert report.results["corpus"]["documents"] == 1
+
+
+def test_the_corpus_takes_no_duplicates_of_other_documents(spark: SparkSession, tmp_path: Path) -> None:
+    """A survivor may have been removed since: then neither would be in the corpus."""
+    ingest(spark, tmp_path, [FIRST[0], *SECOND])
+    report = featurize(spark, tmp_path, "extract,corpus")
+    assert "nobody has looked for duplicates" in report.warnings[0] and "dedup-text" in report.warnings[0]
+    assert report.results["corpus"]["documents"] == 3
+    featurize(spark, tmp_path, "dedup,corpus")
+    urls = featurize_text.url_filter.Settings(domains=str(tmp_path / "block.txt"))
+    (tmp_path / "block.txt").write_text("site0.co.uk\n")  # where the survivor is from
+    with pytest.raises(UserError, match=r"not of these documents: CC-A, CC-B\n.*--duplicates false"):
+        featurize(spark, tmp_path, "judge,corpus", urls=urls)
+    assert [row["key"] for row in read(spark, CORPUS, tmp_path).collect()] == [0]
+    featurize(spark, tmp_path, "corpus", urls=urls, duplicates=False)
+    featurize(spark, tmp_path, "dedup,corpus", urls=urls)
+    assert [row["key"] for row in read(spark, CORPUS, tmp_path).collect()] == [(1 << 40) + 2]
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,9 @@ import gzip
 import io
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from crawl_server import Server, serving
 from headrace.errors import UserError
 from headrace.ingest import commoncrawl, commoncrawl_rows, generated_crawl
 from headrace.ingest.commoncrawl_index import Capture, index_line
+from headrace.ingest.commoncrawl_paths import safe_name
 from headrace.pipelines import generate_crawl, ingest_commoncrawl, quarantine, rows
 from headrace.pipelines.ingest_commoncrawl import FetchConfig, MatchConfig
 from headrace.report import Report
@@ -30,7 +33,8 @@ CRAWL = "CC-MAIN-2099-01"
 
 
 def ingest(spark: SparkSession, lake: Path, **settings: Any) -> Report:
-    report = Report("ingest-commoncrawl", progress="none", out=io.StringIO())
+    out = settings.pop("out", None)
+    report = Report("ingest-commoncrawl", progress="none" if out is None else "auto", out=out or io.StringIO())
     fetch = FetchConfig(**({"requests_per_second": 0.0, "backoff_s": 0.01} | settings.pop("fetch", {})))
     return ingest_commoncrawl.run(spark, ingest_commoncrawl.Config(lake=str(lake), fetch=fetch, **settings), report)
 
@@ -153,9 +157,17 @@ def test_what_was_refused_is_kept_and_told(
 
 def test_what_is_known_is_not_fetched_again(spark: SparkSession, ingested: tuple[Path, Report], web: Server) -> None:
     before = len(web.requests)
+    left = (
+        ingested[0]
+        / "landing/commoncrawl"
+        / safe_name(f"{web.url}/crawl-data/{CRAWL}/segments/0/warc/{CRAWL}-00000.warc.gz")
+    )
+    left.write_bytes(b"of a run that was killed when its batch was closed")
     again = ingest(spark, ingested[0], source=f"{web.url}/crawl-data/{CRAWL}/warc.paths.gz")
     assert account(again) == (0, 0, 0) and again.results["files_known"] == 2
-    assert len(web.requests) == before
+    assert len(web.requests) == before and left.exists()
+    ingest(spark, ingested[0], source=f"{web.url}/crawl-data/{CRAWL}/warc.paths.gz", fetch={"remove": True})
+    assert len(web.requests) == before and not left.exists()
 
 
 def test_single_records_by_the_url_index(
@@ -192,6 +204,32 @@ def test_single_records_by_the_url_index(
         ingest(spark, lake, match=MatchConfig(prefixes="nowhere.example/"), **common)
     with pytest.raises(UserError, match="more than 1 captures match"):
         ingest(spark, lake, max_records=1, match=MatchConfig(mimes="text/*"), **common)
+
+
+def test_two_runs_at_once_fetch_and_read_a_file_once(
+    spark: SparkSession, tmp_path: Path, crawl: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins while the first one's file arrives, and finds it closed, though removed, when it may begin."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    lake, said = tmp_path / "lake", io.StringIO()
+    name = f"crawl-data/{CRAWL}/segments/0/wet/{CRAWL}-00000.warc.wet.gz"
+    with serving(crawl) as server, ThreadPoolExecutor(2) as pool:
+        server.faults[name] = ["stall 5000"]
+
+        def run(out: io.StringIO) -> Report:
+            return ingest(spark, lake, source=f"{server.url}/{name}", fetch={"remove": True}, out=out)
+
+        first = pool.submit(run, io.StringIO())
+        assert server.stalled.wait(60)
+        second = pool.submit(run, said)
+        while "waiting for it" not in said.getvalue() and len(server.requests) == 1 and not second.done():
+            time.sleep(0.05)
+        server.go.set()
+        reports = [first.result(), second.result()]
+        assert server.requests == [(name, None)]
+    (read, committed, refused), nothing = map(account, reports)
+    assert read == committed + refused > 0 and nothing == (0, 0, 0) and reports[1].results["files_known"] == 1
+    assert len(table(lake, "bronze")) == committed == table(lake, "bronze")["key"].n_unique()
 
 
 def test_real_files_and_a_cut_one(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gzip
 import itertools
 import random
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.errors import UserError
+from headrace.ingest.claim import claim_folder
 from headrace.ingest.commoncrawl_fetch import Fetcher, FetchError, FetchSettings, Rate
 from headrace.ingest.commoncrawl_paths import (
     NO_CRAWL,
@@ -93,9 +98,10 @@ def test_waits_grow_and_retry_after_is_honoured(web: Server, tmp_path: Path) -> 
     assert waits[3] == 17
     waits.clear()
     web.faults["a.warc.gz"] = ["503 Fri, 31 Dec 2100 23:59:59 GMT", "503 nonsense", "503 -5"]
-    fetcher(waits).to_file(f"{web.url}/a.warc.gz", tmp_path / "b")
-    assert waits[0] == 600
-    assert max(waits[1:]) < 5
+    web.faults["a.warc.gz"] += ["503 Fri, 31 Dec 2100 23:59:59 +99999999999999999"]
+    fetcher(waits, attempts=9).to_file(f"{web.url}/a.warc.gz", tmp_path / "b")
+    assert waits[0] == 600 and len(waits) == 4
+    assert max(waits[1:]) <= 8
 
 
 def test_what_no_try_can_mend_fails_at_once(web: Server, tmp_path: Path) -> None:
@@ -133,6 +139,62 @@ def test_single_ranges(web: Server) -> None:
         fetcher().bytes_at(url, len(DATA) - 5, 500)
     with pytest.raises(FetchError, match="416"):
         fetcher().bytes_at(url, len(DATA), 500)
+
+
+CLAIMS = """
+import sys
+from pathlib import Path
+from headrace.ingest.claim import claim_folder
+from headrace.ingest.commoncrawl_fetch import Fetcher
+
+url, landing = sys.argv[1], Path(sys.argv[2])
+with claim_folder(landing, "lands files", print):
+    Fetcher().to_file(url, landing / "a")
+"""
+
+
+def test_a_claim_is_waited_for_and_gone_with_its_process(web: Server, tmp_path: Path) -> None:
+    """Who is killed while a file arrives leaves what has arrived, and no lock."""
+    web.faults["a.warc.gz"] = ["stall 100000"]
+    landing, url = tmp_path / "l", f"{web.url}/a.warc.gz"
+    rival = subprocess.Popen([sys.executable, "-c", CLAIMS, url, str(landing)])
+    said: list[str] = []
+
+    def kill(words: str) -> None:
+        said.append(words)
+        rival.kill()
+
+    try:
+        assert web.stalled.wait(60)
+        while not (landing / "a.part").exists() or (landing / "a.part").stat().st_size < 100_000:
+            assert rival.poll() is None
+        with claim_folder(landing, "lands files", kill) as alone:
+            assert alone and rival.wait(60) == -9
+            assert fetcher().to_file(url, landing / "a").read_bytes() == DATA
+    finally:
+        rival.kill()
+        rival.wait()
+        web.go.set()
+    assert said == [f"another ingest lands files (process {rival.pid}): waiting for it"]
+    assert [asked for _, asked in web.requests] == [None, "bytes=100000-"]
+
+
+def test_without_locks_every_run_has_names_of_its_own(
+    web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with claim_folder(tmp_path, "lands files", print) as alone:
+        assert not alone
+    (tmp_path / "a.part").write_bytes(b"another run's")
+    (tmp_path / "a.etag").write_bytes(b'"its tag"')
+    get = fetcher()
+    get.mark = ".mine"
+    assert get.to_file(f"{web.url}/a.warc.gz", tmp_path / "a").read_bytes() == DATA
+    assert (tmp_path / "a.part").read_bytes() == b"another run's" and (tmp_path / "a.etag").exists()
+    assert web.requests == [("a.warc.gz", None)]
 
 
 def test_throttle_by_a_clock_of_ours(web: Server, tmp_path: Path) -> None:

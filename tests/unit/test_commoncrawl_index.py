@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from headrace.errors import UserError
 from headrace.ingest.commoncrawl_index import Capture, IndexLines, Match, captures, index_line, urlkey
 from headrace.ingest.commoncrawl_rows import Account, Census, Count, Reading, types_of
-from headrace.ingest.commoncrawl_singles import SELECTION_RECORDS, selections
+from headrace.ingest.commoncrawl_singles import SELECTION_RECORDS, by_place, selections
 
 CDXJ = (
     b'org,wikipedia,an)/wiki/escopete 20240518015810 {"url": "https://an.wikipedia.org/wiki/Escopete", '
@@ -130,6 +131,21 @@ def test_selections_are_bounded_named_and_checked() -> None:
     for length in (None, 1 << 40):
         with pytest.raises(UserError, match="no usable length"):
             list(selections([Capture("http://x", "2024", "f", 0, length)], "/data"))
+
+
+def test_lines_that_disagree_on_a_place_are_told_and_decided_in_any_order() -> None:
+    def line(uri: str, offset: int, length: int | None, mime: str = "") -> Capture:
+        return Capture(uri, "2024", "f", offset, length, mime=mime)
+
+    agreed = [line("http://a", 0, 10, "text/html"), line("http://a", 0, 10, "text/plain"), line("http://a", 0, None)]
+    addresses = [line("http://liar", 10, 10), line("http://b", 10, 10)]
+    lengths = [line("http://c", 20, 90), line("http://c", 20, 10), line("http://c", 20, 9)]
+    lines = [*agreed, *addresses, *lengths]
+    for seed in range(200):
+        random.Random(seed).shuffle(lines)
+        taken, disputed = by_place(lines)
+        assert taken == (agreed[0], addresses[1], lengths[2]) and disputed == taken[1:]
+    assert by_place([]) == ((), ())
 
 
 def test_the_account_of_a_census() -> None:

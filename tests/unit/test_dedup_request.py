@@ -6,7 +6,7 @@ import pytest
 
 from headrace.catalog.log import DataFile
 from headrace.errors import UserError
-from headrace.pipelines.dedup_request import check_earlier, compared_before, request
+from headrace.pipelines.dedup_request import check_earlier, compared_before, outdated, request
 
 FILES = [DataFile("/lake/a.parquet", 3, {}, 100), DataFile("/lake/b.parquet", 4, {}, 200)]
 SETTINGS = {"threshold": 0.8, "minhash": {"bands": 14}}
@@ -28,6 +28,17 @@ def test_crawls_compared_with_an_earlier_state_are_named() -> None:
     assert compared_before({"A": first, "B": second}) == []
     assert compared_before({"A": request(FILES[:1], SETTINGS, [], {}), "B": second}) == ["B"]
     assert compared_before({"B": second}) == ["B"]
+
+
+def test_crawls_whose_verdicts_are_of_other_documents_are_named() -> None:
+    a, b = ([DataFile(f.path, f.rows, {"crawl": crawl}, f.size) for f in FILES] for crawl in "AB")
+    first = request(a, SETTINGS, [], {})
+    done = {"A": first, "B": request(b, SETTINGS, ["A"], {"A": first})}
+    assert outdated(done, [*a, *b]) == []
+    assert outdated({"A": first}, [*a, *b]) == ["B"]
+    assert outdated(done, [*a, b[0]]) == ["B"]
+    assert outdated(done, b) == ["B"], "compared with a crawl that is gone"
+    assert outdated(done | {"A": request(a, {"minhash": {}}, [], {})}, [*a, *b]) == ["B"]
 
 
 def test_only_finished_crawls_of_the_same_settings_are_compared_with() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +165,17 @@ class Log:
         adds = [action["add"] for action in self.actions(version) if "add" in action]
         return tuple(self._data_file(version, add) for add in sorted(adds, key=_order))
 
+    def transaction(self, app: str, version: int) -> int:
+        """The number that Delta's transaction identifier `app` has reached at a version; 0 where it was never used."""
+        entries = [entry for entry in self.commits if entry <= version]
+        for entry in reversed(entries):
+            if (number := _transaction_in(self.actions(entry), app)) is not None:
+                return number
+        start = max((entry for entry in self.checkpoints if entry <= version), default=0)
+        names = [] if 0 in entries else self.checkpoints.get(start, [])  # a cleaned log goes on from a checkpoint
+        held = [action for name in names for action in self._checkpoint_actions(name, ("txn",))]
+        return _transaction_in(held, app) or 0
+
     def _replay(self, version: int) -> _State:
         """From the newest readable checkpoint that every later commit follows; else from version 0."""
         damaged = ""
@@ -183,12 +194,14 @@ class Log:
             return state
         raise AssertionError("the loop ends in version -1, which returns or raises")
 
-    def _checkpoint_actions(self, name: str) -> Iterator[dict[str, Any]]:
+    def _checkpoint_actions(
+        self, name: str, columns: tuple[str, ...] = _CHECKPOINT_COLUMNS
+    ) -> Iterator[dict[str, Any]]:
         import pyarrow.parquet as pq
 
         with self.store.open(f"{self.folder}/{name}") as stream:
             file = pq.ParquetFile(stream)
-            present = [c for c in _CHECKPOINT_COLUMNS if c in file.schema_arrow.names]
+            present = [c for c in columns if c in file.schema_arrow.names]
             for batch in file.iter_batches(batch_size=4096, columns=present):
                 for row in batch.to_pylist():
                     yield {kind: action for kind, action in row.items() if action is not None}
@@ -261,6 +274,11 @@ class Log:
             raise UserError(
                 f"{self.table}@{version}: {path}: {error}", "was it vacuumed? pin a newer version"
             ) from error
+
+
+def _transaction_in(actions: Sequence[dict[str, Any]], app: str) -> int | None:
+    numbers = [int(action["txn"]["version"]) for action in actions if (action.get("txn") or {}).get("appId") == app]
+    return max(numbers, default=None)
 
 
 def _num_records(add: dict[str, Any]) -> int | None:

@@ -1,8 +1,9 @@
 """Exact and near-duplicate documents: signed, compared, and each that goes with the document that stays for it.
 
-    exact   documents of one normal form (128-bit hash): all but the first
+    exact   documents of one normal form (128-bit hash) with at least one word: all but the first
     near    of the firsts: pairs that share a MinHash bucket, whose Jaccard, computed on the texts, is >= threshold
 
+A text without a word has no form to compare: it is nobody's duplicate, and nobody is its.
 "First" is in order of ingest: documents of earlier crawls before those of this one, then by key. Everything is a
 function of keys and texts: partitions, task order and reruns change nothing. The steps are functions of DataFrames;
 what lies between them is put down by whoever composes them (pipelines/dedup_text.py).
@@ -42,19 +43,19 @@ def copies(signed: DataFrame, known: DataFrame | None) -> DataFrame:
 
     Args:
         signed: as `sign` returns it.
-        known: key, text_high, text_low of the firsts of earlier crawls.
+        known: key, text_high, text_low, shingles of the firsts of earlier crawls.
 
     Returns:
-        signed with copy_of bigint (null for the first of its form); copies have no buckets.
+        signed with copy_of bigint (null for the first of its form, and without words); copies have no buckets.
     """
     from pyspark.sql import functions as F
 
     form = ["text_high", "text_low"]
-    firsts = signed.groupBy(*form).agg(F.min("key").alias("first"))
+    firsts = signed.where("shingles > 0").groupBy(*form).agg(F.min("key").alias("first"))
     if known is not None:
-        old = known.groupBy(*form).agg(F.min("key").alias("old"))
+        old = known.where("shingles > 0").groupBy(*form).agg(F.min("key").alias("old"))
         firsts = firsts.join(old, form, "left").select(*form, F.coalesce("old", "first").alias("first"))
-    rows = signed.join(firsts, form).withColumn("copy_of", F.expr("nullif(first, key)"))
+    rows = signed.join(firsts, form, "left").withColumn("copy_of", F.expr("nullif(first, key)"))
     buckets = F.when(F.col("copy_of").isNull(), F.col("buckets")).alias("buckets")
     return rows.select("key", *form, "copy_of", "shingles", buckets)
 

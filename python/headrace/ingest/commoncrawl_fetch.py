@@ -97,10 +97,12 @@ class Fetcher:
     Args:
         settings: how to ask.
         sleep: how to wait; a test's own to see the waits.
+        mark: in the names of files that are arriving, where nothing keeps other runs from writing to the same ones.
     """
 
     settings: FetchSettings = field(default_factory=FetchSettings)
     sleep: Callable[[float], None] = time.sleep
+    mark: str = ""
     _random: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
@@ -121,10 +123,14 @@ class Fetcher:
         if target.exists():
             return target
         target.parent.mkdir(parents=True, exist_ok=True)
-        part = _Part(target)
+        part = _Part(target, self.arriving(target))
         self._persist(url, lambda: self._rest(url, part), part.size)
         part.finish()
         return target
+
+    def arriving(self, target: Path) -> Path:
+        """What a file is called until it is whole."""
+        return target.with_name(f"{target.name}{self.mark}.part")
 
     def bytes_at(self, url: str, offset: int, length: int) -> bytes:
         """Exactly these bytes of the URL's content.
@@ -211,10 +217,9 @@ class Fetcher:
 class _Part:
     """A file that is arriving: its bytes in `.part`, what identifies the server's version in `.etag`."""
 
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._path = target.with_name(target.name + ".part")
-        self._tag = target.with_name(target.name + ".etag")
+    def __init__(self, target: Path, path: Path) -> None:
+        self._target, self._path = target, path
+        self._tag = path.with_suffix(".etag")
 
     def size(self) -> int:
         return self._path.stat().st_size if self._path.exists() else 0
@@ -306,7 +311,7 @@ def _retry_after_s(value: str | None) -> float:
         return min(float(value), _MAX_RETRY_AFTER_S)
     try:
         until = email.utils.parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     if until.tzinfo is None:
         until = until.replace(tzinfo=datetime.UTC)

@@ -86,8 +86,7 @@ def resolve(source: str, base: str, fetcher: Fetcher, landing: Path, s3_endpoint
         else:
             origins = [Origin(path) for path in find_files(part)]
         for origin in origins:
-            listed = _LIST.search(urlsplit(origin.name).path if origin.url else origin.name)
-            more = listed_in(origin, base, fetcher, landing, s3_endpoint) if listed else [origin]
+            more = listed_in(origin, base, fetcher, landing, s3_endpoint) if is_list(origin.name) else [origin]
             found.update((each.name, each) for each in more)
     if not found:
         raise UserError("--source names no file", "give files, URLs or a list such as warc.paths.gz")
@@ -97,6 +96,11 @@ def resolve(source: str, base: str, fetcher: Fetcher, landing: Path, s3_endpoint
 def is_remote(name: str) -> bool:
     """Is it an address on the web or in S3?"""
     return name.lower().startswith((*_WEB, "s3://", "s3a://"))
+
+
+def is_list(name: str) -> bool:
+    """Is it a list of paths, by its name?"""
+    return bool(_LIST.search(urlsplit(name).path if is_remote(name) else name))
 
 
 def web_address(name: str, s3_endpoint: str = "") -> str:

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -41,13 +41,15 @@ class Found:
         captures: in the order of file and offset, each place once.
         lines: lines read.
         refused: lines that are none.
-        example: why, for one of them.
+        example: why, for the first of them in the order of their texts.
+        disputed: places that lines give different addresses or lengths.
     """
 
     captures: tuple[Capture, ...]
     lines: int
     refused: int
     example: str
+    disputed: tuple[Capture, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,29 @@ def select(spark: SparkSession, indexes: Sequence[str], match: Match, max_record
         raise UserError(
             f"none of {sums.lines or 0:,} lines of the index matches", "widen --match; see docs/commoncrawl.md"
         )
-    captures = {(each.filename, each.offset): each for each in (Capture(**json.loads(row.capture)) for row in wanted)}
-    ordered = tuple(captures[key] for key in sorted(captures))
-    return Found(ordered, sums.lines, sums.refused, sums.example or "")
+    ordered, disputed = by_place(Capture(**json.loads(row.capture)) for row in wanted)
+    return Found(ordered, sums.lines, sums.refused, sums.example or "", disputed)
+
+
+def by_place(captures: Iterable[Capture]) -> tuple[tuple[Capture, ...], tuple[Capture, ...]]:
+    """One capture a place, whatever order they come in; and those of places that others describe differently.
+
+    A place holds one record. Of lines that disagree on its address or length the first in the order of address, then
+    length, is taken (a line without a length disagrees with none, and comes last): if that is not whose record it is,
+    the reader finds out.
+    """
+    first: dict[tuple[str, int], Capture] = {}
+    disputed: dict[tuple[str, int], Capture] = {}
+    for each in sorted(captures, key=_order):
+        taken = first.setdefault((each.filename, each.offset), each)
+        if each.uri != taken.uri or each.length not in (None, taken.length):
+            disputed[each.filename, each.offset] = taken
+    return tuple(first.values()), tuple(disputed.values())
+
+
+def _order(capture: Capture) -> tuple[Any, ...]:
+    length = capture.length
+    return capture.filename, capture.offset, capture.uri, length is None, length or 0, json.dumps(asdict(capture))
 
 
 def _search(indexes: Sequence[str], match: Match) -> Callable[[int], Iterator[pa.RecordBatch]]:
@@ -176,9 +198,9 @@ def land_selection(selection: Selection, path: Path, fetcher: Fetcher) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(path)
-    _replace(beside, json.dumps(asdict(selection)).encode())
-    part = path.with_name(path.name + ".part")
+    beside, part = _beside(path), fetcher.arriving(path)
+    part.write_text(json.dumps(asdict(selection)))
+    os.replace(part, beside)
     with part.open("wb") as out:
         for url, place, length in zip(selection.urls, selection.places, selection.lengths, strict=True):
             out.write(_record(url, place, length, fetcher))
@@ -219,9 +241,3 @@ def _record(url: str | None, place: Place, length: int, fetcher: Fetcher) -> byt
 
 def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".places")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)

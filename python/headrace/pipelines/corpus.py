@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.delta import commit_metadata, exists, latest_version, read, write
+from headrace.catalog.delta import commit_metadata, exists, files_at, latest_version, read, write
 from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features import masking
 from headrace.features.text_rules import c4
+from headrace.pipelines.dedup_request import finished, outdated
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
     from headrace.report import Report
 
-CORPUS, DOCUMENTS, DUPLICATES = "gold/corpus", "silver/documents", "silver/duplicates"
+CORPUS, DOCUMENTS = "gold/corpus", "silver/documents"
+DUPLICATES, DEDUP_REPORT = "silver/duplicates", "silver/dedup_report"
 
 
 @dataclass(kw_only=True)
@@ -42,11 +44,11 @@ def make(spark: SparkSession, lake: str, cfg: Config, report: Report) -> None:
     """Make gold/corpus of the newest silver/documents, in one overwrite; what was made from the same stays.
 
     Raises:
-        UserError: documents that were judged with different settings.
+        UserError: documents that were judged with different settings; duplicates of other documents than these.
     """
     spec, documents = load(CORPUS), load(DOCUMENTS)
     report.paths["corpus"] = spec.path(lake)
-    request = _request(lake, cfg)
+    request = _request(spark, lake, cfg, report)
     if exists(spec.path(lake)):
         made = commit_metadata(spec.path(lake), latest_version(spec.path(lake)))
         if made.get("request") == request:
@@ -66,15 +68,36 @@ def make(spark: SparkSession, lake: str, cfg: Config, report: Report) -> None:
     report.results["corpus"] = {"version": commit.version, "documents": commit.rows}
 
 
-def _request(lake: str, cfg: Config) -> dict[str, Any]:
+def _request(spark: SparkSession, lake: str, cfg: Config, report: Report) -> dict[str, Any]:
     path = load(DOCUMENTS).path(lake)
     version = latest_version(path)
     if commit_metadata(path, version).get("judged") == "mixed":
         raise UserError("silver/documents was judged with different settings", "run the stage judge first")
-    duplicates = load(DUPLICATES).path(lake)
-    use = cfg.without_duplicates and exists(duplicates)
-    request = {"documents_version": version, "duplicates_version": latest_version(duplicates) if use else None}
+    duplicates = _duplicates(spark, lake, version, report) if cfg.without_duplicates else None
+    request = {"documents_version": version, "duplicates_version": duplicates}
     return request | asdict(cfg.mask) | {"drop_lines": asdict(cfg.c4) if cfg.drop_lines else None}
+
+
+def _duplicates(spark: SparkSession, lake: str, documents_version: int, report: Report) -> int | None:
+    """The version of silver/duplicates that belongs to these documents; None where nobody has looked for any.
+
+    Of other documents it would take out what nobody stays for: a survivor may have been removed since.
+    """
+    path = load(DUPLICATES).path(lake)
+    if not exists(path):
+        report.warn(f"nobody has looked for duplicates: they stay in {CORPUS}; headrace dedup-text --lake {lake}")
+        return None
+    version = latest_version(path)
+    looked = exists(load(DEDUP_REPORT).path(lake))
+    done = finished(read(spark, load(DEDUP_REPORT), lake)) if looked else {}
+    stale = outdated(done, files_at(load(DOCUMENTS), lake, documents_version))
+    if stale or latest_version(path) != version:
+        which = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
+        raise UserError(
+            f"{DUPLICATES} is not of these documents: " + (which or "another run is writing it"),
+            f"headrace dedup-text --lake {lake} (or the stage dedup) first; --duplicates false leaves duplicates in",
+        )
+    return version
 
 
 def _masker(cfg: Config) -> Callable[[Iterable[pa.RecordBatch]], Iterator[pa.RecordBatch]]:

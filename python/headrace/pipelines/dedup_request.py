@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from headrace.catalog.delta import DataFile
 
 
+VERDICTS = 2  # of the rules by which documents go: results of other rules are computed again
+
+
 def finished(report: DataFrame) -> dict[str, str]:
     """Request by crawl of the crawls that were compared to the end."""
     rows = report.where("host IS NULL").select("crawl", "request").collect()
@@ -32,9 +35,9 @@ def request(
         earlier: the crawls it is compared with.
         done: request by crawl; each crawl's request stands for its verdicts.
     """
-    documents = _sha("\n".join(sorted(f"{file.path.rsplit('/', 1)[-1]} {file.rows} {file.size}" for file in files)))
     before = {name: _sha(done[name]) for name in earlier}
-    return json.dumps({"documents": documents, "settings": dict(settings), "earlier": before}, sort_keys=True)
+    of = {"documents": _digest(files), "settings": dict(settings), "earlier": before, "verdicts": VERDICTS}
+    return json.dumps(of, sort_keys=True)
 
 
 def check_earlier(crawl: str, earlier: Sequence[str], done: Mapping[str, str], minhash: Mapping[str, Any]) -> None:
@@ -59,6 +62,29 @@ def compared_before(done: Mapping[str, str]) -> list[str]:
     """Crawls that were compared with an earlier one as it no longer is."""
     before = {name: json.loads(text)["earlier"] for name, text in done.items()}
     return sorted(name for name in done if any(_sha(done.get(e, "")) != sha for e, sha in before[name].items()))
+
+
+def outdated(done: Mapping[str, str], documents: Sequence[DataFile]) -> list[str]:
+    """Crawls whose verdicts are missing, or were found among other documents than these, or beside crawls now gone.
+
+    Args:
+        done: request by crawl.
+        documents: data files of all crawls, partitioned by crawl.
+    """
+    files: dict[str, list[DataFile]] = {}
+    for file in documents:
+        files.setdefault(str(file.partition["crawl"]), []).append(file)
+    requests = {crawl: json.loads(done[crawl]) for crawl in files if crawl in done}
+    fresh = {
+        crawl
+        for crawl, of in requests.items()
+        if of["documents"] == _digest(files[crawl]) and set(of["earlier"]) <= set(files)
+    }
+    return sorted((set(files) - fresh) | (set(files) & set(compared_before(done))))
+
+
+def _digest(files: Sequence[DataFile]) -> str:
+    return _sha("\n".join(sorted(f"{file.path.rsplit('/', 1)[-1]} {file.rows} {file.size}" for file in files)))
 
 
 def _sha(text: str) -> str:

@@ -1,8 +1,10 @@
 """silver/documents -> silver/duplicates: exact and near-duplicates of a crawl, against itself and the crawls before it.
 
 Crawls are compared in the order of their smallest keys, each with all before it, whose verdicts stand. A crawl is done
-with its row in silver/dedup_report, which is written last and names what the result was computed from: a run that was
-killed before is simply made again, and the same is not computed twice. Every table is replaced for that crawl only.
+with its row in silver/dedup_report, which names what the result was computed from: it is taken away before the crawl's
+rows are replaced and written last. A run that was killed between is simply made again, and the same is not computed
+twice. Taking the row away draws a number, which only one of two gets that began at once, and under which all else is
+committed: a run that another has overtaken writes nothing more (Delta's transaction identifiers see to it), and ends.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.delta import WriteOptions, ensure, exists, files_at, latest_version, read, write
+from headrace.catalog.delta import Commit, WriteOptions, ensure, exists, files_at, latest_version, read, write
+from headrace.catalog.log import Log
 from headrace.catalog.scratch import kept, scratch
 from headrace.catalog.spec import load
 from headrace.errors import UserError
@@ -30,6 +33,7 @@ DOCUMENTS, BANDS, DUPLICATES, REPORT = (
 )
 _CRAWL = re.compile(r"[\w.:+-]{1,200}", re.ASCII)
 _LARGEST = 10
+WRITER = "dedup-text"
 
 
 @dataclass(kw_only=True)
@@ -104,6 +108,7 @@ class _Run:
     report: Report
     work: str
     version: int  # of silver/documents
+    number: int  # the next to be drawn when it began
 
     def put(self, rows: DataFrame, name: str) -> DataFrame:
         """Computed once, read as often as needed."""
@@ -112,6 +117,18 @@ class _Run:
     def documents(self, crawls: tuple[str, ...]) -> DataFrame:
         rows = read(self.spark, load(DOCUMENTS), self.lake, self.version).where("text IS NOT NULL")
         return rows.where(rows["crawl"].isin(list(crawls)))
+
+    def replace(self, table: str, rows: DataFrame, number: int | None = None) -> Commit:
+        """The crawl's rows of a table, unless another run has begun to write.
+
+        Raises:
+            UserError: it has.
+        """
+        options = WriteOptions(replace_where=f"crawl = '{self.crawl}'", txn=(WRITER, number or self.number))
+        commit = write(_of_crawl(rows, self.crawl), load(table), self.lake, mode="overwrite", options=options)
+        if commit.skipped:
+            raise UserError(f"another {WRITER} wrote to this lake meanwhile", "run it again when that has ended")
+        return commit
 
     def of_earlier(self, table: str) -> DataFrame | None:
         if not self.earlier:
@@ -201,8 +218,8 @@ def _bring_up_to_date(
 ) -> None:
     """Compare crawls[0] with itself and the others, unless the same was done."""
     crawl, earlier = crawls[0], crawls[1:]
-    before = latest_version(load(REPORT).path(lake))
-    done = finished(read(spark, load(REPORT), lake, before))
+    log = Log(load(REPORT).path(lake))
+    done = finished(read(spark, load(REPORT), lake, log.latest))
     check_earlier(crawl, earlier, done, settings.minhash().to_json())
     files = files_at(load(DOCUMENTS), lake, version, {"crawl": crawl})
     text = request(files, {**asdict(settings), "minhash": settings.minhash().to_json()}, earlier, done)
@@ -210,13 +227,14 @@ def _bring_up_to_date(
         report.say(f"{crawl}: compared before, with the same settings and documents; nothing to do")
         return
     with scratch(lake, "dedup") as work:
-        run = _Run(spark, lake, crawl, earlier, settings, report, work, version)
-        _compare(run, WriteOptions(replace_where=f"crawl = '{crawl}'", txn=("dedup-text", before + 1)), text, first_key)
+        number = log.transaction(WRITER, log.latest) + 1
+        run = _Run(spark, lake, crawl, earlier, settings, report, work, version, number)
+        _compare(run, text, first_key)
 
 
-def _compare(run: _Run, options: WriteOptions, wanted: str, first_key: int) -> None:
+def _compare(run: _Run, wanted: str, first_key: int) -> None:
     documents = run.documents((run.crawl,)).where("removed_by IS NULL")
-    signed = _sign(run, documents)
+    signed, wordless = _sign(run, documents)
     stands_for = run.of_earlier(DUPLICATES)
     linked, figures = _near_pairs(run, documents, signed, stands_for)
     near, clustered = _clustered(run, linked)
@@ -224,27 +242,20 @@ def _compare(run: _Run, options: WriteOptions, wanted: str, first_key: int) -> N
     rows = run.put(dedup.with_cluster_size(rows), "duplicates")
     counts = dedup.by_host(documents, rows)
     with run.report.stage("record") as stage:
-        replace = WriteOptions(replace_where=options.replace_where)
-        for table, frame in ((BANDS, signed), (DUPLICATES, rows)):
-            write(_of_crawl(frame, run.crawl), load(table), run.lake, mode="overwrite", options=replace)
-        written = write(
-            _report_rows(counts, run.crawl, wanted, first_key),
-            load(REPORT),
-            run.lake,
-            mode="overwrite",
-            options=options,
-        )
-        if written.skipped:
-            raise UserError("another dedup-text finished on this lake meanwhile", "run it again")
-        total = read(run.spark, load(REPORT), run.lake).where(f"crawl = '{run.crawl}' AND host IS NULL").collect()[0]
+        run.replace(REPORT, read(run.spark, load(REPORT), run.lake).limit(0))
+        run.replace(BANDS, signed)
+        run.replace(DUPLICATES, rows)
+        version = run.replace(REPORT, _report_rows(counts, wanted, first_key), run.number + 1).version
+        told = read(run.spark, load(REPORT), run.lake, version).where(f"crawl = '{run.crawl}'")
+        total = told.where("host IS NULL").collect()[0]
         stage.rows_in, stage.rows_out = total["documents"], total["kept"]
         stage.note = f"{total['exact']:,} exact and {total['near']:,} near-duplicates go"
     account = {name: total[name] for name in ("documents", "exact", "near", "kept")}
-    _conclude(run, rows, account | figures | clustered)
+    _conclude(run, told, rows, account | {"without_words": wordless} | figures | clustered)
 
 
-def _sign(run: _Run, documents: DataFrame) -> DataFrame:
-    """What goes to silver/minhash_bands of this crawl."""
+def _sign(run: _Run, documents: DataFrame) -> tuple[DataFrame, int]:
+    """What goes to silver/minhash_bands of this crawl; how many of it have no words, and nothing to compare."""
     known = run.of_earlier(BANDS)
     with run.report.stage("sign") as stage:
         signed = run.put(dedup.sign(documents, run.settings.minhash()), "signed")
@@ -252,8 +263,10 @@ def _sign(run: _Run, documents: DataFrame) -> DataFrame:
         marked = run.put(dedup.copies(signed, firsts), "marked")
         stage.rows_in = signed.count()
         stage.rows_out = marked.where("copy_of IS NULL").count()
+        wordless = marked.where("shingles = 0").count()
         stage.note = f"{run.crawl}: {stage.rows_in - stage.rows_out:,} copies of other documents"
-    return marked
+        stage.note += f", {wordless:,} without a word, which stay" if wordless else ""
+    return marked, wordless
 
 
 def _near_pairs(
@@ -326,20 +339,20 @@ def _of_crawl(rows: DataFrame, crawl: str) -> DataFrame:
     return rows.withColumn("crawl", F.lit(crawl))
 
 
-def _report_rows(counts: DataFrame, crawl: str, wanted: str, first_key: int) -> DataFrame:
+def _report_rows(counts: DataFrame, wanted: str, first_key: int) -> DataFrame:
     from pyspark.sql import functions as F
 
     whole = F.col("host").isNull()
-    rows = _of_crawl(counts, crawl).withColumn("first_key", F.when(whole, F.lit(first_key).cast("bigint")))
+    rows = counts.withColumn("first_key", F.when(whole, F.lit(first_key).cast("bigint")))
     return rows.withColumn("request", F.when(whole, F.lit(wanted))).coalesce(1)
 
 
-def _conclude(run: _Run, rows: DataFrame, figures: dict[str, Any]) -> None:
+def _conclude(run: _Run, told: DataFrame, rows: DataFrame, figures: dict[str, Any]) -> None:
     """The report by crawl and host, and the biggest clusters."""
     from pyspark.sql import functions as F
 
-    hosts = read(run.spark, load(REPORT), run.lake).where(f"crawl = '{run.crawl}' AND host IS NOT NULL")
-    worst = hosts.where("exact + near > 0").orderBy((F.col("exact") + F.col("near")).desc(), "host").limit(_LARGEST)
+    gone = F.col("exact") + F.col("near")
+    worst = told.where("host IS NOT NULL").where(gone > 0).orderBy(gone.desc(), "host").limit(_LARGEST)
     largest = rows.select("survivor", "cluster_size").distinct().orderBy(F.col("cluster_size").desc(), "survivor")
     urls = read(run.spark, load(DOCUMENTS), run.lake, run.version).selectExpr("key AS survivor", "url")
     named = largest.limit(_LARGEST).join(urls, "survivor").collect()

@@ -2,6 +2,7 @@
 
     extract    new batches of bronze, one commit each: text, language, every rule's value, removed_by
     judge      removed_by anew where thresholds, languages or lists changed; values anew where their settings did
+               (pipelines/extract_judge.py has both)
     dedup      exact and near-duplicates among what stays (pipelines/dedup_text.py)
     corpus     what stays and is nobody's duplicate, masked
     tokenize   a tokenizer learned from the corpus, every document's tokens (pipelines/pack_text.py)
@@ -14,30 +15,25 @@ whose input and settings are those of its last result does nothing, so a rerun a
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headrace.catalog.delta import Commit, WriteOptions, commit_metadata, exists, latest_version, read, write
+from headrace.catalog.delta import exists, read
 from headrace.catalog.spec import load
 from headrace.config import suggest
 from headrace.errors import UserError
-from headrace.features import documents, language, main_text, masking, text_rules, url_filter
+from headrace.features import language, main_text, masking, text_rules, url_filter
 from headrace.features.documents import Limits, Recipe, Verdict
 from headrace.pipelines import corpus, dedup_text, pack_text, text_report
+from headrace.pipelines.extract_judge import BRONZE, DOCUMENTS, Stages, Work
 
 if TYPE_CHECKING:
-    from pyspark.sql import DataFrame, SparkSession
+    from pyspark.sql import SparkSession
 
     from headrace.report import Report
 
-BRONZE, DOCUMENTS = "bronze/commoncrawl", "silver/documents"
 STAGES = ("extract", "judge", "dedup", "corpus", "tokenize", "pack")
-_RECORDS_AT_ONCE = 16
-_BYTES_PER_TASK = 32 << 20
 _FAMILIES = ",".join(text_rules.FAMILIES)
 
 
@@ -92,21 +88,6 @@ class Config:
     pack: pack_text.PackConfig = field(default_factory=pack_text.PackConfig)
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A run's settings as they are used, and as they are written beside what they made."""
-
-    recipe: Recipe
-    verdict: Verdict
-    extracted: dict[str, Any]
-    measured: dict[str, Any]
-    judged: dict[str, Any]
-
-    def made(self) -> dict[str, Any]:
-        """What a commit of silver/documents says of itself."""
-        return {"extracted": self.extracted, "measured": self.measured, "judged": self.judged}
-
-
 def early(cfg: Config) -> None:
     """Refuse what needs no Spark to be seen.
 
@@ -135,10 +116,11 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     work = _work(cfg)
     stages = _chosen(cfg.stages, STAGES, "stages")
     packing = pack_text.Config(tokenizer=cfg.tokenizer, pack=cfg.pack)
+    on_documents = Stages(spark, cfg.lake, work, report)
     if "extract" in stages:
-        _extract(spark, cfg, work, report)
+        on_documents.extract(cfg.crawl, cfg.rebuild)
     if "judge" in stages:
-        _judge(spark, cfg, work, report)
+        on_documents.judge()
     if "extract" in stages or "judge" in stages:
         _account(spark, cfg, work, report)
     if "dedup" in stages and cfg.duplicates:
@@ -181,7 +163,7 @@ def _check_ranges(cfg: Config) -> None:
             raise UserError(f"--extract.status: {status!r} is no HTTP status", "such as 200 or 200,203")
 
 
-def _work(cfg: Config) -> _Work:
+def _work(cfg: Config) -> Work:
     """Read lists, look languages up, and write down what makes texts, values and verdicts."""
     languages = tuple(sorted({code.strip() for code in cfg.languages.split(",") if code.strip()}))
     known = language.codes()
@@ -201,7 +183,7 @@ def _work(cfg: Config) -> _Work:
         limits=cfg.limits,
     )
     listed = {name: _digest(value) for name, value in asdict(cfg.urls).items() if isinstance(value, str) and value}
-    return _Work(
+    return Work(
         recipe=recipe,
         verdict=Verdict(rules, languages, cfg.min_language_score, urls if urls else None),
         extracted={**asdict(cfg.extract), "language_chars": cfg.language_chars, "by": main_text.version()},
@@ -225,158 +207,7 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _extract(spark: SparkSession, cfg: Config, work: _Work, report: Report) -> None:
-    """Append the documents of each batch that silver/documents does not have; or make all of it again."""
-    spec, bronze = load(DOCUMENTS), load(BRONZE)
-    report.paths["documents"] = spec.path(cfg.lake)
-    version = latest_version(bronze.path(cfg.lake))
-    records = read(spark, bronze, cfg.lake, version)
-    made = _made(cfg.lake)
-    if cfg.rebuild:
-        _append(spark, cfg, work, _records(records, cfg), "all", {}, report, mode="overwrite")
-        return
-    if made and made.get("extracted") != work.extracted:
-        other = sorted(k for k, v in work.extracted.items() if made["extracted"].get(k) != v)
-        raise UserError(
-            f"silver/documents was extracted with another {', '.join(other)}",
-            "give the same, or extract everything again: --rebuild",
-        )
-    batches = _new_batches(spark, cfg, records, made)
-    if not batches:
-        report.say(f"nothing to extract: silver/documents has every batch of bronze/commoncrawl version {version}")
-    for batch in batches:
-        _append(spark, cfg, work, _records(records.where(records["batch_id"] == batch), cfg), batch, made, report)
-        made = _made(cfg.lake)
-
-
-def _made(lake: str) -> dict[str, Any]:
-    """What the newest version of silver/documents says of itself; nothing where it has no documents yet."""
-    path = load(DOCUMENTS).path(lake)
-    made = commit_metadata(path, latest_version(path)) if exists(path) else {}
-    return made if "extracted" in made else {}
-
-
-def _new_batches(spark: SparkSession, cfg: Config, records: DataFrame, made: Mapping[str, Any]) -> list[str]:
-    """Batches of bronze, by their first key, that have no documents and were not found empty."""
-    from pyspark.sql import functions as F
-
-    rows = records.groupBy("batch_id", "crawl").agg(F.min("key").alias("first")).collect()
-    wanted = {name.strip() for name in cfg.crawl.split(",") if name.strip()}
-    crawls = {row["crawl"] for row in rows}
-    if missing := wanted - crawls:
-        raise UserError(
-            f"--crawl: bronze/commoncrawl has no {', '.join(sorted(missing))}", suggest(min(missing), sorted(crawls))
-        )
-    done = set(made.get("empty_batches", ()))
-    if exists(load(DOCUMENTS).path(cfg.lake)):
-        found = read(spark, load(DOCUMENTS), cfg.lake).select("batch_id").distinct().collect()
-        done |= {row["batch_id"] for row in found}
-    first: dict[str, int] = {}
-    for row in rows:
-        if row["batch_id"] not in done and (not wanted or row["crawl"] in wanted):
-            first[row["batch_id"]] = min(row["first"], first.get(row["batch_id"], row["first"]))
-    return sorted(first, key=lambda batch: first[batch])
-
-
-def _records(records: DataFrame, cfg: Config) -> DataFrame:
-    """What a worker gets of the records that may hold text: no payload that is too large."""
-    from pyspark.sql import functions as F
-
-    # What the server sent, without chunks and content encoding where it had them.
-    content = F.coalesce("body", "payload")
-    size = F.coalesce(F.octet_length("body").cast("bigint"), F.col("payload_length"))
-    return records.where(F.col("type").isin(*documents.KINDS)).select(
-        "key",
-        "batch_id",
-        F.coalesce(F.nullif("crawl", F.lit("")), F.lit("unknown")).alias("crawl"),
-        *("type", "date", "target_uri", "http_status", "http_content_type"),
-        F.when(size <= cfg.extract.max_bytes, content).alias("payload"),
-        size.cast("bigint").alias("payload_bytes"),
-    )
-
-
-def _append(
-    spark: SparkSession,
-    cfg: Config,
-    work: _Work,
-    records: DataFrame,
-    batch: str,
-    made: Mapping[str, Any],
-    report: Report,
-    mode: str = "append",
-) -> None:
-    """Extract the records and commit their documents, once, whoever else tries."""
-    from pyspark.sql import functions as F
-
-    spec = load(DOCUMENTS)
-    with report.stage("extract") as stage, _few_at_once(spark):
-        seen = records.agg(F.count(F.lit(1)), F.coalesce(F.sum("payload_bytes"), F.lit(0))).first()
-        assert seen is not None
-        stage.rows_in, stage.bytes_in = int(seen[0]), int(seen[1])
-        tasks = max(spark.sparkContext.defaultParallelism, -(-stage.bytes_in // _BYTES_PER_TASK))
-        spread = records.repartition(tasks, "key")
-        rows = spread.mapInArrow(
-            partial(documents.extracted, recipe=work.recipe, verdict=work.verdict), spec.to_spark()
-        )
-        empty = [*made.get("empty_batches", ()), *([] if stage.rows_in else [batch])]
-        mine = work.made() | {"empty_batches": empty} | _mixed(made, work)
-        options = WriteOptions(txn=None if mode == "overwrite" else (f"featurize-text {batch}", 1))
-        commit = write(rows, spec, cfg.lake, mode=mode, metadata=mine, batch_id=batch, options=options)
-        stage.rows_out = stage.rows_in if commit.skipped else commit.rows_added
-        stage.note = f"{batch}: {_errors(spark, cfg.lake, commit, batch if mode == 'append' else None)}"
-
-
-def _mixed(made: Mapping[str, Any], work: _Work) -> dict[str, str]:
-    """Where older rows were measured or judged with other settings, say so: the stage judge makes them one again."""
-    return {name: "mixed" for name in ("measured", "judged") if made and made.get(name) != getattr(work, name)}
-
-
-def _errors(spark: SparkSession, lake: str, commit: Commit, batch: str | None) -> str:
-    """How many documents have no text, by reason."""
-    from pyspark.sql import functions as F
-
-    rows = read(spark, load(DOCUMENTS), lake, commit.version).where("extract_error IS NOT NULL")
-    rows = rows if batch is None else rows.where(F.col("batch_id") == batch)
-    counts = {row["extract_error"]: row["count"] for row in rows.groupBy("extract_error").count().collect()}
-    return "no text: " + (", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none")
-
-
-@contextmanager
-def _few_at_once(spark: SparkSession) -> Iterator[None]:
-    """Hand pages to Python a few at a time: at 4 MiB each, Spark's 10,000 would be the memory of a machine."""
-    key = "spark.sql.execution.arrow.maxRecordsPerBatch"
-    before = spark.conf.get(key)
-    spark.conf.set(key, str(_RECORDS_AT_ONCE))
-    try:
-        yield
-    finally:
-        spark.conf.set(key, str(before))
-
-
-def _judge(spark: SparkSession, cfg: Config, work: _Work, report: Report) -> None:
-    """Make values, where their settings changed, and removed_by anew, from what is stored."""
-    spec = load(DOCUMENTS)
-    made = _made(cfg.lake)
-    if not made or (made.get("measured") == work.measured and made.get("judged") == work.judged):
-        report.say("nothing to judge: silver/documents was judged with these settings")
-        return
-    again = made.get("measured") != work.measured
-    with report.stage("measure, judge" if again else "judge") as stage, _few_at_once(spark):
-        rows = read(spark, spec, cfg.lake, latest_version(spec.path(cfg.lake)))
-        stage.rows_in = rows.count()
-        if again:
-            rows = rows.mapInArrow(
-                partial(documents.measured, recipe=work.recipe, verdict=work.verdict), spec.to_spark()
-            )
-        else:
-            rows = rows.withColumn("removed_by", work.verdict.column())
-        mine = {**work.made(), "extracted": made["extracted"], "empty_batches": made.get("empty_batches", [])}
-        commit = write(rows, spec, cfg.lake, mode="overwrite", metadata=mine)
-        stage.rows_out = commit.rows
-        stage.note = f"version {commit.version}"
-
-
-def _account(spark: SparkSession, cfg: Config, work: _Work, report: Report) -> None:
+def _account(spark: SparkSession, cfg: Config, work: Work, report: Report) -> None:
     """Print what removes documents, crawl by crawl, and draw it."""
     from pyspark.sql import functions as F
 

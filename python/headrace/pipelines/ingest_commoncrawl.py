@@ -6,8 +6,10 @@ names land together as WARC files of their own. What the ledger has closed is no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING
 from headrace.catalog.ledger import Ledger, LedgerFile
 from headrace.errors import UserError
 from headrace.ingest import commoncrawl_paths as paths
+from headrace.ingest.claim import claim_folder
 from headrace.ingest.commoncrawl import NAME, CommonCrawlSource
 from headrace.ingest.commoncrawl_fetch import Fetcher, FetchSettings
 from headrace.ingest.commoncrawl_index import Match
@@ -210,13 +213,28 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
             goes on from there once it is mended.
     """
     early(cfg)
-    ingest_run = _Run(spark, cfg, report, Fetcher(cfg.fetch.settings()), _landing(cfg))
-    ingest_run.land_open_batches()
-    parts = ingest_run.selections() if cfg.index else ingest_run.origins()
-    for part in parts:
-        ingest_run.ingest(part)
+    landing = _landing(cfg)
+    with _claimed(spark, cfg, landing, report) as alone:
+        fetcher = Fetcher(cfg.fetch.settings(), mark="" if alone else f".{uuid.uuid4().hex[:12]}")
+        ingest_run = _Run(spark, cfg, report, fetcher, landing)
+        ingest_run.land_open_batches()
+        parts = ingest_run.selections() if cfg.index else ingest_run.origins()
+        for part in parts:
+            ingest_run.ingest(part)
     report.results |= ingest_run.totals | {"files_known": ingest_run.known}
     return report
+
+
+def _claimed(spark: SparkSession, cfg: Config, landing: Path, report: Report) -> AbstractContextManager[bool]:
+    """From the first request to the last removal one run at a time, where anything may land.
+
+    Who comes second finds landed what is still to be read, and closed in the ledger what is not to be fetched again.
+    """
+    begun = [file for batch in Ledger(spark, cfg.lake, NAME).state().open_batches for file in batch.files]
+    named = any(paths.is_remote(part) or paths.is_list(part) for part in _words(cfg.source))
+    if cfg.index or named or any(file.detail["origin"] != file.path for file in begun):
+        return claim_folder(landing, f"lands files in {landing}", report.say)
+    return nullcontext(True)
 
 
 @dataclass
@@ -267,6 +285,7 @@ class _Run:
         found = found[: cfg.limit] if cfg.limit else found
         closed = self._closed()
         new = [each for each in found if each.url is None or each.name not in closed]
+        self._clear(each.landed(self.landing) for each in found if each.name in closed)
         self.known += len(found) - len(new)
         local = {each.name: each for each in new if each.url is None}
         remote = [each for each in new if each.url is not None]
@@ -294,10 +313,18 @@ class _Run:
             stage.note = f"{found.lines - found.refused - len(found.captures):,} lines not wanted"
         if found.refused:
             self.report.warn(f"{found.refused:,} lines of the index are none: {found.example}")
+        if found.disputed:
+            taken = found.disputed[0]
+            self.report.warn(
+                f"lines of the index disagree on the address or length of {len(found.disputed):,} records; each is read"
+                f" once, such as {taken.uri[:200]!a} at {taken.offset:,} of {taken.filename[:200]!a}: what turns out to"
+                " be of another address goes to quarantine"
+            )
         base = cfg.base or paths.base_of(indexes[0].name)
         closed = self._closed()
         for chosen in selections(found.captures, base, cfg.fetch.s3_endpoint):
             if chosen.name in closed:
+                self._clear([self.landing / paths.safe_name(chosen.name)])
                 self.known += 1
             else:
                 yield self._landed_selection(chosen)
@@ -317,20 +344,19 @@ class _Run:
         for name in _SUMMED:
             self.totals[name] += self.report.results[name]
         self.known += self.report.results["files_known"]
-        if self.cfg.fetch.remove:
-            for path in part:
-                if Path(path).parent == self.landing:
-                    _remove(Path(path))
+        self._clear(map(Path, part))
+
+    def _clear(self, closed: Iterable[Path]) -> None:
+        """Remove what has landed and is closed, if that is asked for: also what a run left that was killed before."""
+        for path in closed:
+            if self.cfg.fetch.remove and path.parent == self.landing:
+                path.unlink(missing_ok=True)
+                path.with_name(path.name + ".places").unlink(missing_ok=True)
 
     def _closed(self) -> set[str]:
         state = self._ledger.state()
         still_open = {batch.batch_id for batch in state.open_batches}
         return {file.detail["origin"] for batch, file in state.planned if batch.batch_id not in still_open}
-
-
-def _remove(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    path.with_name(path.name + ".places").unlink(missing_ok=True)
 
 
 def _landing(cfg: Config) -> Path:
