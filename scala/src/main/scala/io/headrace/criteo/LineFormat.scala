@@ -92,6 +92,13 @@ final case class LineFormat(labelled: Boolean, maxLineBytes: Int, rawBytes: Int)
   }
 
   private def category(data: Array[Byte], from: Int, stop: Int, row: Int, column: Int, cells: RowCells): Int = {
+    if (stop - from >= MaxHexDigits) {
+      val whole = Words.hex(data, from)
+      if (whole >= 0) {
+        cells.value(row, column, whole)
+        return from + MaxHexDigits
+      }
+    }
     var at    = from
     val limit = math.min(stop, from + MaxHexDigits)
     var value = 0L

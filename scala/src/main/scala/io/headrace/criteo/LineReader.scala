@@ -57,7 +57,7 @@ final class LineReader(piece: Piece, format: LineFormat) extends AutoCloseable {
   private def findNewline(): Int = {
     var at = unread
     while (true) {
-      while (at < filled && buffer(at) != Newline) at += 1
+      at = Words.newline(buffer, at, filled)
       if (at < filled) return at
       if (ended || at - unread > format.maxLineBytes) return -1
       at -= makeRoom()
@@ -103,8 +103,7 @@ final class LineReader(piece: Piece, format: LineFormat) extends AutoCloseable {
     while (at == filled && !ended) {
       filled = 0
       fill()
-      at = 0
-      while (at < filled && buffer(at) != Newline) at += 1
+      at = Words.newline(buffer, 0, filled)
       gone += at
     }
     unread = math.min(at + 1, filled)
@@ -117,7 +116,6 @@ final class LineReader(piece: Piece, format: LineFormat) extends AutoCloseable {
 
 private object LineReader {
   val BufferBytes = 1 << 20
-  val Newline     = '\n'.toByte
 
   def grown(size: Int): Int = math.min(size.toLong * 2, Int.MaxValue - 16L).toInt
 
