@@ -74,7 +74,7 @@ def ours(bench: Bench) -> list[str]:
     transform = Transform("log", {}, dict.fromkeys(CATEGORIES, CategoryRule("hash", SIZE + 3)), None)
     encoder = CategoryEncoder(inputCols=CATEGORIES, outputCols=CATEGORIES, kinds=["modulo"], hashSizes=[SIZE])
     cells = ctr.number_ints(encoder.fit(rows).transform(rows), transform)
-    with layout.row_groups(bench.spark, 32_768):
+    with layout.row_groups(bench.spark, 32_768, transform.features()):
         commit = delta.write(cells, _spec(), lake, options=delta.WriteOptions(quality=False))
     return [file.path for file in Log(commit.path).snapshot().files]
 

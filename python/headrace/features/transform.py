@@ -61,6 +61,10 @@ class Transform:
         """Rows of the embedding table by column."""
         return {name: rule.num_ids for name, rule in self.categories.items()}
 
+    def features(self) -> dict[str, int | None]:
+        """How many different numbers a column may hold, None where that depends on the rows."""
+        return dict.fromkeys(INTS) | self.cardinalities()
+
     def vocabulary_columns(self) -> tuple[str, ...]:
         """Columns that need the vocabulary."""
         return tuple(name for name, rule in self.categories.items() if rule.kind == "vocabulary")

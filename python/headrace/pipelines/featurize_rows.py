@@ -96,7 +96,8 @@ def commit_rows(lake: str, source: Source, transform: Transform, laid: Layout, r
     if transform.vocabulary_columns():
         spec = load("silver/ctr_vocabulary")
         known = read(labelled.sparkSession, spec, lake, transform.vocabulary_version)
-    with ctr.encoding(known, transform, laid.broadcast_entries) as encode:
+    groups = layout.row_groups(labelled.sparkSession, laid.rows_per_group, transform.features())
+    with groups, ctr.encoding(known, transform, laid.broadcast_entries) as encode:
         while progress.done < len(laid.days):
             days = laid.days[progress.done]
             with report.stage("featurize") as stage:
@@ -136,8 +137,7 @@ def _commit_days(lake: str, source: Source, laid: Layout, cells: DataFrame, prog
     options = WriteOptions(txn=(f"featurize-ctr {mine['run']}", progress.done + 1), quality=not left)
     mode, metadata = "append" if progress.done else "overwrite", mine | ({"unfinished": left} if left else {})
     rows = ctr.arrange(cells, laid.order)
-    with layout.row_groups(rows.sparkSession, laid.rows_per_group):
-        commit = write(rows, silver, lake, mode=mode, metadata=metadata, options=options)
+    commit = write(rows, silver, lake, mode=mode, metadata=metadata, options=options)
     progress.done += 1
     return commit
 
