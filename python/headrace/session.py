@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LOG_STORE = "io.headrace.storage.HardLinkLogStore"
 DELTA_EXTENSION = "io.delta.sql.DeltaSparkSessionExtension"
 DELTA_CATALOG = "org.apache.spark.sql.delta.catalog.DeltaCatalog"
+FUNCTIONS = "headrace_functions"
+"""The catalog of the jar's functions of a cell: `headrace_functions.signed_log(x)`."""
 _EXTENSIONS, _CATALOG = "spark.sql.extensions", "spark.sql.catalog.spark_catalog"
 
 REQUIRED = {
@@ -33,6 +35,7 @@ REQUIRED = {
     "spark.sql.ansi.enabled": "true",
     "spark.sql.files.ignoreCorruptFiles": "false",
     "spark.sql.files.ignoreMissingFiles": "false",
+    f"spark.sql.catalog.{FUNCTIONS}": "io.headrace.functions.Functions",
 }
 SENSIBLE = {
     "spark.sql.parquet.compression.codec": "zstd",

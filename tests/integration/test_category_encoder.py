@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,3 +80,22 @@ def test_refusals(spark: SparkSession) -> None:
         CategoryEncoder(**both).fit(rows.selectExpr("string(a) a", "b"))
     with pytest.raises(Exception, match="set rowKeyCol"):
         CategoryEncoder(**both, maxBroadcast=1).fit(rows).transform(rows)
+
+
+def test_hashing_forty_columns_is_one_method_that_hotspot_compiles(
+    spark: SparkSession, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HotSpot never compiles a method of over 8,000 bytes: Spark would cut it up, with copies of each row between."""
+    from headrace.features.category_encoder import CategoryEncoder
+    from headrace.features.ctr import BRONZE_COLUMNS, number_ints
+    from headrace.features.transform import CATEGORIES, INTS, Transform
+
+    types = ["key bigint", "day int", "label int", *(f"{name} bigint" for name in (*INTS, *CATEGORIES))]
+    # Rows that the optimizer cannot foresee: of an empty relation no code is made.
+    rows = spark.range(1).mapInArrow(lambda _: (), ", ".join(types))
+    for kind in ("hash", "modulo"):
+        encoder = CategoryEncoder(inputCols=list(CATEGORIES), outputCols=list(CATEGORIES), kinds=[kind])
+        cells = number_ints(encoder.fit(rows).transform(rows), Transform("log", {}, {}, None)).select(*BRONZE_COLUMNS)
+        cells.explain("codegen")
+        sizes = [int(size) for size in re.findall(r"maxMethodCodeSize:(\d+)", capsys.readouterr().out)]
+        assert sizes and max(sizes) <= 8000, kind

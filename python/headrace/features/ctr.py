@@ -23,6 +23,7 @@ from headrace.features.transform import (
     UNKNOWN_ID,
     Transform,
 )
+from headrace.session import FUNCTIONS
 
 if TYPE_CHECKING:
     from pyspark.sql import Column, DataFrame
@@ -172,7 +173,7 @@ def number_ints(rows: DataFrame, transform: Transform) -> DataFrame:
 
     columns = {"label": F.col("label").cast("float")}
     if transform.ints == "log":
-        columns |= {name: _log(F.col(name).cast("double")) for name in INTS}
+        columns |= {name: _log(F.col(name)) for name in INTS}
         return rows.withColumns(columns)
     return _ranks(rows, transform.boundaries).withColumns(columns)
 
@@ -180,8 +181,7 @@ def number_ints(rows: DataFrame, transform: Transform) -> DataFrame:
 def _log(x: Column) -> Column:
     from pyspark.sql import functions as F
 
-    y = F.when(x < 0, -F.log1p(-x)).otherwise(F.log1p(x))
-    return F.coalesce(y.cast("float"), F.lit(MISSING_LOG).cast("float"))
+    return F.coalesce(F.call_function(f"{FUNCTIONS}.signed_log", x), F.lit(MISSING_LOG).cast("float"))
 
 
 def _ranks(rows: DataFrame, boundaries: Mapping[str, Sequence[float]]) -> DataFrame:

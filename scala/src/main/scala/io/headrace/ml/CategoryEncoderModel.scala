@@ -8,6 +8,8 @@ import org.apache.spark.sql.{Column, DataFrame, Dataset, SparkSession}
 import org.apache.spark.sql.functions._
 import org.apache.spark.sql.types.StructType
 
+import io.headrace.functions.Functions
+
 /**
  * Ids for categories, all columns in one pass over the rows, made by [[CategoryEncoder]].
  *
@@ -68,20 +70,19 @@ final class CategoryEncoderModel private[ml] (
 
   private def encode(rows: DataFrame, names: Array[String], other: Int): DataFrame = {
     val index   = broadcasted(rows.sparkSession)
-    val columns = $(inputCols).indices.map(at => names(at) -> idColumn(at, index, other)).toMap
+    val columns = $(inputCols).indices.map(at => names(at) -> idColumn(rows.sparkSession, at, index, other)).toMap
     rows.withColumns(columns)
   }
 
-  private def idColumn(at: Int, index: Broadcast[Array[LongIndex]], other: Int): Column = {
-    val value = col($(inputCols)(at))
-    if (kindOf(at) != "vocabulary") {
-      val number = if (kindOf(at) == "hash") xxhash64(value) else value
-      val bucket = pmod(number, lit(hashSizeOf(at).toLong)) + Categories.FirstId
-      when(value.isNull, Categories.Missing).otherwise(bucket).cast("int")
-    } else {
-      val find = udf(new Lookup(index, at, other))
-      coalesce(find(value), lit(Categories.Missing))
+  private def idColumn(spark: SparkSession, at: Int, index: Broadcast[Array[LongIndex]], other: Int): Column = {
+    val value  = col($(inputCols)(at))
+    val size   = lit(hashSizeOf(at))
+    val number = kindOf(at) match {
+      case "hash"   => Functions.call(spark, "hash_bucket", value, size)
+      case "modulo" => Functions.call(spark, "bucket", value, size)
+      case _        => udf(new Lookup(index, at, other)).apply(value)
     }
+    coalesce(number, lit(Categories.Missing))
   }
 
   private def encodeWith(rest: DataFrame, rows: DataFrame): DataFrame = {
