@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 POSITIONAL = ("file",)
+_AGAIN = {
+    "criteo": "featurize-ctr --vocabulary rebuild",
+    "ratings": "featurize-ratings --ids rebuild",
+    "commoncrawl": "featurize-text --rebuild true",
+}
+_AGAIN_GRAPH = "featurize-graph --nodes rebuild"
 
 
 @dataclass(kw_only=True)
@@ -193,6 +199,9 @@ def _conclude(cfg: Config, source: str, removed: list[FileAccount], report: Repo
         "rows_removed_from_quarantine": sum(each.quarantined for each in removed),
     }
     if rows:
-        report.say(f"tables that were made of bronze/{source} still hold what they made of these rows: featurize again")
+        report.say(
+            f"tables that were made of bronze/{source} still hold what they made of these rows: featurize again, with"
+            f" headrace {_AGAIN.get(source, _AGAIN_GRAPH)} where ids or documents of them are to go too"
+        )
     lake = cfg.lake.rstrip("/")
     report.paths |= {name: f"{lake}/{name}" for name in (f"bronze/{source}", f"quarantine/{source}", "meta/ledger")}
