@@ -18,6 +18,7 @@ from headrace.errors import UserError
 from headrace.ingest import batch as batches
 from headrace.ingest import generated_crawl, withdraw
 from headrace.pipelines import (
+    featurize_graph,
     forget,
     generate_crawl,
     ingest_commoncrawl,
@@ -248,6 +249,19 @@ def test_every_source(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
         assert again["rows_committed"] > 0
         assert len(table(lake, f"bronze/{name}")) == again["rows_committed"]
         assert len(table(lake, f"quarantine/{name}")) == again["rows_quarantined"]
+
+
+def test_what_was_made_of_the_rows(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
+    """Nodes keep their ids for ever, so those of a wrong column are there until they are numbered anew: it is said."""
+    edges = write(tmp_path / "edges.csv", ["1,2,77", "2,3,88"])
+    settings = {"lake": lake, "source": edges, "graph": "g", "format": "csv", "header": "no"}
+    run(spark, ingest_graph, columns="src=0,dst=2", **settings)
+    run(spark, featurize_graph, lake=lake, graph="g")
+    _, said = run(spark, forget, lake=lake, file=edges)
+    assert "featurize again, with headrace featurize-graph --nodes rebuild" in said
+    run(spark, ingest_graph, columns="src=0,dst=1", **settings)
+    assert run(spark, featurize_graph, lake=lake, graph="g")[0]["nodes"] == {"node": 5}, "1, 2, 77, 88, and 3"
+    assert run(spark, featurize_graph, lake=lake, graph="g", nodes="rebuild")[0]["nodes"] == {"node": 3}
 
 
 def test_what_is_not_known(spark: SparkSession, lake: Path, tmp_path: Path) -> None:

@@ -180,6 +180,7 @@ def test_what_cannot_be_drawn_is_said(spark: SparkSession, lake: Path, monkeypat
     for settings, match in (
         ({"splits": "test"}, "no triple of --splits test"),
         ({"sides": "left"}, "sides"),
+        ({"known": "trian"}, "--known: 'trian'"),
         ({"node_type": "paper"}, "no edges within node type 'paper'"),
         ({"per_triple": 0}, "1 or more"),
     ):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,3 +85,36 @@ def test_a_folder_that_does_not_lie_on_this_machine() -> None:
         [0, 0.5, 1, 1.5, 2],
         [0, 1, 2, 3, 4],
     ]
+
+
+class _Bucket(MemoryFileSystem):
+    """Files that are read by ranges over a network, as fsspec reads s3."""
+
+    protocol = "bucket"
+    cachable = False
+    fetched = 0
+
+    def _open(self, path: str, mode: str = "rb", **settings: Any) -> Any:
+        if mode != "rb":
+            return super()._open(path, mode, **settings)
+        return _Remote(self, path, mode, cache_type=settings.get("cache_type", "readahead"))
+
+
+class _Remote(AbstractBufferedFile):  # type: ignore[misc]
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        found: bytes = self.fs.cat_file(self.path, start, end)
+        _Bucket.fetched += len(found)
+        return found
+
+
+def test_a_part_fetches_its_own_bytes_and_no_others() -> None:
+    """fsspec reads megabytes ahead: so every part would have fetched nearly all of every file."""
+    fsspec.register_implementation("bucket", _Bucket, clobber=True)
+    out, parts, length = BlockWriter("bucket://step"), 20, 5_000
+    for part in range(parts):
+        out.add(part, 0, (np.full(length, part), np.arange(length)))
+    files = exchange([out.close()])
+    for part in range(parts):
+        found = files.read(part)[0]
+        assert found[0].tolist() == [part] * length and found[1].tolist() == list(range(length))
+    assert 16 * parts * length < _Bucket.fetched < 1.01 * 16 * parts * length

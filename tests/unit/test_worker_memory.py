@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
+
+from headrace.features.worker_memory import KEPT_BYTES, keep_freed
 
 PROGRAM = """
 import resource
@@ -38,3 +43,23 @@ def test_arrays_are_made_of_what_others_left() -> None:
     before, after, pool = done.stdout.split()
     assert pool == "system"
     assert int(after) < int(before) / 10
+
+
+@pytest.mark.parametrize(
+    ("most", "asked"),
+    [(1 << 40, [KEPT_BYTES, -KEPT_BYTES]), (32 << 20, [KEPT_BYTES, 32 << 20, -KEPT_BYTES]), (0, None)],
+)
+def test_older_c_libraries_keep_what_they_grant(
+    most: int, asked: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """glibc before 2.35 refuses more than 32 MiB, and trimming alone would only stop what it does by itself."""
+    calls = []
+
+    def mallopt(which: int, size: int) -> int:
+        calls.append(size if which == -3 else -size)
+        return int(size <= most or which == -1)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    monkeypatch.setattr(pa, "set_memory_pool", lambda _: None)
+    assert keep_freed.__wrapped__() is (asked is not None)
+    assert calls == (asked or [KEPT_BYTES, 32 << 20])

@@ -23,6 +23,9 @@ class Store(Protocol):
     def open(self, path: str) -> BinaryIO:
         """A seekable stream. Raises FileNotFoundError."""
 
+    def open_for_pieces(self, path: str) -> BinaryIO:
+        """The same for who knows what to read: nothing is fetched ahead. Raises FileNotFoundError."""
+
     def create(self, path: str) -> BinaryIO:
         """A stream into a new file, whose folder is made if its own parent is there."""
 
@@ -47,6 +50,9 @@ class LocalStore:
 
     def open(self, path: str) -> BinaryIO:
         return Path(path).open("rb")
+
+    def open_for_pieces(self, path: str) -> BinaryIO:
+        return self.open(path)
 
     def create(self, path: str) -> BinaryIO:
         Path(path).parent.mkdir(exist_ok=True)
@@ -91,6 +97,9 @@ class RemoteStore:
 
     def open(self, path: str) -> BinaryIO:
         return cast(BinaryIO, self._fs.open(path, "rb"))
+
+    def open_for_pieces(self, path: str) -> BinaryIO:
+        return cast(BinaryIO, self._fs.open(path, "rb", cache_type="none"))
 
     def create(self, path: str) -> BinaryIO:
         return cast(BinaryIO, self._fs.open(path, "wb"))

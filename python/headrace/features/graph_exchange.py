@@ -157,7 +157,7 @@ def _fill(file: Written, entries: npt.NDArray[Any], arrays: dict[int, list[Any]]
 
 def _opened(file: Written) -> BinaryIO:
     store, path = storage.locate(file.path)
-    return store.open(path)
+    return store.open_for_pieces(path)  # fetched ahead, every part would read most of every file
 
 
 def _take(stream: BinaryIO, at: int, into: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,6 +14,8 @@ import pyarrow as pa
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 KEPT_BYTES = 256 << 20
 """Free memory that a worker keeps at most; a larger array is the kernel's again when it is dropped."""
+_OLD_LIMIT = 32 << 20
+"""glibc before 2.35 refuses to keep larger arrays."""
 
 
 @cache
@@ -22,7 +24,9 @@ def keep_freed() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    granted = [mallopt(which, KEPT_BYTES) == 1 for which in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
-    if all(granted):
+    # In this order: to be granted the second alone is worse than nothing, for glibc then stops learning the first.
+    kept = any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (KEPT_BYTES, _OLD_LIMIT))
+    granted = kept and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) == 1
+    if granted:
         pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own gives back what is free as well
-    return all(granted)
+    return granted

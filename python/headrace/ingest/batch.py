@@ -144,11 +144,17 @@ def _place(spec: TableSpec) -> tuple[str, ...]:
 
 
 def _are_of(spec: TableSpec, files: Sequence[LedgerFile]) -> str:
-    """SQL: the row is of one of these files."""
-    if spec.layer == "quarantine":
-        return f"file_ordinal IN ({', '.join(str(file.ordinal) for file in files)})"
-    bounds = [(file.ordinal << LINE_BITS, (file.ordinal + 1) << LINE_BITS) for file in files]
-    return " OR ".join(f"(key >= {first} AND key < {behind})" for first, behind in bounds)
+    """SQL: the row is of one of these files; by stretches of ordinals, since a batch may have 100,000 files."""
+    name, bits = ("file_ordinal", 0) if spec.layer == "quarantine" else ("key", LINE_BITS)
+    stretches = _stretches(sorted(file.ordinal for file in files))
+    return " OR ".join(f"({name} >= {first << bits} AND {name} < {behind << bits})" for first, behind in stretches)
+
+
+def _stretches(ordinals: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of consecutive numbers among ascending ones: the first, and the one behind the last."""
+    numbers = np.array(ordinals, np.int64)
+    firsts, lasts = np.diff(numbers, prepend=numbers[0] - 2) > 1, np.diff(numbers, append=numbers[-1] + 2) > 1
+    return list(zip(numbers[firsts].tolist(), (numbers[lasts] + 1).tolist(), strict=True))
 
 
 def _keys(rows: pa.RecordBatch, place: int) -> npt.NDArray[np.int64]:

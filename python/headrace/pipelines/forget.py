@@ -25,6 +25,12 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 POSITIONAL = ("file",)
+_AGAIN = {
+    "criteo": "featurize-ctr --vocabulary rebuild",
+    "ratings": "featurize-ratings --ids rebuild",
+    "commoncrawl": "featurize-text --rebuild true",
+}
+_AGAIN_GRAPH = "featurize-graph --nodes rebuild"
 
 
 @dataclass(kw_only=True)
@@ -32,7 +38,8 @@ class Config:
     """Take files out of the lake, or give up a batch that cannot be finished, so that they can be read anew.
 
     Args:
-        file: the input file: its path, its name if that names one file only, or a quoted pattern of paths.
+        file: the input file: its path, its name if that names one file only, or a quoted pattern of paths (* ends at a
+            folder, ** does not).
         batch: instead of a file: an open batch, which is given up with all its files.
         lake: folder of the tables.
         source: the kind of input, such as criteo; default: whichever knows the file.
@@ -139,7 +146,18 @@ def _fitting(pattern: str, state: LedgerState) -> list[tuple[LedgerBatch, Ledger
 
 
 def _fits(file: LedgerFile, *patterns: str) -> bool:
-    return any(fnmatch.fnmatchcase(name, pattern) for name in (file.path, origin(file)) for pattern in patterns)
+    names = [name.split("/") for name in (file.path, origin(file))]
+    return any(_match(name, pattern.split("/")) for name in names for pattern in patterns)
+
+
+def _match(name: list[str], pattern: list[str]) -> bool:
+    """As `--source` has it: `*` ends at a folder, or what lies below it would be forgotten too; `**` does not."""
+    if not pattern:
+        return not name
+    first, *rest = pattern
+    if first == "**":
+        return any(_match(name[at:], rest) for at in range(len(name) + 1))
+    return bool(name) and fnmatch.fnmatchcase(name[0], first) and _match(name[1:], rest)
 
 
 def _plan(spark: SparkSession, cfg: Config, source: str, meant: list[LedgerBatch], report: Report) -> None:
@@ -181,6 +199,9 @@ def _conclude(cfg: Config, source: str, removed: list[FileAccount], report: Repo
         "rows_removed_from_quarantine": sum(each.quarantined for each in removed),
     }
     if rows:
-        report.say(f"tables that were made of bronze/{source} still hold what they made of these rows: featurize again")
+        report.say(
+            f"tables that were made of bronze/{source} still hold what they made of these rows: featurize again, with"
+            f" headrace {_AGAIN.get(source, _AGAIN_GRAPH)} where ids or documents of them are to go too"
+        )
     lake = cfg.lake.rstrip("/")
     report.paths |= {name: f"{lake}/{name}" for name in (f"bronze/{source}", f"quarantine/{source}", "meta/ledger")}

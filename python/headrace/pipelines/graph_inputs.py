@@ -104,8 +104,8 @@ def sql_text(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def split_codes(text: str) -> tuple[int, ...]:
-    """Read `train,test` as codes.
+def split_codes(text: str, setting: str = "splits") -> tuple[int, ...]:
+    """Read `train,test`, the value of a setting, as codes.
 
     Raises:
         UserError: no such split.
@@ -114,7 +114,7 @@ def split_codes(text: str) -> tuple[int, ...]:
     for name in names:
         if name not in SPLITS:
             raise UserError(
-                f"--splits: {name!r} is not one of {', '.join(SPLITS)}", "for example train,validation,test"
+                f"--{setting}: {name!r} is not one of {', '.join(SPLITS)}", "for example train,validation,test"
             )
     return tuple(sorted({SPLITS.index(name) for name in names}))
 

@@ -87,7 +87,7 @@ def early(cfg: Config) -> None:
         )
     tables = open_triples(cfg.lake, cfg.graph, cfg.node_type)
     cfg.options(tables).check()
-    graph_inputs.split_codes(cfg.known)
+    graph_inputs.split_codes(cfg.known, "known")
     if not tables.of_splits(_names(cfg.splits)).count:
         raise UserError(f"graph {cfg.graph!r} has no triple of --splits {cfg.splits}", "name other splits")
 
