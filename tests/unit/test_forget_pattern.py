@@ -33,6 +33,9 @@ def state() -> LedgerState:
         ("https://host/crawl/*/a.warc.gz", [4]),
         ("https://host/*/a.warc.gz", None),
         ("/other/*", None),
+        ("/in", [0, 1]),
+        ("/in/old/", [2]),
+        ("/i", None),
     ],
 )
 def test_which_files(pattern: str, ordinals: list[int] | None) -> None:

@@ -40,7 +40,10 @@ def scratch(lake: str | Path, name: str) -> Iterator[str]:
     local = local_path(place)
     if local is not None:
         place = os.path.abspath(local)
-        os.makedirs(place)
+        try:
+            os.makedirs(place)
+        except FileNotFoundError:  # another run took the empty folder above away in that moment
+            os.makedirs(place)
     try:
         yield place
     finally:

@@ -38,8 +38,8 @@ class Config:
     """Take files out of the lake, or give up a batch that cannot be finished, so that they can be read anew.
 
     Args:
-        file: the input file: its path, its name if that names one file only, or a quoted pattern of paths (* ends at a
-            folder, ** does not).
+        file: the input file: its path, its name if that names one file only, a folder (the files in it), or a quoted
+            pattern of paths (* ends at a folder, ** does not).
         batch: instead of a file: an open batch, which is given up with all its files.
         lake: folder of the tables.
         source: the kind of input, such as criteo; default: whichever knows the file.
@@ -138,9 +138,9 @@ def _files(cfg: Config, state: LedgerState) -> list[LedgerBatch] | None:
 
 
 def _fitting(pattern: str, state: LedgerState) -> list[tuple[LedgerBatch, LedgerFile]]:
-    """Every file whose path, or where it came from, fits a pattern."""
+    """Files whose path, or where they came from, fits a pattern; of a folder, as ingest takes it, those in it."""
     if not set(pattern) & set("*?["):
-        return []
+        pattern = f"{pattern.rstrip('/')}/*"
     every = [(batch, file) for batch in state.batches for file in batch.files]
     return [each for each in every if _fits(each[1], pattern, os.path.abspath(pattern))]
 
