@@ -33,11 +33,12 @@ from fastwarc.warc import ArchiveIterator
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from headrace.ingest.commoncrawl import WRITING
+from headrace.catalog.spec import load
 from headrace.session import build_session, configured
 
 PROJECT = Path(__file__).resolve().parents[1]
 REAL = ("cc_dolma_warc/sample-000*.warc.gz", "warc_resiliparse/warcfile.warc.gz", "cc_whirlwind/whirlwind.warc.gz")
+WRITING = load("bronze/commoncrawl").parquet
 LEVEL = int(WRITING["parquet.compression.codec.zstd.level"])
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
 TABLE = pa.schema(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.parquet as pq
 import pytest
 
+from headrace.catalog import care as catalog_care
 from headrace.catalog import delta
 from headrace.catalog.delta import WriteOptions
 from headrace.catalog.pinned import PinnedTable
@@ -68,6 +71,23 @@ def keys_streamed(table: PinnedTable) -> list[int]:
 def laid(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PinnedTable]:
     lake = tmp_path_factory.mktemp("maintained")
     return lake, lay(spark, lake)
+
+
+def test_joined_files_are_written_as_their_table_has_it(
+    spark: SparkSession, lake: Path, no_quality_reports: None
+) -> None:
+    """Whoever rewrites a file, here OPTIMIZE, keeps dictionaries off that the table's description switches off."""
+    spec = replace(VOCABULARY, parquet={"parquet.enable.dictionary#count": "false"})
+    for part in range(2):
+        entries = [{"column": "c1", "value": at, "id": 3 + at, "count": 7, "generation": part} for at in range(50)]
+        delta.write(delta.small_frame(spark, spec, entries), spec, lake, options=QUIET)
+    catalog_care.compact(spark, spec.path(lake), 1 << 20, spec.parquet)
+    (joined,) = delta.files_at(spec, lake)
+    assert joined.rows == 100
+    for file in files(lake):
+        group = pq.ParquetFile(file).metadata.row_group(0)
+        found = {(one := group.column(at)).path_in_schema: str(one.encodings) for at in range(group.num_columns)}
+        assert "DICTIONARY" not in found["count"] and "DICTIONARY" in found["column"]
 
 
 def files(lake: Path) -> list[Path]:

@@ -26,6 +26,8 @@ source: nowhere
 licence: free
 tensors:
   dense: {columns: "i1..i3", dtype: float32}
+parquet:
+  parquet.enable.dictionary#key: "false"
 """
 
 
@@ -47,6 +49,7 @@ def test_good_file(tmp_path: Path) -> None:
     assert found.to_arrow().field("key") == pa.field("key", pa.int64(), nullable=False)
     assert found.to_spark()["key"].nullable is False
     assert found.to_spark()["i1"].metadata == {"comment": "a number"}
+    assert found.parquet == {"parquet.enable.dictionary#key": "false"}
     assert "<td>key</td>" in found._repr_html_()
 
 
@@ -65,6 +68,8 @@ def test_good_file(tmp_path: Path) -> None:
         ("nullable: false, ", "", 7, "may be null"),
         ("doc: A toy.", "doc: A toy.\ndoc: Again.", 3, "twice"),
         ("positive: key", "po sitive: key", 10, "not a name"),
+        ("dictionary#key", "dictionary#kye", 16, "did you mean key?"),
+        ("parquet.enable.dictionary#key", "spark.sql.ansi.enabled", 16, "not a setting of Parquet's writer"),
     ],
 )
 def test_mistakes_name_file_line_and_remedy(tmp_path: Path, old: str, new: str, line: int, says: str) -> None:

@@ -7,8 +7,7 @@ the retention, and what a killed writer left behind.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from headrace.catalog import storage
 from headrace.catalog.delta import is_conflict
 from headrace.catalog.log import Log
 from headrace.errors import UserError
+from headrace.session import configured
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -48,15 +48,21 @@ def size_of(path: str) -> Size:
     return Size(snapshot.version, len(snapshot.files), sum(file.size for file in snapshot.files))
 
 
-def compact(spark: SparkSession, path: str, file_bytes: int) -> None:
+def compact(spark: SparkSession, path: str, file_bytes: int, parquet: Mapping[str, str]) -> None:
     """Rewrite files under `file_bytes` into files of about so many; no new version where there is nothing to join.
+
+    Args:
+        spark: the session.
+        path: of the table.
+        file_bytes: see above.
+        parquet: settings of Parquet's writer, the table's own.
 
     Raises:
         UserError: another writer came between each time.
     """
     from delta.tables import DeltaTable
 
-    with _settings(spark, dict.fromkeys(_SIZES, str(file_bytes))):
+    with configured(spark, {**parquet, **dict.fromkeys(_SIZES, str(file_bytes))}):
         try:
             DeltaTable.forPath(spark, path).optimize().executeCompaction().collect()
         except Exception as error:
@@ -68,7 +74,7 @@ def compact(spark: SparkSession, path: str, file_bytes: int) -> None:
 def removable(spark: SparkSession, path: str, retain_hours: float) -> list[Removable]:
     """What a vacuum would remove; nothing is changed."""
     store, _ = storage.locate(path)
-    with _settings(spark, _for_vacuum(spark)):
+    with configured(spark, _for_vacuum(spark)):
         rows = spark.sql(f"{_vacuum(path, retain_hours)} DRY RUN").collect()
     files = sorted(_plain(row[0]) for row in rows)
     sizes: dict[str, dict[str, int]] = {}
@@ -84,7 +90,7 @@ def removable(spark: SparkSession, path: str, retain_hours: float) -> list[Remov
 
 def vacuum(spark: SparkSession, path: str, retain_hours: float) -> None:
     """Remove what `removable` lists. Versions that named such files cannot be read any more."""
-    with _settings(spark, _for_vacuum(spark)):
+    with configured(spark, _for_vacuum(spark)):
         spark.sql(_vacuum(path, retain_hours)).collect()
 
 
@@ -101,18 +107,3 @@ def _vacuum(path: str, retain_hours: float) -> str:
 def _plain(path: str) -> str:
     local = storage.local_path(path)
     return path if local is None else local
-
-
-@contextlib.contextmanager
-def _settings(spark: SparkSession, wanted: dict[str, str]) -> Iterator[None]:
-    before = {name: spark.conf.get(name, None) for name in wanted}
-    try:
-        for name, value in wanted.items():
-            spark.conf.set(name, value)
-        yield
-    finally:
-        for name, old in before.items():
-            if old is None:
-                spark.conf.unset(name)
-            else:
-                spark.conf.set(name, old)

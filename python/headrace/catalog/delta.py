@@ -23,6 +23,7 @@ from headrace.catalog.log import DataFile, Log, exists, headrace_metadata, lates
 from headrace.catalog.pinned import PinnedTable, commit_metadata, files_at, parts_of, pin
 from headrace.catalog.spec import TableSpec
 from headrace.errors import UserError
+from headrace.session import configured
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -208,7 +209,8 @@ def write(
     }
     before = latest_version(path)
     try:
-        _retry(lambda: _save(ordered, path, mode, mine, options), options.attempts)
+        with configured(spark, spec.parquet):
+            _retry(lambda: _save(ordered, path, mode, mine, options), options.attempts)
     except Exception as error:
         violations.explain(error, ordered, spec)
         raise

@@ -29,7 +29,8 @@ DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool")
 ELEMENTS = ("uint8", "uint16", "int32", "int64", "float16", "float32")  # of binary cells, little-endian
 FROM_COMMIT = "commit"
 _TABLE_KEYS = (
-    "name", "doc", "columns", "keys", "partition_by", "checks", "source", "licence", "tensors", "written_by", "read_by"
+    "name", "doc", "columns", "keys", "partition_by", "checks", "source", "licence", "tensors", "written_by", "read_by",
+    "parquet",
 )  # fmt: skip
 _COLUMN_KEYS = ("name", "type", "nullable", "doc", "shape", "element")
 _RANGE = re.compile(r"([A-Za-z_]\w*?)(\d+)\.\.([A-Za-z_]\w*?)(\d+)")
@@ -77,6 +78,8 @@ class TableSpec:
         tensors: what a training batch is made of.
         written_by: the verbs that write it.
         read_by: the verbs, and parts of the package, that read it.
+        parquet: settings of Parquet's writer for its files, whoever writes or rewrites them, such as
+            `parquet.compression.codec.zstd.level`.
     """
 
     name: str
@@ -90,6 +93,7 @@ class TableSpec:
     tensors: tuple[TensorSpec, ...] = ()
     written_by: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
+    parquet: dict[str, str] = field(default_factory=dict)
 
     @property
     def layer(self) -> str:
@@ -201,6 +205,7 @@ def load_file(file: Path) -> TableSpec:
         tensors=_tensors(entry.get("tensors"), names),
         written_by=_texts(entry.get("written_by")),
         read_by=_texts(entry.get("read_by")),
+        parquet=_parquet(entry.get("parquet"), names),
     )
     for key in spec.keys:
         if spec.column(key).nullable:
@@ -306,6 +311,17 @@ def _checks(at: At | None) -> dict[str, str]:
         if not _NAME.fullmatch(name):
             raise value.error(f"not a name for a check: {name!r}", "letters, digits and _")
     return {name: " ".join(value.text().split()) for name, value in entries.items()}
+
+
+def _parquet(at: At | None, known: list[str]) -> dict[str, str]:
+    entries = at.mapping() if at else {}
+    for name, value in entries.items():
+        setting, _, column = name.partition("#")
+        if not setting.startswith("parquet."):
+            raise value.error(f"not a setting of Parquet's writer: {name!r}", "such as parquet.page.size")
+        if column and column not in known:
+            raise value.error(f"{name!r}: there is no column {column!r}", suggest(column, known))
+    return {name: value.text() for name, value in entries.items()}
 
 
 def _tensors(at: At | None, known: list[str]) -> tuple[TensorSpec, ...]:

@@ -25,23 +25,12 @@ from headrace.ingest.batch import Batch, Tally
 from headrace.ingest.commoncrawl_paths import crawl_of
 from headrace.ingest.commoncrawl_rows import Account, Census, CrawlFile, Place, Reading, types_of
 from headrace.ingest.lines import LINE_BITS, per_task
-from headrace.session import configured
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 NAME = "commoncrawl"
 MAX_FILE_BYTES = 1 << LINE_BITS
-# Pages at level 1 take a tenth more room than at zstd's usual 3, and three fifths of its time. Nobody looks for a
-# payload by its bytes: no dictionary of them, no least and greatest.
-WRITING = {
-    "parquet.compression.codec.zstd.level": "1",
-    "parquet.size.statistics.enabled": "false",
-    "parquet.enable.dictionary#payload": "false",
-    "parquet.enable.dictionary#body": "false",
-    "parquet.column.statistics.enabled#payload": "false",
-    "parquet.column.statistics.enabled#body": "false",
-}
 _HERE_BYTES = 16 << 20  # takes less time than to start a Python worker
 _CHUNK_BYTES = 1 << 22
 _Read = Callable[["SparkSession", Sequence[CrawlFile], Reading], "DataFrame"]
@@ -249,8 +238,7 @@ class _Commit:
         """Commit the files' rows to a table unless that was done; rows and bytes there by ordinal, and the version."""
         if not files:
             return {}, None
-        with configured(self.batch.spark, WRITING):
-            commit = self.batch.write(spec, read(self.batch.spark, files, self.reading))
+        commit = self.batch.write(spec, read(self.batch.spark, files, self.reading))
         found = self.batch.tally(commit, spec, [file.ordinal << LINE_BITS for file in self.files], "length")
         return {start >> LINE_BITS: tally for start, tally in found.items()}, commit.version
 

@@ -19,7 +19,6 @@ from headrace.ingest.criteo_parse import COLUMNS, Format, looks_like_header, par
 from headrace.ingest.criteo_reader import CriteoRows
 from headrace.ingest.lines import RANGE_BYTES, InputFile, LineSource, inputs
 from headrace.ingest.textfiles import Block, FileScan, Reject
-from headrace.session import configured
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -32,9 +31,6 @@ SCHEMA = pa.schema(
         *((name, pa.int64()) for name in COLUMNS[1:]),
     ]
 )
-# Half of the writing was Parquet's dictionaries of columns that have too many values for one: it is to see that sooner.
-# In place of 1 MiB 16 KiB a column: a quarter less time, 7 % more bytes (docs/log.md). Level 1 of zstd adds 1 %.
-_WRITING = {"parquet.dictionary.page.size": str(16 << 10), "parquet.compression.codec.zstd.level": "1"}
 
 
 @dataclass(frozen=True)
@@ -93,8 +89,7 @@ class CriteoSource(LineSource):
         from headrace.ingest.commit import commit_batch
 
         rows = CriteoRows(self.name, self.restore(batch.files[0].detail), self._reader)
-        with configured(spark, _WRITING):
-            return commit_batch(spark, lake, batch.batch_id, inputs(batch, scans), rows)
+        return commit_batch(spark, lake, batch.batch_id, inputs(batch, scans), rows)
 
     def has_header(self, scan: FileScan) -> bool:
         """As told, or as the first line looks."""

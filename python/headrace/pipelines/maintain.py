@@ -205,7 +205,7 @@ def _optimize(spark: SparkSession, cfg: Config, spec: TableSpec, before: Size, r
         pinned = pin(spec, cfg.lake, before.version)
         groups = layout.row_groups(spark, cfg.rows_per_group) if spec.tensors else contextlib.nullcontext()
         with groups:
-            care.compact(spark, path, cfg.file_mb * 1_000_000)
+            care.compact(spark, path, cfg.file_mb * 1_000_000, spec.parquet)
         after = care.size_of(path)
         _same_rows(spec, cfg.lake, (pinned.rows, pinned.fingerprint), before.version, after.version)
         stage.rows_in = stage.rows_out = pinned.rows
