@@ -97,7 +97,7 @@ class Batch:
             Rows that were removed, by ordinal.
         """
         app = f"headrace-withdraw-{self.batch_id}-{files[0].ordinal}"
-        mine = f"batch_id = '{self.batch_id}'" + ("" if whole else f" AND ({_are_of(spec, files)})")
+        mine = f"batch_id = '{self.batch_id}'" + ("" if whole else f" AND ({are_of(spec, files)})")
         starts = {file.ordinal << LINE_BITS: file.ordinal for file in files}
         found = self._tally(self._rows(spec, mine), spec, list(starts))
         counts = {str(starts[start]): tally.rows for start, tally in found.items() if tally.rows}
@@ -143,8 +143,8 @@ def _place(spec: TableSpec) -> tuple[str, ...]:
     return ("file_ordinal", "line") if any(column.name == "line" for column in spec.columns) else ("file_ordinal",)
 
 
-def _are_of(spec: TableSpec, files: Sequence[LedgerFile]) -> str:
-    """SQL: the row is of one of these files."""
+def are_of(spec: TableSpec, files: Sequence[LedgerFile]) -> str:
+    """SQL: the row is of one of these files, by its key, or in quarantine by the file's ordinal."""
     if spec.layer == "quarantine":
         return f"file_ordinal IN ({', '.join(str(file.ordinal) for file in files)})"
     bounds = [(file.ordinal << LINE_BITS, (file.ordinal + 1) << LINE_BITS) for file in files]
