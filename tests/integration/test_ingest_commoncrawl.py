@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from crawl_server import Server, serving
+from integration.test_forget_text import published
 
 from headrace.errors import UserError
 from headrace.ingest import commoncrawl, commoncrawl_rows, generated_crawl
@@ -204,6 +207,31 @@ def test_single_records_by_the_url_index(
         ingest(spark, lake, match=MatchConfig(prefixes="nowhere.example/"), **common)
     with pytest.raises(UserError, match="more than 1 captures match"):
         ingest(spark, lake, max_records=1, match=MatchConfig(mimes="text/*"), **common)
+
+
+def test_lines_beyond_their_files_end_do_not_stop_the_others(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
+    """They are counted and named; where all lines are of that kind, the index is not of these files."""
+    file = published(tmp_path / "a.warc.wet", "one", "two", "three")
+    ends = [0, *(found.end() for found in re.finditer(b"(one|two|three)\r\n\r\n", file.read_bytes()))]
+    lines = [
+        index_line(Capture(f"https://site{n}.example/{file.name}", "20240501000000", file.name, at, end - at))
+        for n, (at, end) in enumerate(itertools.pairwise(ends))
+    ]
+    beyond = [(ends[2], 1000), (ends[3] + 7, 50), (1 << 62, 9)]
+    wrong = [index_line(Capture("https://wrong.example/x", "20240501000000", file.name, *place)) for place in beyond]
+    index = tmp_path / "cdx"
+    index.write_text("".join([wrong[2], *lines[:2], wrong[1], wrong[0]]))
+    common: dict[str, Any] = {"index": str(index), "base": str(tmp_path)}
+    report = ingest(spark, lake, **common)
+    assert account(report) == (2, 2, 0) and report.results["records_beyond_file"] == 3
+    rows = table(lake, "bronze").sort("offset")
+    assert rows["offset"].to_list() == ends[:2] and rows["file"].to_list() == [str(file)] * 2
+    (warning,) = report.warnings
+    assert "names 3 records beyond the ends of their files" in warning and f"at {beyond[1][0]:,}, 50 bytes" in warning
+    again = ingest(spark, lake, **common)
+    assert account(again) == (0, 0, 0) and again.results["files_known"] == 1
+    with pytest.raises(UserError, match="all 3 records lie beyond"):
+        ingest(spark, lake, match=MatchConfig(domains="wrong.example"), **common)
 
 
 def test_two_runs_at_once_fetch_and_read_a_file_once(

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from headrace.errors import UserError
 from headrace.ingest.claim import claim_folder
-from headrace.ingest.commoncrawl_fetch import Fetcher, FetchError, FetchSettings, Rate
+from headrace.ingest.commoncrawl_fetch import BeyondEndError, Fetcher, FetchError, FetchSettings, Rate
+from headrace.ingest.commoncrawl_index import Capture
 from headrace.ingest.commoncrawl_paths import (
     NO_CRAWL,
     Origin,
@@ -31,6 +32,7 @@ from headrace.ingest.commoncrawl_paths import (
     under,
     web_address,
 )
+from headrace.ingest.commoncrawl_singles import land_selection, selection_of, selections
 
 DATA = random.Random(1).randbytes(300_000)
 
@@ -133,12 +135,40 @@ def test_single_ranges(web: Server) -> None:
     assert fetcher().bytes_at(url, 1000, 500) == DATA[1000:1500]
     for fault, words in (("plain", "does not serve single ranges"), ("shifted", "does not hold bytes")):
         web.faults["a.warc.gz"] = [fault]
-        with pytest.raises(FetchError, match=words):
+        with pytest.raises(FetchError, match=words) as error:
             fetcher().bytes_at(url, 1000, 500)
-    with pytest.raises(FetchError, match="does not hold bytes"):
-        fetcher().bytes_at(url, len(DATA) - 5, 500)
-    with pytest.raises(FetchError, match="416"):
-        fetcher().bytes_at(url, len(DATA), 500)
+        assert not isinstance(error.value, BeyondEndError)
+    for offset in (len(DATA) - 5, len(DATA), len(DATA) + 10**12):
+        with pytest.raises(BeyondEndError, match="does not hold bytes"):
+            fetcher().bytes_at(url, offset, 500)
+
+
+@pytest.mark.parametrize("remote", [True, False])
+def test_records_beyond_their_files_end_are_left_out_of_a_selection(web: Server, tmp_path: Path, remote: bool) -> None:
+    """What lands says where each record stands, also when it is found again; a begun batch needs all of its records."""
+    offsets = [0, 2000, len(DATA) - 499, len(DATA), 1 << 62, len(DATA) - 500]
+    captures = [Capture(f"http://x/{at}", "2024", "a.warc.gz", at, 500) for at in offsets]
+    (chosen,) = selections(captures, web.url if remote else str(web.folder))
+    path = tmp_path / "landing/file"
+    landed = land_selection(chosen, path, fetcher())
+    assert path.read_bytes() == DATA[:500] + DATA[2000:2500] + DATA[-500:]
+    assert [(place.at, place.offset) for place in landed.places] == [(0, 0), (500, 2000), (1000, len(DATA) - 500)]
+    assert landed.name == chosen.name and len(landed.urls) == len(landed.lengths) == 3
+    for at, said in zip(offsets[2:5], landed.beyond, strict=True):
+        assert said.startswith(f"'http://x/{at}' at {at:,}, 500 bytes, of '")
+    assert land_selection(chosen, path, fetcher()) == landed == selection_of(path)
+
+    path.unlink()
+    assert land_selection(selection_of(path), path, fetcher(), begun=True) == landed
+    path.unlink()
+    (web.folder / "a.warc.gz").write_bytes(DATA[:2400])
+    with pytest.raises(UserError, match="no longer to be had: 'http://x/"):
+        land_selection(selection_of(path), path, fetcher(), begun=True)
+    assert selection_of(path) == landed and not path.exists()
+
+    (nothing,) = selections(captures[2:5], web.url if remote else str(web.folder))
+    other = tmp_path / "landing/other"
+    assert land_selection(nothing, other, fetcher()).places == () and not list(other.parent.glob("other*"))
 
 
 CLAIMS = """

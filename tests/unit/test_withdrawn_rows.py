@@ -8,7 +8,7 @@ import pytest
 
 from headrace.catalog.ledger import LedgerFile
 from headrace.catalog.spec import load
-from headrace.ingest.batch import _are_of
+from headrace.ingest.batch import are_of
 from headrace.ingest.lines import LINE_BITS
 
 
@@ -20,7 +20,7 @@ def files(ordinals: list[int]) -> list[LedgerFile]:
 def test_exactly_the_rows_of_these_files(ordinals: list[int]) -> None:
     """Both tables, at the borders of every file and of its neighbours."""
     near = {number + step for number in ordinals for step in (-1, 0, 1) if number + step >= 0}
-    bronze, quarantine = (_are_of(load(f"{layer}/edges"), files(ordinals)) for layer in ("bronze", "quarantine"))
+    bronze, quarantine = (are_of(load(f"{layer}/edges"), files(ordinals)) for layer in ("bronze", "quarantine"))
     for number in near:
         assert _holds(quarantine, {"file_ordinal": number}) == (number in ordinals)
         for line in (0, (1 << LINE_BITS) - 1):
@@ -35,4 +35,4 @@ def test_a_hundred_thousand_files_but_one_are_two_stretches() -> None:
     """A condition a file would be parsed, planned and kept in the log for minutes."""
     ordinals = list(itertools.chain(range(7, 50_000), range(50_001, 100_000)))
     for layer in ("bronze", "quarantine"):
-        assert _are_of(load(f"{layer}/edges"), files(ordinals)).count("OR") == 1
+        assert are_of(load(f"{layer}/edges"), files(ordinals)).count("OR") == 1

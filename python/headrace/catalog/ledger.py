@@ -113,6 +113,12 @@ class LedgerState:
         every = [(batch, file) for batch in self.batches for file in batch.files]
         return [(batch, file) for batch, file in every if (batch.batch_id, file.path) not in self.withdrawn]
 
+    @property
+    def forgotten(self) -> list[LedgerFile]:
+        """Every reading of a file whose rows were taken out of the tables: withdrawals that are finished."""
+        every = [(batch, file) for batch in self.batches for file in batch.files]
+        return [file for batch, file in every if self.withdrawn.get((batch.batch_id, file.path)) is not None]
+
     def _going(self, batch: LedgerBatch) -> tuple[LedgerFile, ...]:
         missing = FileAccount(0, 0, 0)  # of a file that is not withdrawn
         return tuple(file for file in batch.files if self.withdrawn.get((batch.batch_id, file.path), missing) is None)

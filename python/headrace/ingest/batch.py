@@ -97,7 +97,7 @@ class Batch:
             Rows that were removed, by ordinal.
         """
         app = f"headrace-withdraw-{self.batch_id}-{files[0].ordinal}"
-        mine = f"batch_id = '{self.batch_id}'" + ("" if whole else f" AND ({_are_of(spec, files)})")
+        mine = f"batch_id = '{self.batch_id}'" + ("" if whole else f" AND ({are_of(spec, files)})")
         starts = {file.ordinal << LINE_BITS: file.ordinal for file in files}
         found = self._tally(self._rows(spec, mine), spec, list(starts))
         counts = {str(starts[start]): tally.rows for start, tally in found.items() if tally.rows}
@@ -143,7 +143,7 @@ def _place(spec: TableSpec) -> tuple[str, ...]:
     return ("file_ordinal", "line") if any(column.name == "line" for column in spec.columns) else ("file_ordinal",)
 
 
-def _are_of(spec: TableSpec, files: Sequence[LedgerFile]) -> str:
+def are_of(spec: TableSpec, files: Sequence[LedgerFile]) -> str:
     """SQL: the row is of one of these files; by stretches of ordinals, since a batch may have 100,000 files."""
     name, bits = ("file_ordinal", 0) if spec.layer == "quarantine" else ("key", LINE_BITS)
     stretches = _stretches(sorted(file.ordinal for file in files))

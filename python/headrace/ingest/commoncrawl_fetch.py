@@ -40,6 +40,10 @@ class FetchError(Exception):
         self.passing, self.wait_s = passing, wait_s
 
 
+class BeyondEndError(FetchError):
+    """Bytes that were asked for lie, all or some of them, behind the end of their file."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FetchSettings:
     """How to ask.
@@ -136,7 +140,8 @@ class Fetcher:
         """Exactly these bytes of the URL's content.
 
         Raises:
-            FetchError: the file is shorter, or the server does not serve ranges.
+            BeyondEndError: the file is shorter.
+            FetchError: the server does not serve ranges, or the bytes are not to be had within `attempts`.
         """
         found: list[bytes] = []
         self._persist(url, lambda: found.append(self._piece(url, offset, length)), lambda: 0)
@@ -194,11 +199,21 @@ class Fetcher:
 
     def _piece(self, url: str, offset: int, length: int) -> bytes:
         last = offset + length - 1
-        with self._opened(url, {"Range": f"bytes={offset}-{last}"}) as response:
+        missing = f"{url} does not hold bytes {offset} to {last}"
+        try:
+            answer = self._opened(url, {"Range": f"bytes={offset}-{last}"})
+        except urllib.error.HTTPError as error:
+            if error.code != 416:
+                raise
+            with error:
+                raise BeyondEndError(missing) from error
+        with answer as response:
             if response.status != 206:
                 raise FetchError(f"{url}: the server does not serve single ranges (status {response.status})")
-            if _content_range(url, response)[:2] != (offset, last):
-                raise FetchError(f"{url} does not hold bytes {offset} to {last}")
+            first, end, size = _content_range(url, response)
+            if (first, end) != (offset, last):
+                ends = first == offset and size is not None and end == size - 1 < last
+                raise (BeyondEndError if ends else FetchError)(missing)
             data = b"".join(self._chunks(response, length))
         if len(data) != length:
             raise FetchError(f"{url}: {len(data)} bytes arrived instead of {length}", passing=True)

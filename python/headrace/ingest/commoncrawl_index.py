@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 MAX_LINE_BYTES = 1 << 16
+MAX_RECORD_BYTES = 1 << 30  # crawlers cut pages at a thousandth of it
 _LETTERS = {
     "b": "timestamp",
     "a": "uri",
@@ -214,6 +215,8 @@ def _capture(values: dict[str, Any]) -> Capture | str:
         return "index line without an address or a file"
     if length == 0:
         return "index line with a length of 0"
+    if length is not None and length > MAX_RECORD_BYTES:
+        return f"index line with a length of more than {MAX_RECORD_BYTES:,} bytes"
     return Capture(offset=offset, length=length, status=status, **texts)
 
 

@@ -1,7 +1,8 @@
 """Single records that a URL index names, fetched and laid end to end as WARC files of their own.
 
 A selection is a run of captures in the order of (file, offset); its name is the SHA-256 of what it names, so the same
-choice from the same index is the same file and is ingested once. Beside the file lies where each record came from.
+choice from the same index is the same file and is ingested once. Beside the file lies where each record came from, and
+which could not be had because the index is wrong about where they are.
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from headrace.errors import UserError
-from headrace.ingest.commoncrawl_fetch import Fetcher, FetchError
+from headrace.ingest.commoncrawl_fetch import BeyondEndError, Fetcher, FetchError
 from headrace.ingest.commoncrawl_index import MAX_LINE_BYTES, Capture, IndexLines, Match
 from headrace.ingest.commoncrawl_paths import Origin, bounded_lines, under
 from headrace.ingest.commoncrawl_rows import Place
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 SELECTION = "index:"
 SELECTION_RECORDS = 2_000
 SELECTION_BYTES = 256 << 20
-MAX_RECORD_BYTES = 1 << 30
 _BATCH_ROWS = 10_000
 
 
@@ -61,12 +61,14 @@ class Selection:
         urls: where each record is fetched from; None for a local file.
         places: where each stands in the file to be, and where it came from.
         lengths: bytes of each.
+        beyond: once it has landed, in words, the records that it is without: those beyond their files' ends.
     """
 
     name: str
     urls: tuple[str | None, ...]
     places: tuple[Place, ...]
     lengths: tuple[int, ...]
+    beyond: tuple[str, ...] = ()
 
 
 def select(spark: SparkSession, indexes: Sequence[str], match: Match, max_records: int) -> Found:
@@ -158,14 +160,14 @@ def selections(captures: Iterable[Capture], base: str, s3_endpoint: str = "") ->
         s3_endpoint: see `commoncrawl_paths.web_address`.
 
     Raises:
-        UserError: a file name that leaves the base, or a record without a length or of an absurd one.
+        UserError: a file name that leaves the base, or a record without a length.
     """
     part: list[tuple[Capture, Origin, int]] = []
     size = 0
     for capture in captures:
-        if capture.length is None or capture.length > MAX_RECORD_BYTES:
+        if capture.length is None:
             raise UserError(
-                f"the index says no usable length of record {capture.offset} of {capture.filename[:200]!a}",
+                f"the index says no length of record {capture.offset} of {capture.filename[:200]!a}",
                 "use an index with lengths (CDX with S, or CDXJ)",
             )
         if part and (len(part) >= SELECTION_RECORDS or size + capture.length > SELECTION_BYTES):
@@ -189,24 +191,55 @@ def _selection(part: Sequence[tuple[Capture, Origin, int]]) -> Selection:
     )
 
 
-def land_selection(selection: Selection, path: Path, fetcher: Fetcher) -> None:
-    """Fetch the records, unless they are there.
+def land_selection(selection: Selection, path: Path, fetcher: Fetcher, *, begun: bool = False) -> Selection:
+    """Fetch the records, unless they are there; one that lies beyond its file's end is left out and named.
+
+    Args:
+        selection: what is wanted.
+        path: where it lands.
+        fetcher: fetches what is on the web.
+        begun: a batch is made of exactly these records: none may be left out.
+
+    Returns:
+        What has landed. Where it has no places nothing has.
 
     Raises:
-        UserError: one cannot be had.
+        UserError: one cannot be had for another reason.
     """
-    if path.exists():
-        return
+    if path.exists() and _beside(path).exists():
+        return selection_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside, part = _beside(path), fetcher.arriving(path)
-    part.write_text(json.dumps(asdict(selection)))
-    os.replace(part, beside)
+    part = fetcher.arriving(path)
     with part.open("wb") as out:
-        for url, place, length in zip(selection.urls, selection.places, selection.lengths, strict=True):
-            out.write(_record(url, place, length, fetcher))
+        landed = _fetched(selection, out, fetcher)
         out.flush()
         os.fsync(out.fileno())
-    os.replace(part, path)
+    if begun and landed.beyond != selection.beyond:
+        raise UserError(f"no longer to be had: {landed.beyond[-1]}", "put back the file as it was")
+    if landed.places:
+        beside = fetcher.arriving(_beside(path))
+        beside.write_text(json.dumps(asdict(landed)))
+        os.replace(beside, _beside(path))
+        os.replace(part, path)
+    else:
+        part.unlink()
+    return landed
+
+
+def _fetched(selection: Selection, out: IO[bytes], fetcher: Fetcher) -> Selection:
+    """Write the records that can be had; the selection of those, at the places where they now stand."""
+    kept: list[tuple[str | None, Place, int]] = []
+    beyond, at = list(selection.beyond), 0
+    for url, place, length in zip(selection.urls, selection.places, selection.lengths, strict=True):
+        try:
+            out.write(_record(url, place, length, fetcher))
+        except BeyondEndError:
+            beyond.append(f"{place.uri[:200]!a} at {place.offset:,}, {length:,} bytes, of {place.file[:200]!a}")
+            continue
+        kept.append((url, replace(place, at=at), length))
+        at += length
+    urls, places, lengths = zip(*kept, strict=True) if kept else ((), (), ())
+    return Selection(selection.name, urls, places, lengths, tuple(beyond))
 
 
 def selection_of(path: Path) -> Selection:
@@ -220,23 +253,32 @@ def selection_of(path: Path) -> Selection:
         raise UserError(f"{beside} is gone, which says what a begun batch is made of", "put it back")
     values = json.loads(beside.read_bytes())
     places = tuple(Place(**each) for each in values["places"])
-    return Selection(values["name"], tuple(values["urls"]), places, tuple(values["lengths"]))
+    return Selection(
+        values["name"], tuple(values["urls"]), places, tuple(values["lengths"]), tuple(values.get("beyond", ()))
+    )
 
 
 def _record(url: str | None, place: Place, length: int, fetcher: Fetcher) -> bytes:
+    """The record's bytes.
+
+    Raises:
+        BeyondEndError: the file ends before it does.
+        UserError: the file cannot be read or fetched.
+    """
     try:
         if url is not None:
             return fetcher.bytes_at(url, place.offset, length)
         with open(place.file, "rb") as file:
+            if place.offset + length > os.fstat(file.fileno()).st_size:  # no system seeks as far as an index may say
+                raise BeyondEndError(f"{place.file} ends before the record at {place.offset} does")
             file.seek(place.offset)
-            data = file.read(length)
+            return file.read(length)
+    except BeyondEndError:
+        raise
     except FetchError as error:
         raise UserError(str(error), "is this index of these files? (--base)") from error
     except OSError as error:
         raise UserError(f"{place.file} cannot be read: {error.strerror}", "is --base right?") from error
-    if len(data) != length:
-        raise UserError(f"{place.file} ends before the record at {place.offset} does", "is this index of these files?")
-    return data
 
 
 def _beside(path: Path) -> Path:

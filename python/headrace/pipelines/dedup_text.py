@@ -182,6 +182,8 @@ def deduplicate(
     for table in (BANDS, DUPLICATES, REPORT):
         ensure(spark, load(table), lake)
         report.paths[table.partition("/")[2]] = load(table).path(lake)
+    if not wanted:
+        _forget_crawls(spark, lake, firsts, settings, report)
     for place, crawl in enumerate(order):
         if not wanted or crawl in wanted:
             _bring_up_to_date(spark, lake, (crawl, *order[:place]), version, settings, report, firsts[crawl])
@@ -205,6 +207,28 @@ def _first_keys(spark: SparkSession, lake: str, version: int) -> dict[str, int]:
                 f"{DOCUMENTS}: {row['crawl']!r} is no name of a crawl", "letters, digits and . _ : + - only"
             )
     return {row["crawl"]: row["first"] for row in rows}
+
+
+def _forget_crawls(spark: SparkSession, lake: str, firsts: dict[str, int], settings: Settings, report: Report) -> None:
+    """Take away what was found of crawls that silver/documents no longer has: of files that were forgotten.
+
+    The number is drawn by writing the crawl's report as it is, which goes last: a run that was killed on the way is
+    made again, since the report still names the crawl.
+    """
+    log = Log(load(REPORT).path(lake))
+    told = finished(read(spark, load(REPORT), lake, log.latest))
+    if not (gone := set(told) - set(firsts)):
+        return
+    version = latest_version(load(DOCUMENTS).path(lake))  # another run may have brought a crawl since, and compared it
+    rows, number = read(spark, load(REPORT), lake, log.latest), log.transaction(WRITER, log.latest) + 1
+    for place, crawl in enumerate(sorted(gone - set(_first_keys(spark, lake, version)))):
+        run = _Run(spark, lake, crawl, (), settings, report, "", version, number + 2 * place)
+        with report.stage("forget") as stage:
+            run.replace(REPORT, rows.where(rows["crawl"] == crawl))
+            for table in (BANDS, DUPLICATES):
+                run.replace(table, read(spark, load(table), lake).limit(0))
+            run.replace(REPORT, rows.limit(0), run.number + 1)
+            stage.note = f"{crawl}: no longer in {DOCUMENTS}; its buckets, duplicates and report are taken away"
 
 
 def _bring_up_to_date(

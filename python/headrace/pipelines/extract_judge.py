@@ -2,17 +2,28 @@
 
 Runs may work beside each other. A commit is made only on the state of the table that it was made from: all commits here
 are numbered under one of Delta's transaction identifiers, and of two runs that saw the same number Delta lets one
-through (docs/decisions/0015-text.md). The other looks again: at what judge has to judge, at whether a batch is there.
+through (docs/decisions/0015-text.md). The other looks again: at what judge has to judge, at whether a batch is there,
+at which documents are of files that were forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from headrace.catalog.delta import Commit, WriteOptions, commit_metadata, exists, latest_version, read, write
+from headrace.catalog.delta import (
+    Commit,
+    WriteOptions,
+    commit_metadata,
+    exists,
+    latest_version,
+    read,
+    small_frame,
+    write,
+)
+from headrace.catalog.ledger import Ledger, LedgerFile
 from headrace.catalog.log import Log
 from headrace.catalog.scratch import scratch
 from headrace.catalog.spec import load
@@ -21,17 +32,21 @@ from headrace.errors import UserError
 from headrace.features import documents
 from headrace.features.documents import Recipe, Verdict
 from headrace.features.sequences import small_batches
+from headrace.ingest.batch import are_of
+from headrace.ingest.commoncrawl import NAME
+from headrace.ingest.lines import LINE_BITS
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
     from headrace.report import Report
 
-BRONZE, DOCUMENTS = "bronze/commoncrawl", "silver/documents"
+BRONZE, DOCUMENTS = f"bronze/{NAME}", "silver/documents"
 WRITER = "featurize-text"
 _ATTEMPTS = 10
 _RECORDS_AT_ONCE = 16  # at 4 MiB a page, Spark's 10,000 would be the memory of a machine
 _BYTES_PER_TASK = 32 << 20
+_MADE = ("extracted", "measured", "judged", "empty_batches")  # what a commit says that all later ones go by
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Stages:
     report: Report
 
     def extract(self, crawls: str, rebuild: bool) -> None:
-        """Append the documents of each batch that silver/documents does not have, a commit a batch.
+        """Take out the documents of forgotten files; append those of each batch that is not there, a commit a batch.
 
         Args:
             crawls: only these of bronze, separated by commas; empty for all.
@@ -88,6 +103,7 @@ class Stages:
             UserError: an unknown crawl; documents extracted with other settings; too many runs at once.
         """
         self.report.paths["documents"] = load(DOCUMENTS).path(self.lake)
+        forgotten = self._forgotten()  # before bronze is looked at: what is read below has none of their rows
         version = latest_version(load(BRONZE).path(self.lake))
         records = read(self.spark, load(BRONZE), self.lake, version)
         if rebuild:
@@ -95,6 +111,7 @@ class Stages:
         state = self._state()
         self._refuse_other_extraction(state)
         batches = self._new_batches(records, crawls, self._batches_of(state))
+        self._take_out(forgotten)
         if not batches and not rebuild:
             self.report.say(f"nothing to extract: silver/documents has every batch of {BRONZE} version {version}")
         for batch in batches:
@@ -147,6 +164,50 @@ class Stages:
             return True
         rows = read(self.spark, load(DOCUMENTS), self.lake, state.version)
         return not rows.where(rows["batch_id"] == batch).isEmpty()
+
+    def _forgotten(self) -> list[LedgerFile]:
+        """Files whose rows are gone from bronze; none where bronze was not written by an ingest."""
+        known = exists(load("meta/ledger").path(self.lake))
+        return Ledger(self.spark, self.lake, NAME).state().forgotten if known else []
+
+    def _take_out(self, forgotten: Sequence[LedgerFile]) -> None:
+        """Documents of forgotten files out of the table, in one commit, which says how many went of which file.
+
+        Settings of what stays are as they were, so judge has nothing to do for it. What a slower run appends of these
+        files later is found by the next one: whether documents are there is looked up in the table.
+        """
+        spec, nothing = load(DOCUMENTS), small_frame(self.spark, load(DOCUMENTS), [])
+        for _ in range(_ATTEMPTS):
+            state = self._state()
+            counts = self._documents_of(state, forgotten)
+            if not counts:
+                return
+            where = are_of(spec, [file for file in forgotten if file.ordinal in counts])
+            metadata = {name: state.made[name] for name in _MADE if name in state.made}
+            metadata["documents_removed"] = {str(ordinal): rows for ordinal, rows in sorted(counts.items())}
+            with self.report.stage("forget") as stage:
+                options = replace(state.next(), replace_where=where)
+                commit = write(nothing, spec, self.lake, mode="overwrite", metadata=metadata, options=options)
+                gone = 0 if commit.skipped else sum(counts.values())
+                stage.note = f"{gone:,} documents of {len(counts):,} forgotten files taken out"
+                if commit.skipped:
+                    stage.note = f"not committed: another run has made version {commit.version}"
+            if not commit.skipped:
+                self.report.results["documents_forgotten"] = gone
+                return
+        raise _crowded()
+
+    def _documents_of(self, state: _State, files: Sequence[LedgerFile]) -> dict[int, int]:
+        """How many documents there are of each of these files, by ordinal; of files without any nothing."""
+        from pyspark.sql import functions as F
+
+        if state.version is None or not files:
+            return {}
+        rows = read(self.spark, load(DOCUMENTS), self.lake, state.version)
+        # Of all files, then of these: after years thousands may have been forgotten, too many for a condition.
+        found = rows.groupBy(F.shiftright("key", LINE_BITS).alias("ordinal")).count().collect()
+        wanted = {file.ordinal for file in files}
+        return {int(row["ordinal"]): row["count"] for row in found if row["ordinal"] in wanted}
 
     def _new_batches(self, records: DataFrame, crawls: str, done: set[str]) -> list[str]:
         """Batches of bronze that are not done, by their first key."""

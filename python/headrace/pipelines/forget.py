@@ -28,7 +28,7 @@ POSITIONAL = ("file",)
 _AGAIN = {
     "criteo": "featurize-ctr --vocabulary rebuild",
     "ratings": "featurize-ratings --ids rebuild",
-    "commoncrawl": "featurize-text --rebuild true",
+    "commoncrawl": "featurize-text",
 }
 _AGAIN_GRAPH = "featurize-graph --nodes rebuild"
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 _NOTHING_ACCEPTED = (
     "headrace quarantine --source commoncrawl says why; --bad_digest keep takes records whose digest does not hold"
 )
+_NAMED = 5  # records in a warning
 _SUMMED = ("files", "rows_read", "rows_committed", "rows_quarantined")
 
 
@@ -222,6 +223,8 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         for part in parts:
             ingest_run.ingest(part)
     report.results |= ingest_run.totals | {"files_known": ingest_run.known}
+    if cfg.index:
+        report.results["records_beyond_file"] = ingest_run.beyond
     return report
 
 
@@ -248,6 +251,7 @@ class _Run:
     landing: Path
     totals: dict[str, int] = field(default_factory=lambda: dict.fromkeys(_SUMMED, 0))
     known: int = 0
+    beyond: int = 0
 
     def __post_init__(self) -> None:
         cfg = self.cfg
@@ -273,7 +277,7 @@ class _Run:
         if origin.startswith(SELECTION):
             chosen = selection_of(path)
             self.source.places[file.path] = chosen.places
-            land_selection(chosen, path, self.fetcher)
+            land_selection(chosen, path, self.fetcher, begun=True)
         elif paths.is_remote(origin) and path.name == paths.safe_name(origin) and not path.exists():
             self.report.say(f"fetching {origin} again for a batch that an earlier run left open")
             paths.land(Origin(origin, paths.web_address(origin, self.cfg.fetch.s3_endpoint)), self.fetcher, path.parent)
@@ -326,15 +330,31 @@ class _Run:
             if chosen.name in closed:
                 self._clear([self.landing / paths.safe_name(chosen.name)])
                 self.known += 1
-            else:
-                yield self._landed_selection(chosen)
+            elif part := self._landed_selection(chosen):
+                yield part
+        if self.beyond and self.beyond == len(found.captures):
+            raise UserError(
+                f"all {self.beyond:,} records lie beyond the ends of their files",
+                "is this index of these files? (--base)",
+            )
 
     def _landed_selection(self, chosen: Selection) -> dict[str, Origin]:
+        """The file of records that could be had, by its path; nothing where none could."""
         path = self.landing / paths.safe_name(chosen.name)
         with self.report.stage("fetch") as stage:
-            land_selection(chosen, path, self.fetcher)
-            stage.rows_out, stage.bytes_in = len(chosen.places), path.stat().st_size
-        self.source.places[str(path)] = chosen.places
+            landed = land_selection(chosen, path, self.fetcher)
+            stage.rows_in, stage.rows_out = len(chosen.places), len(landed.places)
+            stage.bytes_in = sum(landed.lengths)
+            stage.note = f"{len(landed.beyond):,} beyond their files' ends" if landed.beyond else ""
+        if landed.beyond:
+            self.beyond += len(landed.beyond)
+            named = "; ".join(landed.beyond[:_NAMED]) + (" ..." if len(landed.beyond) > _NAMED else "")
+            self.report.warn(
+                f"the index names {len(landed.beyond):,} records beyond the ends of their files, left out: {named}"
+            )
+        if not landed.places:
+            return {}
+        self.source.places[str(path)] = landed.places
         return {str(path): Origin(chosen.name)}
 
     def ingest(self, part: dict[str, Origin]) -> None:
