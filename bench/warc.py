@@ -1,5 +1,7 @@
 """Row b: decompressed MB/s a core from WARC to Delta: ours, FastWARC and warcio, and what inflating alone takes.
 
+"Spark + FastWARC" is the way of cc-pyspark, which is no package: an iterator in Spark's Python workers.
+
     python bench/warc.py [--megabytes 300] [--rounds 5] [--work DIR] [--real DIR]
 
 One file is made of the members of real WARCs (or of generated pages), again and again up to that many megabytes
@@ -214,6 +216,25 @@ def ours_delta(spark: SparkSession, path: Path, target: Path, *more: str) -> int
     return 0
 
 
+def fastwarc_spark(spark: SparkSession, path: Path, target: Path) -> int:
+    """FastWARC in a Python worker, its records by Arrow to Spark, which writes them as ours are written."""
+    schema = ours(spark, path).select(*TABLE.names).schema
+
+    def records(_: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        rows: list[tuple[Any, ...]] = []
+        for record, payload in fastwarc_records(path):
+            rows.append(_fields(record, payload))
+            if len(rows) == 500:
+                yield _batch(rows)
+                rows.clear()
+        yield _batch(rows)
+
+    frame = spark.range(1).mapInArrow(records, schema)
+    with configured(spark, WRITING):
+        frame.write.format("delta").mode("overwrite").save(str(target))
+    return 0
+
+
 def prove(spark: SparkSession, path: Path, work: Path) -> int:
     """Every field of every record equal in FastWARC's Parquet and in our Delta table; gives the number of records."""
     fastwarc_parquet(path, work / "peer.parquet")
@@ -221,6 +242,9 @@ def prove(spark: SparkSession, path: Path, work: Path) -> int:
     # Columns in turn: nothing but equality of everything counts.
     theirs = pq.read_table(work / "peer.parquet", columns=TABLE.names)
     mine = spark.read.format("delta").load(str(work / "delta")).orderBy("offset")
+    fastwarc_spark(spark, path, work / "peer")
+    if _sum(mine) != _sum(spark.read.format("delta").load(str(work / "peer"))):
+        raise SystemExit("rows differ between ours and those of FastWARC in Spark")
     bad = mine.filter("error IS NOT NULL OR NOT digest_ok").count()
     if bad:
         raise SystemExit(f"{bad} records are refused by us and read by FastWARC")
@@ -237,6 +261,11 @@ def prove(spark: SparkSession, path: Path, work: Path) -> int:
         if got != want:
             raise SystemExit(f"column {name} differs from FastWARC's")
     return theirs.num_rows
+
+
+def _sum(rows: DataFrame) -> tuple[Any, ...]:
+    """Rows, and the sum of their hashes."""
+    return tuple(rows.agg(F.count("*"), F.sum(F.xxhash64(*TABLE.names).cast("decimal(38,0)"))).collect()[0])
 
 
 def timed(run: Callable[[], int]) -> tuple[float, float]:
@@ -260,6 +289,7 @@ def contestants(spark: SparkSession, path: Path, work: Path) -> dict[str, Callab
         "FastWARC, read": lambda: fastwarc_read(path),
         "FastWARC, digests": lambda: fastwarc_digest(path),
         "FastWARC, Parquet": lambda: fastwarc_parquet(path, work / "peer.parquet"),
+        "Spark + FastWARC, Delta": lambda: fastwarc_spark(spark, path, work / "peer"),
         "warcio, read": lambda: warcio_read(path),
         "ours, count": lambda: ours_count(spark, path),
         "ours, rows": lambda: ours_noop(spark, path),
@@ -271,6 +301,7 @@ def contestants(spark: SparkSession, path: Path, work: Path) -> dict[str, Callab
 
 RATIOS = [
     ("ours, Delta", "FastWARC, Parquet"),
+    ("ours, Delta", "Spark + FastWARC, Delta"),
     ("ours, Delta", "FastWARC, read"),
     ("ours, rows", "FastWARC, read"),
     ("ours, count", "FastWARC, read"),
