@@ -16,7 +16,6 @@ import argparse
 import hashlib
 import json
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -38,8 +37,11 @@ from pyspark.sql import functions as F
 from headrace.catalog.spec import load
 from headrace.session import build_session, configured
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from warc_file import build
+
 PROJECT = Path(__file__).resolve().parents[1]
-REAL = ("cc_dolma_warc/sample-000*.warc.gz", "warc_resiliparse/warcfile.warc.gz", "cc_whirlwind/whirlwind.warc.gz")
 WRITING = load("bronze/commoncrawl").parquet
 LEVEL = int(WRITING["parquet.compression.codec.zstd.level"])
 HEADERS = pa.list_(pa.struct([("name", pa.string()), ("value", pa.string())]))
@@ -65,47 +67,6 @@ LOOKED_AT = [
     for part in (("name", "value") if name.endswith("headers") else ("",))
     if name != "payload"
 ]
-
-
-def members(real: Path) -> list[bytes]:
-    """Gzip members of real WARCs; of generated pages where there are none."""
-    files = sorted(file for pattern in REAL for file in real.glob(pattern))
-    found = []
-    for file in files:
-        data = file.read_bytes()
-        while data:
-            inflater = zlib.decompressobj(31)
-            inflater.decompress(data)
-            found.append(data[: len(data) - len(inflater.unused_data)])
-            data = inflater.unused_data
-    return found or [_generated(seed) for seed in range(300)]
-
-
-def _generated(seed: int) -> bytes:
-    rng = random.Random(seed)
-    words = ["".join(rng.choices("etaoinshrdlu", k=rng.randint(2, 9))) for _ in range(2000)]
-    text = " ".join(rng.choices(words, k=rng.randint(500, 15_000)))
-    block = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html><body><p>{text}</p></body></html>".encode()
-    digest = hashlib.sha1(block).hexdigest()
-    head = (
-        f"WARC/1.0\r\nWARC-Type: response\r\nWARC-Date: 2024-01-01T00:00:00Z\r\nWARC-Record-ID: <urn:uuid:{seed}>\r\n"
-        f"WARC-Target-URI: http://example.com/{seed}\r\nWARC-Block-Digest: sha1:{digest}\r\n"
-        f"Content-Type: application/http; msgtype=response\r\nContent-Length: {len(block)}\r\n\r\n"
-    ).encode()
-    packer = zlib.compressobj(wbits=31)
-    return packer.compress(head + block + b"\r\n\r\n") + packer.flush()
-
-
-def build(folder: Path, megabytes: int, real: Path) -> tuple[Path, int, int]:
-    """Write the file; gives it, its decompressed bytes and its records."""
-    sized = [(member, len(zlib.decompress(member, 31))) for member in members(real)]
-    path, size, count = folder / "bench.warc.gz", 0, 0
-    with path.open("wb") as out:
-        while size < megabytes * 10**6:
-            for member, length in sized:
-                out.write(member)
-                size, count = size + length, count + 1
-    return path, size, count
 
 
 def inflate(path: Path, decompressobj: Callable[..., Any]) -> int:
@@ -210,9 +171,13 @@ def ours_count(spark: SparkSession, path: Path) -> int:
 
 
 def ours_delta(spark: SparkSession, path: Path, target: Path, *more: str) -> int:
+    return _to_delta(spark, ours(spark, path).select(*TABLE.names, *more), target)
+
+
+def _to_delta(spark: SparkSession, rows: DataFrame, target: Path) -> int:
     """Written as bronze/commoncrawl is."""
     with configured(spark, WRITING):
-        ours(spark, path).select(*TABLE.names, *more).write.format("delta").mode("overwrite").save(str(target))
+        rows.write.format("delta").mode("overwrite").save(str(target))
     return 0
 
 
@@ -229,10 +194,7 @@ def fastwarc_spark(spark: SparkSession, path: Path, target: Path) -> int:
                 rows.clear()
         yield _batch(rows)
 
-    frame = spark.range(1).mapInArrow(records, schema)
-    with configured(spark, WRITING):
-        frame.write.format("delta").mode("overwrite").save(str(target))
-    return 0
+    return _to_delta(spark, spark.range(1).mapInArrow(records, schema), target)
 
 
 def prove(spark: SparkSession, path: Path, work: Path) -> int:
