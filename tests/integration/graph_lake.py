@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from headrace.catalog.delta import small_frame, write
 from headrace.catalog.fingerprint import key_sum
 from headrace.catalog.spec import load
 from headrace.features.csr import checksum
+from headrace.report import Report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -54,6 +56,18 @@ class Lake:
         row = {"part": part, "table": table, "version": 1, "shards": len(rows), "nodes": nodes}
         made = blank | {"graph": graph, "counts": "{}", "options": "{}"} | row | facts
         self.rows.setdefault("gold/graph_manifest", []).append(made)
+
+
+def run(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> Report:
+    """A verb over graphs, silently."""
+    cfg = module.Config(lake=str(lake), **settings)
+    found: Report = module.run(spark, cfg, Report("test", progress="none", out=io.StringIO()))
+    return found
+
+
+def results(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> dict[str, Any]:
+    """What a verb over graphs says it did."""
+    return run(module, spark, lake, **settings).results
 
 
 def csr_rows(matrix: Any, max_edges: int) -> list[dict[str, Any]]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from integration.graph_lake import Lake, cora, wiki_vote
+from integration.graph_lake import Lake, cora, run, wiki_vote
 
 from headrace.catalog.delta import read
 from headrace.catalog.spec import load
@@ -18,7 +17,6 @@ from headrace.errors import UserError
 from headrace.features.neighbourhoods import open_rows
 from headrace.features.sampling import NONE, Draw, sample_hops
 from headrace.pipelines import propagate_graph, rank_graph, sample_graph
-from headrace.report import Report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -44,11 +42,6 @@ def lake(spark: SparkSession, graphs: dict[str, Any], tmp_path_factory: pytest.T
     graph_lake.add("votes", graphs["votes"], 700)
     graph_lake.write(spark, folder)
     return folder
-
-
-def run(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> Report:
-    cfg = module.Config(lake=str(lake), **settings)
-    return module.run(spark, cfg, Report("test", progress="none", out=io.StringIO()))
 
 
 def rows_of(lake: Path, table: str, **partition: Any) -> dict[str, Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from integration.graph_lake import results
 
 from headrace.catalog.delta import exists
 from headrace.catalog.scratch import FOLDER
@@ -14,7 +15,6 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features.csr import open_csr
 from headrace.pipelines import featurize_graph, ingest_graph, propagate_graph, rank_graph, sample_graph
-from headrace.report import Report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_quality_reports")
 
 
-def run(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> dict[str, Any]:
-    cfg = module.Config(lake=str(lake), graph="signed", **settings)
-    found: dict[str, Any] = module.run(spark, cfg, Report("test", progress="none", out=io.StringIO())).results
-    return found
+run = partial(results, graph="signed")
 
 
 @pytest.fixture(scope="module")

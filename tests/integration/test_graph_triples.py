@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from integration.graph_lake import results
 
 from headrace.catalog.delta import ensure, read
 from headrace.catalog.scratch import FOLDER
@@ -31,10 +33,7 @@ NODES, RELATIONS = 200, 70
 I64 = npt.NDArray[np.int64]
 
 
-def run(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> dict[str, Any]:
-    cfg = module.Config(lake=str(lake), graph="wiki", **settings)
-    found: dict[str, Any] = module.run(spark, cfg, Report("test", progress="none", out=io.StringIO())).results
-    return found
+run = partial(results, graph="wiki")
 
 
 @pytest.fixture(scope="module")

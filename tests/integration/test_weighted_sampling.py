@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from integration.graph_lake import results
 
 from headrace.catalog.delta import read
 from headrace.catalog.spec import load
@@ -15,7 +16,6 @@ from headrace.errors import UserError
 from headrace.features.csr import open_csr
 from headrace.features.sampling import Draw, sample_hops
 from headrace.pipelines import featurize_graph, ingest_graph, sample_graph
-from headrace.report import Report
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("no_quality_reports")
 
 
-def run(module: Any, spark: SparkSession, lake: Path, **settings: Any) -> dict[str, Any]:
-    cfg = module.Config(lake=str(lake), graph="roads", **settings)
-    found: dict[str, Any] = module.run(spark, cfg, Report("test", progress="none", out=io.StringIO())).results
-    return found
+run = partial(results, graph="roads")
 
 
 @pytest.fixture(scope="module")
