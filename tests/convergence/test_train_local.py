@@ -96,10 +96,9 @@ class Job:
             model = models.create(
                 self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
             )
-        optimizers = [
-            optim.create(self.dense, model.dense_parameters(), lr=0.02),
-            optim.create("rowwise_adagrad", model.sparse_parameters(), row_sparse=True, lr=0.1),
-        ]
+        optimizer = optim.create_parts(
+            model, {"dense": {"name": self.dense, "lr": 0.02}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
+        )
         source = Source(worker.rank, worker.size, **self.source)
         strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), worker.collective)
         steps = 0
@@ -116,7 +115,7 @@ class Job:
             rows=ROWS,
             fingerprint=key_sum(source.data["key"]),
         )
-        result = fit(model, source, optimizers, strategy, worker.collective, self.cfg, worker.emit, hooks)
+        result = fit(model, source, optimizer, strategy, worker.collective, self.cfg, worker.emit, hooks)
         assert not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
         metrics = result.evaluation.metrics.to_dict() if result.evaluation else None
         return {

@@ -11,53 +11,19 @@ optional L2 term.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
-from torch import Tensor
 
-from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, Params, RuleOptimizer, State
-
-
-class Adam(RuleOptimizer):
-    """See the module's docstring."""
-
-    def __init__(
-        self,
-        params: Params,
-        lr: float,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-    ) -> None:
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
-
-    def init_state(self, param: Tensor) -> State:
-        """m = v = 0, t = 0."""
-        return {"step": 0, "m": torch.zeros_like(param), "v": torch.zeros_like(param)}
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule, in place."""
-        if options["weight_decay"] != 0.0:
-            grad = grad + options["weight_decay"] * param
-        adam_update(param, grad, state, options)
-
-
-def adam_update(param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-    """Adam's step with a gradient that is final; shared with AdamW."""
-    beta1, beta2 = options["betas"]
-    state["step"] += 1
-    state["m"].mul_(beta1).add_(grad, alpha=1.0 - beta1)
-    state["v"].mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
-    lr = options["lr"] / (1.0 - beta1 ** state["step"])
-    root = (state["v"] / (1.0 - beta2 ** state["step"])).sqrt_().add_(options["eps"])
-    param.addcdiv_(state["m"], root, value=-lr)
-
+from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, numbers
+from headrace.optim.torch_rule import torch_factory
 
 SPEC = OptimizerSpec(
-    Adam,
-    "Kingma and Ba 2015",
-    frozenset({DENSE_ONLY, STATEFUL}),
-    {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
+    factory=torch_factory("adam", torch.optim.Adam, fused=True),
+    paper="Kingma and Ba 2015",
+    rule="m, v <- means of g, g^2;  w <- w - lr m^ / (sqrt(v^) + eps)",
+    use="the first to try on anything",
+    state="2 numbers a parameter",
+    state_bytes=numbers(2, fixed=4),
+    cost="7 numbers moved a parameter",
+    traits=frozenset({DENSE_ONLY, STATEFUL}),
+    defaults={"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0},
 )

@@ -14,17 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.optim.adagrad import Adagrad
-from headrace.optim.spec import ACCEPTS_SPARSE, STATEFUL, OptimizerSpec, State
+from headrace.optim.base import RuleOptimizer, State
+from headrace.optim.spec import ACCEPTS_SPARSE, STATEFUL, OptimizerSpec
 
 
-class RowwiseAdagrad(Adagrad):
+class RowwiseAdagrad(RuleOptimizer):
     """See the module's docstring."""
 
-    def init_state(self, param: Tensor) -> State:
+    sparse = True
+
+    def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
         """v = initial_accumulator, [rows]."""
         rows = param.shape[0] if param.dim() else 1
-        return {"v": torch.full((rows,), self.defaults["initial_accumulator"], dtype=param.dtype, device=param.device)}
+        return {"v": torch.full((rows,), options["initial_accumulator"], dtype=param.dtype, device=param.device)}
 
     def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
         """The rule, in place."""
@@ -35,8 +37,13 @@ class RowwiseAdagrad(Adagrad):
 
 
 SPEC = OptimizerSpec(
-    RowwiseAdagrad,
-    "Naumov et al. 2019",
-    frozenset({ACCEPTS_SPARSE, STATEFUL}),
-    {"lr": 0.02, "eps": 1e-10, "initial_accumulator": 0.0},
+    factory=RowwiseAdagrad,
+    paper="Naumov et al. 2019",
+    rule="v_i <- v_i + mean g_i^2;  w_i <- w_i - lr g_i / (sqrt(v_i) + eps)",
+    use="embedding tables (the default there)",
+    state="1 number a row",
+    state_bytes=lambda param, options: param.element_size() * (param.shape[0] if param.dim() else 1),
+    cost="4 numbers moved a parameter",
+    traits=frozenset({ACCEPTS_SPARSE, STATEFUL}),
+    defaults={"lr": 0.02, "eps": 1e-10, "initial_accumulator": 0.0},
 )

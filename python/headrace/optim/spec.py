@@ -1,131 +1,70 @@
-"""What an optimizer declares about itself, what a step may ask for, and the thin class around every update rule."""
+"""What an optimizer declares about itself."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
-from headrace.comm.base import Collective
 from headrace.errors import UserError
+
+if TYPE_CHECKING:
+    from headrace.optim.base import Optimizer
 
 ACCEPTS_SPARSE = "accepts_sparse"  # row-sparse gradients are updated row by row; rows without gradient do not change
 DENSE_ONLY = "dense_only"  # moves parameters or state where the gradient is zero: row-sparse gradients are refused
 ROW_SPARSE_REMEDY = "--optimizer.sparse.name rowwise_adagrad"
 STATEFUL = "stateful"  # keeps state between steps
-NEEDS_CLOSURE = "needs_closure"  # calls ctx.loss_at
+NEEDS_CLOSURE = "needs_closure"  # evaluates the loss at other parameters (ctx.loss_at, ctx.outputs_at)
 NEEDS_OUTPUTS = "needs_outputs"  # reads ctx.outputs
 NEEDS_KEYS = "needs_keys"  # keeps something for every row of the data
 NEEDS_FULL_PASS = "needs_full_pass"  # calls ctx.full_pass
-TRAITS = (ACCEPTS_SPARSE, DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS)
+NEEDS_MODEL = "needs_model"  # looks into the model's layers: `create` must be given the model
+TRAITS = (
+    ACCEPTS_SPARSE, DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL,
+)  # fmt: skip
 
-Params = Iterable[Tensor] | Iterable[dict[str, Any]]
-State = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class StepContext:
-    """What a rule may use beyond gradients. Plain rules ignore it.
-
-    Args:
-        loss_at: mean loss of this global batch at other values of the parameters (by name), as a differentiable scalar
-            of this rank's rows;
-            None: at the present ones.
-        outputs: logits of this rank's rows [B].
-        keys: row keys of this rank's rows [B], int64.
-        full_pass: gradient of the mean loss over all training rows, by name, summed over ranks.
-        collective: the way to the other ranks.
-    """
-
-    loss_at: Callable[[Mapping[str, Tensor] | None], Tensor] | None = None
-    outputs: Tensor | None = None
-    keys: Tensor | None = None
-    full_pass: Callable[[], dict[str, Tensor]] | None = None
-    collective: Collective | None = None
+StateBytes = Callable[[Tensor, Mapping[str, Any]], int]
 
 
-@dataclass(frozen=True)
+def numbers(count: float, fixed: int = 0) -> StateBytes:
+    """`count` numbers of the parameter's type for each of its own, and `fixed` bytes a tensor."""
+    return lambda param, options: int(count * param.numel() * param.element_size()) + fixed
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimizerSpec:
-    """One entry of OPTIMIZERS.
+    """One entry of OPTIMIZERS. The documentation's table is made of these.
 
     Args:
-        factory: `factory(params, **options)` makes the optimizer.
+        factory: `factory(params, **options)` makes the optimizer; with trait needs_model `factory(params, model=...,
+            **options)`.
         paper: the reference.
+        rule: the update in one line.
+        use: when to choose it, in one sentence.
+        state: what is kept between steps, in words ("2 numbers a parameter").
+        state_bytes: `state_bytes(param, options)`: at most so many bytes of state for a parameter tensor.
+        cost: of a step, in words, beside that of a gradient ("7 numbers moved a parameter").
         traits: of TRAITS; tests and checks go by them, never by names.
         defaults: options and their values where none are given.
     """
 
-    factory: Callable[..., RuleOptimizer]
+    factory: Callable[..., Optimizer]
     paper: str
+    rule: str
+    use: str
+    state: str
+    state_bytes: StateBytes
+    cost: str
     traits: frozenset[str] = frozenset()
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = sorted(self.traits - set(TRAITS))
-        if unknown or not self.traits & {ACCEPTS_SPARSE, DENSE_ONLY}:
+        if unknown or len(self.traits & {ACCEPTS_SPARSE, DENSE_ONLY}) != 1:
             raise ValueError(f"traits must be of {TRAITS}, one of the first two among them; got {sorted(self.traits)}")
-
-
-class RuleOptimizer(torch.optim.Optimizer):
-    """A torch optimizer around one rule: `update(param, grad, state, options)` changes the first and third in place.
-
-    A row-sparse gradient (coalesced torch.sparse_coo) of an optimizer that accepts them runs the same rule on the rows
-    that have a gradient, with the same rows of the state; where a state holds one number a row (row-wise rules) it is
-    cut alike.
-
-    Args:
-        params: tensors or torch parameter groups.
-        options: the rule's options; `lr` is one of them.
-    """
-
-    sparse = False
-
-    def __init__(self, params: Params, **options: Any) -> None:
-        _check_options(options)
-        super().__init__(params, options)
-
-    @abstractmethod
-    def init_state(self, param: Tensor) -> State:
-        """Tensors with param.shape[0] rows, and numbers; made at the first step."""
-
-    @abstractmethod
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule, in place."""
-
-    @torch.no_grad()
-    def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient.
-
-        Raises:
-            UserError: a row-sparse gradient reached a rule that cannot take it.
-        """
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is None:
-                    continue
-                state = self.state[param]
-                if not state:
-                    state.update(self.init_state(param))
-                if param.grad.is_sparse:
-                    self._update_rows(param, param.grad, state, group)
-                else:
-                    self.update(param, param.grad, state, group)
-
-    def _update_rows(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        if not self.sparse:
-            raise dense_only(type(self).__name__.lower())
-        grad = grad.coalesce()
-        ids, values = grad.indices()[0], grad.values()
-        rows = param.index_select(0, ids)
-        kept = {name: value.index_select(0, ids) for name, value in state.items() if torch.is_tensor(value)}
-        self.update(rows, values, kept, options)
-        param.index_copy_(0, ids, rows)
-        for name, value in kept.items():
-            state[name].index_copy_(0, ids, value)
 
 
 def dense_only(name: str) -> UserError:
@@ -134,15 +73,3 @@ def dense_only(name: str) -> UserError:
         f"optimizer {name} is only right for dense gradients: it also moves rows that have none (embedding tables)",
         ROW_SPARSE_REMEDY,
     )
-
-
-def _check_options(options: Mapping[str, Any]) -> None:
-    for name in ("lr", "eps", "weight_decay", "initial_accumulator"):
-        value = options.get(name)
-        if value is not None and not 0.0 <= value < float("inf"):
-            raise UserError(f"optimizer option {name} must be a number of at least 0, not {value}")
-    shares = {name: options[name] for name in ("momentum",) if name in options}
-    shares |= {f"betas[{i}]": beta for i, beta in enumerate(options.get("betas", ()))}
-    for name, value in shares.items():
-        if not 0.0 <= value < 1.0:
-            raise UserError(f"optimizer option {name} must be in [0, 1), not {value}")

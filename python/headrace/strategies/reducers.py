@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.comm.sums import sum_in_rank_order
 from headrace.strategies.sparse import reduce_sparse
 
 BUCKET_BYTES = 4 << 20
@@ -72,21 +73,6 @@ def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, T
         held += grad.nbytes
     if bucket:
         yield bucket
-
-
-def sum_in_rank_order(flat: Tensor, collective: Collective) -> Tensor:
-    """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`.
-
-    Bytes on the wire are those of a ring: 2 (size - 1) / size of the tensor's.
-    """
-    size, rank = collective.size, collective.rank
-    chunks = flat.tensor_split(size)
-    rows = [c.numel() for c in chunks]
-    parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
-    total = parts[0]
-    for part in parts[1:]:
-        total += part
-    return torch.cat(collective.allgather(total, rows=rows))
 
 
 def sum_by_allreduce(flat: Tensor, collective: Collective) -> Tensor:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import torch
 
+from headrace import optim
 from headrace.comm.local import LocalGroup
+from headrace.optim import Optimizer, StepContext
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.replica import Replica
@@ -59,20 +63,21 @@ def estimate(job: TrainJob, ranks: int, threads: int, launcher: str) -> Estimate
 
 def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     model = job.make_model().to(choose_device(job.device, 0))
-    optimizers = job.make_optimizers(model)
+    optimizer = optim.create_parts(model, job.optimizers)
     alone = LocalGroup(1).collective(0)
     replica = Replica(
-        model, optimizers, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
+        model, optimizer, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
     )
-    stream = job.stream("train", 0, ranks)
+    stream = job.stream("train", 0, ranks, planned=True)
     seconds, touched = [0.0], 0
     for step, batch in enumerate(islice(stream.epoch(0), _MEASURED)):
         start = time.perf_counter()
-        replica.backward(batch.to(next(model.parameters()).device), job.fit.bf16)
+        on_device = batch.to(next(model.parameters()).device)
+        _, outputs = replica.backward(on_device, job.fit.bf16)
         replica.exchange(step, batch.rows)
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
-        for optimizer in optimizers:
-            optimizer.step()
+        one_batch = partial(_only, replica.context(on_device, batch.rows))  # a pass over all rows is not estimated
+        replica.update(replica.context(on_device, batch.rows, outputs, full_pass=one_batch), step)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
@@ -85,17 +90,24 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         epochs=job.fit.epochs,
         parameters=sum(p.numel() for p in model.parameters()),
         embedding_bytes=sum(p.nbytes for p in model.sparse_parameters()),
-        memory_bytes=memory + _model_bytes(model, optimizers) + 8 * job.tables["validation"].rows,
+        memory_bytes=memory + _model_bytes(model, optimizer) + 8 * job.tables["validation"].rows,
         wire_bytes_per_step=_wire(model, ranks, touched),
         seconds_per_step=per_step,
         minutes=total / 60.0,
     )
 
 
-def _model_bytes(model: Any, optimizers: list[Any]) -> int:
+def _only(ctx: StepContext) -> Iterator[StepContext]:
+    yield ctx
+
+
+def _model_bytes(model: Any, optimizer: Optimizer) -> int:
     """Parameters, dense gradients, optimizer state."""
-    state = sum(v.nbytes for o in optimizers for s in o.state.values() for v in s.values() if torch.is_tensor(v))
-    return sum(p.nbytes for p in model.parameters()) + sum(p.nbytes for p in model.dense_parameters()) + state
+    return (
+        sum(p.nbytes for p in model.parameters())
+        + sum(p.nbytes for p in model.dense_parameters())
+        + optimizer.state_bytes()
+    )
 
 
 def _wire(model: Any, ranks: int, touched: int) -> int:

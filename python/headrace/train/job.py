@@ -22,7 +22,6 @@ from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.optim import RuleOptimizer
 from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Strategy, pays
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
@@ -90,13 +89,13 @@ class TrainJob:
         device = choose_device(self.device, worker.local_rank)
         with worker.alone():
             model = self.make_model().to(device)
-        optimizers = self.make_optimizers(model)
+        optimizer = optim.create_parts(model, self.optimizers)
         strategy = self.make_strategy(model, collective)
-        train = self.stream("train", collective.rank, collective.size)
+        train = self.stream("train", collective.rank, collective.size, planned=True)
         worker_events: OnEvent = worker.emit if collective.rank == 0 else _ignore
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
         try:
-            result = fit(model, train, optimizers, strategy, collective, self.fit, worker_events, self._hooks(worker))
+            result = fit(model, train, optimizer, strategy, collective, self.fit, worker_events, self._hooks(worker))
             test = None if result.stopped == "asked" else self._test(model, worker)
         finally:
             train.close()
@@ -111,16 +110,6 @@ class TrainJob:
         options = dict(self.model)
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
-    def make_optimizers(self, model: models.ClickModel) -> list[RuleOptimizer]:
-        """One for the dense parameters, one for the tables where there are any."""
-        made = []
-        groups = {"dense": list(model.dense_parameters()), "sparse": list(model.sparse_parameters())}
-        for part, params in groups.items():
-            options = dict(self.optimizers[part])
-            if params:
-                made.append(optim.create(options.pop("name"), params, row_sparse=part == "sparse", **options))
-        return made
-
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
         """All-reduce, while backward runs where that pays."""
         reducer = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
@@ -130,10 +119,9 @@ class TrainJob:
             return STRATEGIES["allreduce"].factory(Overlap(reducer, collective, named), collective)
         return STRATEGIES["allreduce"].factory(reducer, collective)
 
-    def stream(self, split: str, rank: int, size: int) -> Stream:
-        """A split's batches for a rank: planned and shuffled for training, in the table's order and padded for the
-        others."""
-        if split == "train":
+    def stream(self, split: str, rank: int, size: int, *, planned: bool = False) -> Stream:
+        """A split's batches for a rank: planned and shuffled for training, else in the table's order and padded."""
+        if planned:
             return Stream(self.tables[split], self.data, rank, size, batch_size=self.batch_size)
         plain = DataConfig(lanes=self.data.lanes, remainder="pad", shuffle=False, prefetch=self.data.prefetch)
         rows = max(self.batch_size, _EVALUATION_BATCH // self.data.lanes * self.data.lanes)
@@ -144,6 +132,7 @@ class TrainJob:
         store = CheckpointStore(Path(self.directory) / "checkpoints", self.keep)
         return Hooks(
             validation=(lambda: self._batches("validation", worker)) if self.tables["validation"].rows else None,
+            training=lambda: self._batches("train", worker),
             store=store,
             about=dict(self.about),
             should_stop=worker.should_stop,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,7 +24,7 @@ from headrace.comm.base import Collective
 from headrace.data.batch import Batch
 from headrace.errors import UserError
 from headrace.models.layers import reseed_dropout
-from headrace.optim import RuleOptimizer, StepContext
+from headrace.optim import Optimizer, StepContext
 from headrace.optim.schedules import factor
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import CheckpointStore
@@ -96,6 +96,7 @@ class Hooks:
 
     Args:
         validation: makes the validation batches of this rank (as many on every rank).
+        training: makes batches of all training rows once, for rules that need full passes (as many on every rank).
         store: where checkpoints go.
         about: JSON kept in every checkpoint: versions, configuration.
         should_stop: whether a stop was asked for on this rank.
@@ -104,6 +105,7 @@ class Hooks:
     """
 
     validation: Callable[[], Iterable[Batch]] | None = None
+    training: Callable[[], Iterable[Batch]] | None = None
     store: CheckpointStore | None = None
     about: dict[str, Any] = field(default_factory=dict)
     should_stop: Callable[[], bool] = lambda: False
@@ -138,7 +140,7 @@ class FitResult:
 def fit(
     model: nn.Module,
     batches: Batches,
-    optimizer: RuleOptimizer | Sequence[RuleOptimizer],
+    optimizer: Optimizer,
     strategy: Strategy,
     collective: Collective,
     cfg: FitConfig,
@@ -155,8 +157,7 @@ def fit(
         UserError: a checkpoint cannot be written.
         AuditError: an epoch did not read every row once.
     """
-    optimizers = [optimizer] if isinstance(optimizer, RuleOptimizer) else list(optimizer)
-    replica = Replica(model, optimizers, strategy, collective)
+    replica = Replica(model, optimizer, strategy, collective)
     return _Loop(replica, batches, cfg, on_event if collective.rank == 0 else _ignore, hooks or Hooks()).run()
 
 
@@ -305,14 +306,17 @@ class _Loop:
             replica.exchange(step, rows)
             bad = [self.collective.rank] if replica.bad_gradient() else []
             if not bad:
-                replica.update(
-                    StepContext(replica.loss_at(batch, rows), outputs, batch.tensors.get("key"), None, self.collective),
-                    step,
-                )
+                full_pass = self._full_pass if self.hooks.training is not None else None
+                replica.update(replica.context(batch, rows, outputs, full_pass=full_pass), step)
         if bad:
             self._refuse(bad)
             return 0.0, rows, asked
         return loss, rows, asked
+
+    def _full_pass(self) -> Iterator[StepContext]:
+        assert self.hooks.training is not None
+        for batch in self.hooks.training():
+            yield self.replica.context(batch.to(self.device), batch.rows)
 
     def _agree(self, loss: float, rows: int, bad: bool) -> tuple[float, int, list[int], bool]:
         """Sum of losses and of rows in rank order, ranks with bad numbers, whether anyone wants to stop."""

@@ -4,16 +4,16 @@ back."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from headrace.comm.base import Collective
-from headrace.data.batch import LABEL, Batch
+from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
-from headrace.optim import RuleOptimizer, StepContext
+from headrace.optim import Optimizer, StepContext
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from headrace.train.events import Event
@@ -22,22 +22,20 @@ from headrace.train.events import Event
 class Replica:
     """See the module's docstring. Gradients between the calls live in `param.grad`."""
 
-    def __init__(
-        self, model: nn.Module, optimizers: Sequence[RuleOptimizer], strategy: Strategy, collective: Collective
-    ) -> None:
-        self.model, self.optimizers, self.strategy, self.collective = model, list(optimizers), strategy, collective
+    def __init__(self, model: nn.Module, optimizer: Optimizer, strategy: Strategy, collective: Collective) -> None:
+        self.model, self.optimizer, self.strategy, self.collective = model, optimizer, strategy, collective
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        held = {id(p) for optimizer in self.optimizers for group in optimizer.param_groups for p in group["params"]}
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         left = [name for name, p in self.params.items() if id(p) not in held]
         if left:
-            raise UserError(f"no optimizer has parameter {left[0]}", "give every parameter to one optimizer")
+            raise UserError(f"the optimizer has not got parameter {left[0]}", "give every parameter to the optimizer")
 
     def backward(self, batch: Batch, bf16: bool) -> tuple[float, Tensor]:
         """Gradients of the sum of losses over this rank's rows; the sum and the logits."""
         self.clear()
         with torch.autocast(batch.tensors[LABEL].device.type, torch.bfloat16, enabled=bf16):
             logits = self.model(**batch.inputs())
-        loss = sum_of_losses(logits.float(), batch)
+        loss = losses_of(logits.float(), batch).sum()
         with self.strategy.backward():
             loss.backward()
         for param in self.params.values():
@@ -64,9 +62,8 @@ class Replica:
             self.params[name].grad = grad
 
     def update(self, ctx: StepContext, step: int) -> None:
-        """Run the optimizers, then the strategy's turn on parameters."""
-        for optimizer in self.optimizers:
-            optimizer.step(ctx)
+        """Run the optimizer, then the strategy's turn on parameters."""
+        self.optimizer.step(ctx)
         self.strategy.on_parameters({name: p.data for name, p in self.params.items()}, step)
 
     def clear(self) -> None:
@@ -76,25 +73,31 @@ class Replica:
 
     def set_lr(self, factor: float) -> None:
         """Scale every group's base learning rate."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
-    def loss_at(self, batch: Batch, rows: int) -> Callable[[Mapping[str, Tensor] | None], Tensor]:
-        """The function that rules with a closure call (see StepContext.loss_at)."""
+    def context(self, batch: Batch, rows: int, outputs: Tensor | None = None, **more: Any) -> StepContext:
+        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over."""
 
-        def loss(params: Mapping[str, Tensor] | None = None) -> Tensor:
+        def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
             values = dict(params or {})
-            logits = torch.func.functional_call(self.model, values, kwargs=batch.inputs())
-            return sum_of_losses(logits.float(), batch) / max(1, rows)
+            return torch.func.functional_call(self.model, values, kwargs=batch.inputs()).float()
 
-        return loss
+        return StepContext(
+            outputs_at=outputs_at,
+            losses=lambda logits: losses_of(logits, batch),
+            rows=rows,
+            outputs=outputs,
+            keys=batch.tensors.get(KEY),
+            collective=self.collective,
+            **more,
+        )
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
         """Everything that a resumed run needs."""
         return Checkpoint(
             model=self.model.state_dict(),
-            optimizer=[optimizer.state_dict() for optimizer in self.optimizers],
+            optimizer=self.optimizer.state_dict(),
             rank={"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()},
             state=state | {"ranks": self.collective.size},
         )
@@ -117,8 +120,7 @@ class Replica:
     def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
         try:
             self.model.load_state_dict(saved.model)
-            for optimizer, state in zip(self.optimizers, saved.optimizer, strict=True):
-                optimizer.load_state_dict(state)
+            self.optimizer.load_state_dict(saved.optimizer)
             if same_ranks:
                 self.strategy.load_state_dict(saved.rank["strategy"])
                 torch.set_rng_state(saved.rank["random"])
@@ -129,12 +131,10 @@ class Replica:
             ) from error
 
 
-def sum_of_losses(logits: Tensor, batch: Batch) -> Tensor:
-    """Sum of binary cross-entropies over the rows that are not padding."""
+def losses_of(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy of every row [B], 0 for padding."""
     losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.tensors[LABEL], reduction="none")
-    if batch.mask is not None:
-        losses = torch.where(batch.mask, losses, torch.zeros_like(losses))
-    return losses.sum()
+    return losses if batch.mask is None else torch.where(batch.mask, losses, torch.zeros_like(losses))
 
 
 def as_coalesced(grad: Tensor) -> Tensor:

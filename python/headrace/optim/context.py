@@ -1,0 +1,93 @@
+"""What a step may use beyond gradients, and the sums over rows and ranks that rules make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from headrace.comm.base import Collective
+from headrace.comm.sums import sum_in_rank_order
+
+Named = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """One global batch as a rank sees it. Plain rules ignore it.
+
+    Args:
+        outputs_at: outputs [B, ...] of this rank's rows at other values of some parameters (by the model's names; those
+            left out keep their values), differentiable; None: at the present ones.
+        losses: loss of every row [B] from outputs [B, ...]; 0 for rows that are padding.
+        rows: of the global batch, over all ranks, without padding; in a context of full_pass: of this rank's own batch.
+        outputs: outputs [B, ...] of the backward pass that made the gradients, detached.
+        keys: row keys of this rank's rows [B], int64.
+        full_pass: contexts that go through all training rows once, of them this rank's share, as many on every rank.
+        collective: the way to the other ranks; None: there are none.
+    """
+
+    outputs_at: Callable[[Mapping[str, Tensor] | None], Tensor]
+    losses: Callable[[Tensor], Tensor]
+    rows: int
+    outputs: Tensor | None = None
+    keys: Tensor | None = None
+    full_pass: Callable[[], Iterator[StepContext]] | None = None
+    collective: Collective | None = None
+
+    def loss_at(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
+        """This rank's part of the global batch's mean loss, differentiable: summed over ranks it is the mean."""
+        return self.losses(self.outputs_at(params)).sum() / max(1, self.rows)
+
+
+def summed(tensors: list[Tensor], collective: Collective | None) -> list[Tensor]:
+    """Sums over ranks of dense tensors of one dtype, in rank order: the same bits on every transport."""
+    if collective is None or collective.size == 1:
+        return tensors
+    total = sum_in_rank_order(torch.cat([t.reshape(-1) for t in tensors]), collective)
+    parts = torch.split(total, [t.numel() for t in tensors])
+    return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def value_and_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
+    """Mean loss of the global batch at `params`, and its gradient by name; the same on every rank."""
+    with torch.enable_grad():
+        leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+        loss = ctx.loss_at(leaves)
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), grads, strict=True)]
+    *sums, value = summed([*filled, loss.detach().to(filled[0].dtype).reshape(1)], ctx.collective)
+    return float(value), dict(zip(leaves, sums, strict=True))
+
+
+def value_at(ctx: StepContext, params: Named) -> float:
+    """Mean loss of the global batch at `params`; the same on every rank."""
+    with torch.no_grad():
+        return float(summed([ctx.loss_at(params).reshape(1)], ctx.collective)[0])
+
+
+def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
+    """Mean loss of all training rows at `params` and its gradient by name: one pass, the same on every rank.
+
+    Every batch's sum is added up on its rank; ranks are summed once, at the end, in rank order.
+    """
+    if ctx.full_pass is None:
+        raise ValueError("this step's context has no way through all training rows")
+    first = next(iter(params.values()))
+    loss, rows = first.new_zeros(1, dtype=torch.float64), first.new_zeros(1, dtype=torch.float64)
+    grads = {name: torch.zeros_like(value) for name, value in params.items()}
+    for part in ctx.full_pass():
+        with torch.enable_grad():
+            leaves = {name: value.detach().requires_grad_() for name, value in params.items()}
+            total = part.losses(part.outputs_at(leaves)).sum()
+            made = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        for name, grad in zip(grads, made, strict=True):
+            if grad is not None:
+                grads[name] += grad
+        loss += total.detach()
+        rows += part.rows
+    loss, rows = summed([loss, rows], ctx.collective)
+    sums = summed(list(grads.values()), ctx.collective)
+    return float(loss / rows), {name: s / rows.to(s.dtype) for name, s in zip(grads, sums, strict=True)}

@@ -1,0 +1,8 @@
+"""Exams by the names of OPTIMIZERS; a file a family."""
+
+from __future__ import annotations
+
+from headrace.testing.exams import first_order
+from headrace.testing.optim_exam import Exam
+
+EXAMS: dict[str, Exam] = {**first_order.EXAMS}
