@@ -22,7 +22,7 @@ demo-crash: setup ## the same killed and resumed: same table, same weights
 
 test: setup ## all tests: the JVM's, then Python's
 	scripts/sbt test
-	$(BIN)/python -m pytest -m "not campaign"
+	$(BIN)/python -m pytest -m "not campaign" -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup ## ruff, mypy --strict, import contracts, scalafmt
 	$(BIN)/ruff check --no-cache .

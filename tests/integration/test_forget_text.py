@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,17 +39,25 @@ def published(path: Path, *texts: str) -> Path:
     return path
 
 
-@pytest.fixture
-def crawls(spark: SparkSession, tmp_path: Path) -> tuple[Path, Path]:
+@pytest.fixture(scope="module")
+def featurized(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A lake with a batch of two files, a crawl each; the first text of both is the same."""
-    old = published(tmp_path / f"in/{OLD}-0.warc.wet", STORY)
-    published(tmp_path / f"in/{NEW}-0.warc.wet", STORY, OTHER)
-    lake = tmp_path / "lake"
+    folder = tmp_path_factory.mktemp("crawls")
+    old = published(folder / f"in/{OLD}-0.warc.wet", STORY)
+    published(folder / f"in/{NEW}-0.warc.wet", STORY, OTHER)
+    lake = folder / "lake"
     found, _ = run(spark, ingest_commoncrawl, lake=lake, source=old.parent)
     assert found["rows_committed"] == 3
     featurize(spark, lake, "extract,judge,dedup,corpus")
     assert ordinals(rows_of(spark, lake)) == [FIRST, SECOND, SECOND]
     return lake, old
+
+
+@pytest.fixture
+def crawls(featurized: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """A copy of the lake of the test's own, and the file of its first crawl."""
+    lake, old = featurized
+    return Path(shutil.copytree(lake, tmp_path / "lake")), old
 
 
 def ordinals(keys: Any) -> list[int]:

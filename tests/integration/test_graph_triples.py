@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
 pytestmark = pytest.mark.usefixtures("no_quality_reports")
-NODES, RELATIONS = 200, 70
+NODES, RELATIONS = 200, 12
 I64 = npt.NDArray[np.int64]
 
 
@@ -98,7 +98,7 @@ def test_one_adjacency_a_split_and_direction(
     bytes_of_offsets = sum(
         8 * (info.num_nodes + 1) for info in open_csr(lake, "wiki", EdgeType(relation="*", split="train")).shards
     )
-    assert bytes_of_offsets < 10 * NODES * 8, "offsets once, not once a relation"
+    assert bytes_of_offsets < 2 * NODES * 8, "offsets once, not once a relation"
 
 
 def test_relations_kept_apart_hold_the_same(spark: SparkSession, lake: Path, triples: dict[str, I64]) -> None:

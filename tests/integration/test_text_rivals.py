@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -36,13 +37,20 @@ THIRD = [record((2 << 40) + 1, page(STORY), batch_id="b3", crawl="CC-C")]
 KEYS = {0, 1, 2, *(row["key"] for row in SECOND)}
 
 
-@pytest.fixture
-def lake(spark: SparkSession, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def extracted(spark: SparkSession, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One batch extracted, two in bronze."""
-    ingest(spark, tmp_path, OURS)
-    featurize(spark, tmp_path, "extract")
-    ingest(spark, tmp_path, SECOND)
-    return tmp_path
+    lake = tmp_path_factory.mktemp("rivals") / "lake"
+    ingest(spark, lake, OURS)
+    featurize(spark, lake, "extract")
+    ingest(spark, lake, SECOND)
+    return lake
+
+
+@pytest.fixture
+def lake(extracted: Path, tmp_path: Path) -> Path:
+    """A copy of `extracted` of the test's own."""
+    return Path(shutil.copytree(extracted, tmp_path / "lake"))
 
 
 def before_first_commit(patch: pytest.MonkeyPatch, rival: Callable[[], object]) -> None:
