@@ -13,8 +13,8 @@ The anchor batch is gathered from the stream rather than from a part of a pass o
 that training makes anyway, so that an anchor costs A gradients and no reading, on any number of ranks, and the paper's
 cost, independent of the number of rows, is kept. The first inner step needs no batch (at w~ the estimate is g) and is
 taken together with the last of the anchor's. A loop keeps the noise of its g, so at a constant lr the loss falls
-linearly to a floor and stays there, as the paper's theorems say of anchors of fewer than all rows: about SGD's, with
-rows drawn independently, for short loops, and that of a minimum found from A batches alone for long ones
+linearly to a floor and stays there, as the paper's theorems say of anchors of fewer than all rows: of the order of
+SGD's, with rows drawn independently, for short loops, and that of a minimum found from A batches alone for long ones
 (lr x curvature x A > 1). Where that is not enough, svrg.
 """
 
