@@ -11,6 +11,7 @@ the sum of very many small changes. A row that comes twice in a batch is entered
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from headrace.optim.variance_reduced import VarianceReduced, way_through
 TABLES = ("auto", "linear", "full")
 
 
-def table_bytes(param: Tensor, options: dict[str, Any]) -> int:
+def table_bytes(param: Tensor, options: Mapping[str, Any]) -> int:
     """For OptimizerSpec.state_bytes: the mean, and the whole table for every tensor (how it is shared is not known)."""
     return 8 * param.numel() + int(options["table_bytes"])
 

@@ -7,7 +7,8 @@ of nothing else: models with dropout or batch normalization are refused. L2 deca
 one of these rules the decay's terms at old parameters cancel, what is left is its gradient at the present ones.
 
 Other optimizers may train the rest of the model (embedding tables). "Old parameters" are then those of the whole model,
-so that estimates stay unbiased; the copies take as much memory as the tables.
+so that estimates stay unbiased; the copies take as much memory as the tables. Gradients at old parameters are made in
+the parameters' precision: under bfloat16 autocast, estimates keep the rounding noise of the present gradient.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class VarianceReduced(Optimizer):
     """
 
     name: ClassVar[str]
+    measured = False  # whether `move` takes the direction's norm
 
     def __init__(self, params: Params, model: nn.Module, **options: Any) -> None:
         super().__init__(params, **options)
@@ -85,7 +87,7 @@ class VarianceReduced(Optimizer):
         """w <- w - lr (estimate + weight_decay w) for parameters that have a gradient.
 
         Returns:
-            The squared norm of what lr was multiplied with.
+            The squared norm of what lr was multiplied with, where `measured`.
         """
         square = 0.0
         for group in self.param_groups:
@@ -98,8 +100,6 @@ class VarianceReduced(Optimizer):
             square += sum(float(d.double().square().sum()) for d in direction) if self.measured else 0.0
             torch._foreach_add_(params, direction, alpha=-group["lr"])
         return square
-
-    measured = False  # whether `move` shall take the norm
 
     def everything(self) -> Named:
         """Copies of all parameters of the model that are trained, by name."""
