@@ -58,7 +58,7 @@ def test_sgd_stalls_at_the_same_lr() -> None:
 def test_saga_falls_by_the_theorems_factor() -> None:
     """Defazio et al. 2014, corollary 1: E|w - w*|^2 falls by 1 - min(1 / 4n, mu / 3L) a step."""
     problem, smooth = problem_and_smoothness()
-    first = distance(problem) + N / (MU * N + smooth) * (problem.value() - problem.minimum)
+    first = distance(problem) + 2 * N / (3 * smooth) * (problem.value() - problem.minimum)
     found = gaps(problem, optim.create("saga", problem.model, lr=1 / (3 * smooth)), 640, N)
     rate = 1 - min(1 / (4 * N), MU / (3 * smooth))
     assert all(gap <= 0.5 * first * rate ** (N * i) for i, gap in enumerate(found))
@@ -68,7 +68,7 @@ def test_saga_falls_by_the_theorems_factor() -> None:
 def test_sag_falls_by_the_theorems_factor() -> None:
     """Schmidt et al. 2017, theorem 1: the gap falls by 1 - min(mu / 16L, 1 / 8n) a step at lr 1 / 16L."""
     problem, smooth = problem_and_smoothness()
-    first = problem.value() - problem.minimum + 4 * smooth / N * distance(problem)
+    first = 1.5 * (problem.value() - problem.minimum) + 4 * smooth / N * distance(problem)
     found = gaps(problem, optim.create("sag", problem.model, lr=1 / (16 * smooth)), 1_920, N)
     rate = 1 - min(MU / (16 * smooth), 1 / (8 * N))
     assert all(gap <= first * rate ** (N * i) for i, gap in enumerate(found))
@@ -90,7 +90,7 @@ def test_svrg_falls_by_the_theorems_factor(pick: str) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.125])
 def test_sarah_falls_by_the_theorems_factor(gamma: float) -> None:
-    """Nguyen et al. 2017, theorem 3: the squared full gradient at anchors falls by sigma_m in the mean; SARAH+ too."""
+    """Nguyen et al. 2017, strongly convex losses: the squared full gradient at anchors falls by sigma_m in the mean; SARAH+ too."""
     problem, smooth = problem_and_smoothness()
     lr, inner = 0.5 / smooth, math.ceil(12 * smooth / MU)
     sigma = 1 / (MU * lr * (inner + 1)) + lr * smooth / (2 - lr * smooth)

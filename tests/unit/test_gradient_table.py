@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from headrace.errors import UserError
 from headrace.optim import StepContext
 from headrace.optim.gradient_table import PADDING_KEY, GradientTable, first_of_each
 from headrace.optim.row_gradients import full_rows, is_linear, linear_rows
+from headrace.optim.saga import SAGA
 from headrace.testing.problems import Problem, cross_entropies, least_squares, perceptron, squared_errors
 
 LR = 0.05
@@ -70,8 +71,23 @@ def test_a_row_that_comes_twice_in_a_batch_is_entered_once(table: str) -> None:
         np.testing.assert_allclose(problem.model.weight.detach().numpy(), reference.w, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("table", ["linear", "full"])
+def test_the_mean_stays_that_of_the_table(table: str) -> None:
+    """In float32, where every step's change of the mean is near its rounding."""
+    problem = least_squares(64, 3, noise=1.0)
+    problem.model.float()
+    problem.x, problem.y = problem.x.float(), problem.y.float()
+    optimizer = optim.create("saga", problem.model, lr=LR, table=table)
+    for ids in problem.batches(4, 400):
+        problem.step(optimizer, ids)
+    kept = cast(SAGA, optimizer).kept
+    entries = kept["entries"].double()
+    held = entries.mean(0) if table == "full" else (problem.x.double() * entries).mean(0)
+    torch.testing.assert_close(kept["mean"]["weight"], held, rtol=0, atol=1e-6)
+
+
 def padded(problem: Problem, ids: Tensor, junk: Tensor) -> StepContext:
-    """Rows ids and, as padding, rows junk, whose numbers are not even finite."""
+    """Rows ids and, as padding, as many other rows as junk has, with no key and no loss."""
     x = torch.cat([problem.x[ids], torch.full_like(problem.x[junk], 3.0)])
     y = torch.cat([problem.y[ids], torch.zeros_like(problem.y[junk])])
     real = torch.arange(len(x)) < len(ids)

@@ -71,7 +71,7 @@ SPEC = OptimizerSpec(
     use="as svrg, where the inner loops are long: its steps die down by themselves",
     state="2 numbers a parameter, 3 with pick random; a copy of tables that others train",
     state_bytes=lambda param, options: numbers(3 if options["pick"] == "random" else 2)(param, options),
-    cost="a second gradient of the batch; a pass over all rows every inner_epochs",
+    cost="a second gradient of the batch, a copy of all parameters; a pass over all rows every inner_epochs",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_MODEL}),
     defaults={
         "lr": 0.1, "weight_decay": 0.0, "inner_epochs": 1.0, "inner_steps": 0, "pick": "last", "gamma": 0.0, "seed": 0,

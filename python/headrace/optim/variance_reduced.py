@@ -3,8 +3,8 @@
     w <- w - lr (estimate + weight_decay w)
 
 Estimates are made of gradients of the same rows at two times, so a row's loss must be a function of the parameters and
-of nothing else: models with dropout or batch normalization are refused. L2 decay is exact and is never stored: in every
-one of these rules the decay's terms at old parameters cancel, what is left is its gradient at the present ones.
+of nothing else: models with dropout or batch normalization are refused. L2 decay is exact and is never stored: what it
+adds at old parameters cancels in all of these rules but SAG, whose paper takes the decay's exact gradient as well.
 
 Other optimizers may train the rest of the model (embedding tables). "Old parameters" are then those of the whole model,
 so that estimates stay unbiased; the copies take as much memory as the tables. Gradients at old parameters are made in
