@@ -90,7 +90,7 @@ def test_svrg_falls_by_the_theorems_factor(pick: str) -> None:
 
 @pytest.mark.parametrize("gamma", [0.0, 0.125])
 def test_sarah_falls_by_the_theorems_factor(gamma: float) -> None:
-    """Nguyen et al. 2017, strongly convex losses: the squared full gradient at anchors falls by sigma_m in the mean; SARAH+ too."""
+    """Nguyen et al. 2017, strongly convex losses: |full gradient|^2 at anchors falls by sigma_m in the mean."""
     problem, smooth = problem_and_smoothness()
     lr, inner = 0.5 / smooth, math.ceil(12 * smooth / MU)
     sigma = 1 / (MU * lr * (inner + 1)) + lr * smooth / (2 - lr * smooth)
