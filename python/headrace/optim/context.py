@@ -24,7 +24,7 @@ class StepContext:
         losses: loss of every row [B] from outputs [B, ...]; 0 for rows that are padding.
         rows: of the global batch, over all ranks, without padding; in a context of full_pass: of this rank's own batch.
         outputs: outputs [B, ...] of the backward pass that made the gradients, detached.
-        keys: row keys of this rank's rows [B], int64.
+        keys: row keys of this rank's rows [B], int64; -1 where a row is padding.
         full_pass: contexts that go through all training rows once, of them this rank's share, as many on every rank.
         collective: the way to the other ranks; None: there are none.
     """

@@ -128,7 +128,7 @@ class Linear(nn.Module):
 
 def squared_errors(outputs: Tensor, y: Tensor) -> Tensor:
     """Half the squared distance of outputs [B, ...] and y [B, ...], a row: [B]."""
-    return 0.5 * (outputs - y).square().reshape(outputs.shape[0], -1).sum(1)
+    return 0.5 * (outputs - y).square().reshape(outputs.shape[0], outputs.shape[1:].numel()).sum(1)
 
 
 def log_losses(outputs: Tensor, y: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -13,7 +12,7 @@ import torch
 
 from headrace import optim
 from headrace.comm.local import LocalGroup
-from headrace.optim import Optimizer, StepContext
+from headrace.optim import Optimizer
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.replica import Replica
@@ -70,14 +69,17 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     )
     stream = job.stream("train", 0, ranks, planned=True)
     seconds, touched = [0.0], 0
-    for step, batch in enumerate(islice(stream.epoch(0), _MEASURED)):
+    device = next(model.parameters()).device
+    batches = list(islice(stream.epoch(0), _MEASURED))
+    # A pass over all rows is not estimated: one over these stands for it, so that rules find rows by their keys.
+    these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows), batches)
+    for step, batch in enumerate(batches):
         start = time.perf_counter()
-        on_device = batch.to(next(model.parameters()).device)
+        on_device = batch.to(device)
         _, outputs = replica.backward(on_device, job.fit.bf16)
         replica.exchange(step, batch.rows)
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
-        one_batch = partial(_only, replica.context(on_device, batch.rows))  # a pass over all rows is not estimated
-        replica.update(replica.context(on_device, batch.rows, outputs, full_pass=one_batch), step)
+        replica.update(replica.context(on_device, batch.rows, outputs, full_pass=these), step)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
@@ -95,10 +97,6 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         seconds_per_step=per_step,
         minutes=total / 60.0,
     )
-
-
-def _only(ctx: StepContext) -> Iterator[StepContext]:
-    yield ctx
 
 
 def _model_bytes(model: Any, optimizer: Optimizer) -> int:
