@@ -51,9 +51,10 @@ peers: setup ## what benchmarks and their checks compare with, into the same env
 bench: setup ## the main job timed by stage, into docs/results/
 	@$(BIN)/python -m bench
 
-docs: setup ## check links inside README and docs, and that docs/tables.md is what data_catalog/ says
+docs: setup ## check links inside README and docs, and that docs/tables.md and docs/optimizers.md are up to date
 	@$(BIN)/python scripts/check_links.py README.md docs
 	@$(BIN)/headrace catalog docs --check true >/dev/null
+	@$(BIN)/headrace optimizers --page docs/optimizers.md --check true >/dev/null
 
 clean: ## remove what builds and demos made (the environment stays: remove .venv and .tools yourself)
 	rm -rf .build scala/target project/target project/project build dist demo demo-lake lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis
