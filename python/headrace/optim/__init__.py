@@ -13,7 +13,22 @@ from typing import Any
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sgd
+from headrace.optim import (
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamw,
+    amsgrad,
+    lion,
+    momentum,
+    muon,
+    nadam,
+    nesterov,
+    rmsprop,
+    rowwise_adagrad,
+    sgd,
+)
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import StepContext
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
@@ -24,8 +39,15 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "nesterov": nesterov.SPEC,
     "adagrad": adagrad.SPEC,
     "rowwise_adagrad": rowwise_adagrad.SPEC,
+    "adadelta": adadelta.SPEC,
+    "rmsprop": rmsprop.SPEC,
     "adam": adam.SPEC,
     "adamw": adamw.SPEC,
+    "nadam": nadam.SPEC,
+    "amsgrad": amsgrad.SPEC,
+    "adafactor": adafactor.SPEC,
+    "lion": lion.SPEC,
+    "muon": muon.SPEC,
 }
 
 
