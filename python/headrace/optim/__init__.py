@@ -13,7 +13,27 @@ from typing import Any
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sag, saga, sarah, scsg, sgd, svrg
+from headrace.optim import (
+    adadelta,
+    adafactor,
+    adagrad,
+    adam,
+    adamw,
+    amsgrad,
+    lion,
+    momentum,
+    muon,
+    nadam,
+    nesterov,
+    rmsprop,
+    rowwise_adagrad,
+    sag,
+    saga,
+    sarah,
+    scsg,
+    sgd,
+    svrg,
+)
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import StepContext
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
@@ -24,6 +44,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "nesterov": nesterov.SPEC,
     "adagrad": adagrad.SPEC,
     "rowwise_adagrad": rowwise_adagrad.SPEC,
+    "adadelta": adadelta.SPEC,
+    "rmsprop": rmsprop.SPEC,
     "adam": adam.SPEC,
     "adamw": adamw.SPEC,
     "sag": sag.SPEC,
@@ -31,6 +53,11 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "svrg": svrg.SPEC,
     "sarah": sarah.SPEC,
     "scsg": scsg.SPEC,
+    "nadam": nadam.SPEC,
+    "amsgrad": amsgrad.SPEC,
+    "adafactor": adafactor.SPEC,
+    "lion": lion.SPEC,
+    "muon": muon.SPEC,
 }
 
 

@@ -31,5 +31,5 @@ SPEC = OptimizerSpec(
     state_bytes=numbers(1, fixed=4),
     cost="5 numbers moved a parameter",
     traits=frozenset({ACCEPTS_SPARSE, STATEFUL}),
-    defaults={"lr": 0.02, "eps": 1e-10, "initial_accumulator": 0.0},
+    defaults={"lr": 0.02, "eps": 1e-10, "initial_accumulator": 0.0, "weight_decay": 0.0, "decoupled": False},
 )

@@ -16,8 +16,12 @@ from headrace.optim.spec import dense_only
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 State = dict[str, Any]
 
-_NOT_NEGATIVE = ("lr", "eps", "weight_decay", "initial_accumulator")
-_SHARES = ("momentum", "betas", "rho", "alpha")
+_NOT_NEGATIVE = (
+    "lr", "eps", "weight_decay", "initial_accumulator", "momentum_decay", "beta2_decay", "eps_scale", "ns_steps",
+    "adam_scale", "adam_eps",
+)  # fmt: skip
+_POSITIVE = ("clip",)
+_SHARES = ("momentum", "betas", "rho", "alpha", "adam_betas")
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -171,6 +175,9 @@ def check_options(options: Mapping[str, Any]) -> None:
         value = options.get(name)
         if value is not None and not 0.0 <= value < float("inf"):
             raise UserError(f"optimizer option {name} must be a number of at least 0, not {value}")
+    for name in _POSITIVE:
+        if name in options and not options[name] > 0.0:
+            raise UserError(f"optimizer option {name} must be above 0, not {options[name]}")
     for name in _SHARES:
         values = options.get(name, ())
         for i, value in enumerate(values if isinstance(values, tuple | list) else [values]):

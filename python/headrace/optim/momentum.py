@@ -22,5 +22,5 @@ SPEC = OptimizerSpec(
     state_bytes=numbers(1),
     cost="5 numbers moved a parameter",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
-    defaults={"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0},
+    defaults={"lr": 0.01, "momentum": 0.9, "weight_decay": 0.0, "decoupled": False},
 )

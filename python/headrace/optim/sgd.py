@@ -22,5 +22,5 @@ SPEC = OptimizerSpec(
     state_bytes=numbers(0),
     cost="3 numbers moved a parameter",
     traits=frozenset({ACCEPTS_SPARSE}),
-    defaults={"lr": 0.1, "weight_decay": 0.0},
+    defaults={"lr": 0.1, "weight_decay": 0.0, "decoupled": False},
 )

@@ -10,6 +10,7 @@ import torch
 from headrace.errors import UserError
 from headrace.optim.base import Optimizer, Params, check_options
 from headrace.optim.context import StepContext
+from headrace.optim.decay import decayed
 from headrace.optim.spec import dense_only
 
 
@@ -22,7 +23,7 @@ class TorchOptimizer(Optimizer):
         inner: makes torch's optimizer of parameters and options.
         fused: torch has a fused form; it takes dense gradients only, so groups with row-sparse ones go without.
         sparse: row-sparse gradients are updated row by row.
-        options: of torch's optimizer.
+        options: of torch's optimizer; `decoupled`: weight decay is done here, before its step, and not by it.
     """
 
     def __init__(
@@ -37,7 +38,11 @@ class TorchOptimizer(Optimizer):
     ) -> None:
         check_options(options)
         self.name, self.fused, self.sparse = name, fused, sparse
+        decoupled = options.pop("decoupled", False)
         self.inner = inner(params, **options, **({"fused": True} if fused else {}))
+        self.inner.defaults["decoupled"] = decoupled
+        for group in self.inner.param_groups:
+            group.setdefault("decoupled", decoupled)
         torch.optim.Optimizer.__init__(self, self.inner.param_groups, self.inner.defaults)
         self._share()
 
@@ -56,7 +61,13 @@ class TorchOptimizer(Optimizer):
                 )
             if rows_only and group.get("fused"):
                 group["fused"] = False
-        self.inner.step()
+        apart = [group for group in self.param_groups if group.get("decoupled")]
+        decays = [_decayed(group) for group in apart]
+        try:
+            self.inner.step()
+        finally:
+            for group, decay in zip(apart, decays, strict=True):
+                group["weight_decay"] = decay
 
     def state_dict(self) -> dict[str, Any]:
         """As torch gives it."""
@@ -66,6 +77,17 @@ class TorchOptimizer(Optimizer):
         """Accept what `state_dict` gave."""
         self.inner.load_state_dict(state_dict)
         self._share()
+
+
+@torch.no_grad()
+def _decayed(group: dict[str, Any]) -> float:
+    """Decay a group's parameters; torch is to see no weight decay. What it was."""
+    params = [p for p in group["params"] if p.grad is not None]
+    if params:
+        decayed(params, params, group)
+    decay = float(group["weight_decay"])
+    group["weight_decay"] = 0.0
+    return decay
 
 
 def torch_factory(

@@ -4,6 +4,7 @@
     reductions    settings that reduce to one of torch.optim's are equal to it
     convergence   Rosenbrock's valley and an ill-conditioned logistic regression are minimized
     resume        a run from saved state goes on with the same bits
+    ranks         three ranks hold the same bits, and what one alone gets
     manners       dtype and device stay, unused parameters are left alone, zero and huge gradients do no harm
     state         no more bytes than declared; traits are what the optimizer does
 
@@ -13,17 +14,20 @@ A new optimizer writes an `Exam` and calls `sit(name, spec, exam)`. Failures are
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from headrace.comm import LocalGroup
 from headrace.errors import UserError
 from headrace.optim import Optimizer, OptimizerSpec, StepContext
+from headrace.optim.schedules import factor
 from headrace.optim.spec import (
     ACCEPTS_SPARSE,
     NEEDS_CLOSURE,
@@ -33,9 +37,10 @@ from headrace.optim.spec import (
     NEEDS_OUTPUTS,
     STATEFUL,
 )  # fmt: skip
+from headrace.testing.gradients import Array as Array
+from headrace.testing.gradients import bent_bowl, in_halves, laid_out
 from headrace.testing.problems import Problem, logistic, perceptron, rosenbrock
 
-Array = npt.NDArray[np.float64]
 Rule = Callable[[Array, Array], Array]
 STEPS = 50
 SHAPES: tuple[tuple[int, ...], ...] = ((6, 3), (7,), (1, 1), (2, 3, 4), (5, 5))
@@ -50,12 +55,14 @@ class Run:
         steps: to be made.
         gap: at most so far above the minimum at the end, in the mean loss.
         batch: rows of a batch; 0: all.
+        schedule: of the learning rate; steps of a fixed size (signs) come to rest as it falls.
     """
 
     options: Mapping[str, Any]
     steps: int
     gap: float
     batch: int = 0
+    schedule: str = "constant"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +75,7 @@ class Exam:
             every tensor. None: the rule is not one of a tensor alone, and `whole` holds its references.
         whole: further checks, each with a reference of its own; called without arguments.
         reductions: (options of ours, factory of torch's optimizer from parameters).
+        variants: changes of `options`, for options that the rule has branches for: followed, resumed and weighed alike.
         rosenbrock: a run in Rosenbrock's valley.
         logistic: a run on the ill-conditioned logistic regression.
     """
@@ -80,6 +88,12 @@ class Exam:
     reductions: Sequence[tuple[Mapping[str, Any], Callable[[Any], torch.optim.Optimizer]]] = field(
         default_factory=tuple
     )
+    variants: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """`options`, and each variant as a whole."""
+        return [dict(self.options), *({**self.options, **variant} for variant in self.variants)]
 
 
 def sit(name: str, spec: OptimizerSpec, exam: Exam) -> None:
@@ -105,8 +119,9 @@ def follows_its_rule(name: str, spec: OptimizerSpec, exam: Exam) -> None:
     assert set(exam.options) == set(spec.defaults), f"{name}: the exam must set every option"
     if exam.rule is None:
         return
-    _follow(f"{name}, one tensor", spec, exam, SHAPES[:1], exam.options, rows_only=False)
-    _follow(f"{name}, many tensors", spec, exam, SHAPES, exam.options, rows_only=False)
+    for options in exam.settings:
+        _follow(f"{name} {options}, one tensor", spec, exam, SHAPES[:1], options, rows_only=False)
+        _follow(f"{name} {options}, many tensors", spec, exam, SHAPES, options, rows_only=False)
     if ACCEPTS_SPARSE in spec.traits:
         no_decay = {k: 0.0 if k == "weight_decay" else v for k, v in exam.options.items()}
         _follow(f"{name}, row-sparse", spec, exam, SHAPES[:1], no_decay, rows_only=True)
@@ -119,37 +134,23 @@ def _follow(
     assert exam.rule is not None
     generator = np.random.default_rng(0)
     weights = [generator.normal(size=shape) for shape in shapes]
-    params = [nn.Parameter(torch.tensor(w)) for w in weights]
-    optimizer = make(spec, params, **options)
-    rules = [exam.rule(**options) for _ in shapes]
+    params = [nn.Parameter(laid_out(w)) for w in weights]
+    slower = {**options, "lr": 0.5 * options["lr"]}
+    optimizer = make(spec, [{"params": params[:1]}, {"params": params[1:], "lr": slower["lr"]}], **options)
+    rules = [exam.rule(**(slower if i else options)) for i in range(len(shapes))]
     for step in range(STEPS):
         for i, (w, param, rule) in enumerate(zip(weights, params, rules, strict=True)):
             rows = np.unique(np.random.default_rng(step).integers(0, w.shape[0], 3)) if rows_only else None
-            grad = _bent_bowl(w, 100 * i + step, rows)
-            param.grad = torch.tensor(grad) if rows is None else _in_halves(grad, rows)
+            grad = bent_bowl(w, 100 * i + step, rows)
+            param.grad = laid_out(grad) if rows is None else in_halves(grad, rows)
             weights[i] = rule(w, grad)
+        before = [param.grad.clone() for param in params if param.grad is not None]
         optimizer.step()
-        for w, param in zip(weights, params, strict=True):
+        for w, param, grad_before in zip(weights, params, before, strict=True):
+            assert rows_only or torch.equal(param.grad, grad_before), f"{what}: changed a gradient"  # type: ignore[arg-type]
             np.testing.assert_allclose(
                 param.detach().numpy(), w, rtol=1e-8, atol=1e-10, err_msg=f"{what}: step {step} is not the rule's"
             )
-
-
-def _bent_bowl(w: Array, seed: int, rows: npt.NDArray[np.int64] | None) -> Array:
-    """A gradient with curvature and noise; zero outside `rows`."""
-    grad = 0.3 * w + np.sin(w + seed) + np.random.default_rng(seed).normal(scale=0.1, size=w.shape)
-    if rows is None:
-        return grad
-    kept = np.zeros_like(grad)
-    kept[rows] = grad[rows]
-    return kept
-
-
-def _in_halves(grad: Array, rows: npt.NDArray[np.int64]) -> Tensor:
-    """As a sparse tensor that is not coalesced: every row twice, half each."""
-    values = torch.tensor(np.concatenate([grad[rows] / 2, grad[rows] / 2]))
-    ids = torch.tensor(np.concatenate([rows, rows]))
-    return torch.sparse_coo_tensor(ids[None], values, grad.shape, check_invariants=True)
 
 
 def reduces_to_torch(name: str, spec: OptimizerSpec, exam: Exam) -> None:
@@ -185,7 +186,10 @@ def reaches_minima(name: str, spec: OptimizerSpec, exam: Exam) -> None:
             continue
         assert problem.minimum is not None
         optimizer = make(spec, problem.model, **run.options)
-        for ids in problem.batches(run.batch or problem.rows, run.steps):
+        bases = [group["lr"] for group in optimizer.param_groups]
+        for step, ids in enumerate(problem.batches(run.batch or problem.rows, run.steps)):
+            for group, base in zip(optimizer.param_groups, bases, strict=True):
+                group["lr"] = base * factor(run.schedule, step, run.steps)
             problem.step(optimizer, ids)
         gap = problem.value() - problem.minimum
         assert gap <= run.gap, f"{name}, {what}: {gap:.3g} above the minimum after {run.steps} steps, not {run.gap:.3g}"
@@ -193,27 +197,49 @@ def reaches_minima(name: str, spec: OptimizerSpec, exam: Exam) -> None:
 
 def resumes(name: str, spec: OptimizerSpec, exam: Exam) -> None:
     """Six steps in one go and in two with saved state between them: the same bits."""
-    whole, half = perceptron(dtype=torch.float32), perceptron(dtype=torch.float32)
-    a, b = make(spec, whole.model, **exam.options), make(spec, half.model, **exam.options)
-    for step, ids in enumerate(whole.batches(16, 6)):
-        if step == 3:
-            saved = copy.deepcopy(b.state_dict())
-            b = make(spec, half.model, **{**exam.options, "lr": 0.7 * exam.options["lr"]})
-            b.load_state_dict(saved)
-        whole.step(a, ids)
-        half.step(b, ids)
-    for p, q in zip(whole.model.parameters(), half.model.parameters(), strict=True):
-        assert torch.equal(p, q), f"{name}: other bits after saving and loading"
+    for options in exam.settings:
+        whole, half = perceptron(dtype=torch.float32), perceptron(dtype=torch.float32)
+        a, b = make(spec, whole.model, **options), make(spec, half.model, **options)
+        for step, ids in enumerate(whole.batches(16, 6)):
+            if step == 3:
+                saved = copy.deepcopy(b.state_dict())
+                b = make(spec, half.model, **{**options, "lr": 0.7 * options["lr"]})
+                b.load_state_dict(saved)
+            whole.step(a, ids)
+            half.step(b, ids)
+        for p, q in zip(whole.model.parameters(), half.model.parameters(), strict=True):
+            assert torch.equal(p, q), f"{name} {options}: other bits after saving and loading"
+
+
+def agrees_over_ranks(name: str, spec: OptimizerSpec, exam: Exam) -> None:
+    """Three ranks, each with its rows of every batch, hold the same bits, and what one rank alone gets to rounding."""
+    group = LocalGroup(3, 60.0)
+
+    def trained(rank: int | None) -> list[Tensor]:
+        problem = perceptron()
+        try:
+            collective = None if rank is None else group.collective(rank)
+            problem.train(make(spec, problem.model, **exam.options), batch=16, steps=5, collective=collective)
+        except BaseException as error:
+            group.abort(f"rank {rank}: {error!r}")
+            raise
+        return [param.detach() for param in problem.model.parameters()]
+
+    with ThreadPoolExecutor(3) as pool:
+        ranks = list(pool.map(trained, range(3)))
+    for alone, *params in zip(trained(None), *ranks, strict=True):
+        assert all(torch.equal(params[0], param) for param in params), f"{name}: ranks have drifted apart"
+        assert torch.allclose(params[0], alone, rtol=1e-6, atol=1e-9), f"{name}: three ranks are not as one"
 
 
 def keeps_manners(name: str, spec: OptimizerSpec, exam: Exam) -> None:
     """dtype stays, a parameter without gradient is left alone, zero and huge gradients make no NaN."""
-    for dtype in (torch.float32, torch.float64):
-        for scale in (0.0, 1e18, 1e30):
+    for variant in ({}, *exam.variants):
+        for dtype, scale in itertools.product((torch.float32, torch.float64), (0.0, 1e18, 1e30)):
             problem = perceptron(dtype=dtype)
             unused = nn.Parameter(torch.full((3,), 2.0, dtype=dtype))
             problem.model.register_parameter("unused", unused)
-            optimizer = make(spec, problem.model)
+            optimizer = make(spec, problem.model, **variant)
             first, second = problem.batches(16, 2)
             problem.step(optimizer, first)
             replace(problem, losses=_scaled(problem, scale)).step(optimizer, second)
@@ -229,15 +255,16 @@ def _scaled(problem: Problem, scale: float) -> Callable[[Tensor, Tensor], Tensor
 
 def declares_itself(name: str, spec: OptimizerSpec, exam: Exam) -> None:
     """State is at most what is declared, and traits are what the optimizer does."""
-    problem = perceptron()
-    optimizer = make(spec, problem.model, **exam.options)
     used: set[str] = set()
-    for ids in problem.batches(16, 6):
-        problem.step(_Watched(optimizer, used), ids)
-    allowed = sum(spec.state_bytes(p, exam.options) for p in problem.model.parameters())
-    held = optimizer.state_bytes()
-    assert held <= allowed, f"{name}: holds {held} bytes of state, declares {allowed}"
-    assert (held > 0) == (STATEFUL in spec.traits), f"{name}: trait {STATEFUL} and {held} bytes of state"
+    for options in exam.settings:
+        problem = perceptron()
+        optimizer = make(spec, problem.model, **options)
+        for ids in problem.batches(16, 6):
+            problem.step(_Watched(optimizer, used), ids)
+        allowed = sum(spec.state_bytes(p, options) for p in problem.model.parameters())
+        held = optimizer.state_bytes()
+        assert held <= allowed, f"{name} {options}: holds {held} bytes of state, declares {allowed}"
+        assert (held > 0) == (STATEFUL in spec.traits), f"{name}: trait {STATEFUL} and {held} bytes of state"
     for trait in (NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS):
         assert (trait in used) == (trait in spec.traits), f"{name}: trait {trait} is declared or done, not both"
     if ACCEPTS_SPARSE not in spec.traits:
@@ -286,5 +313,6 @@ def _refuses_rows(name: str, spec: OptimizerSpec) -> None:
 
 
 PARTS: tuple[Callable[[str, OptimizerSpec, Exam], None], ...] = (
-    follows_its_rule, reduces_to_torch, reaches_minima, resumes, keeps_manners, declares_itself,
+    follows_its_rule, reduces_to_torch, reaches_minima, resumes, agrees_over_ranks, keeps_manners,
+    declares_itself,
 )  # fmt: skip

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from headrace.testing.exams import first_order, variance_reduction
+from headrace.testing.exams import adaptive, first_order, matrices, variance_reduction
 from headrace.testing.optim_exam import Exam
 
-EXAMS: dict[str, Exam] = {**first_order.EXAMS, **variance_reduction.EXAMS}
+EXAMS: dict[str, Exam] = {
+    **first_order.EXAMS,
+    **variance_reduction.EXAMS,
+    **adaptive.EXAMS,
+    **matrices.EXAMS,
+}
