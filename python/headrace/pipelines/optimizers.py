@@ -19,11 +19,13 @@ POSITIONAL = ("name",)
 PAGE = "docs/optimizers.md"
 _HEAD = """# Optimizers
 
-Written from the specifications in `headrace.optim.OPTIMIZERS` by `headrace optimizers --page docs/optimizers.md`: change a specification, run it again, and
-commit both (a test compares). Choose with `--optimizer.dense.name` (all parameters but embedding tables) and `--optimizer.sparse.name` (embedding tables, whose
-gradients are row-sparse); `headrace optimizers NAME` shows one.
+Written from the specifications in `headrace.optim.OPTIMIZERS` by `headrace optimizers --page docs/optimizers.md`:
+change a specification, run it again, and commit both (a test compares). Choose with `--optimizer.dense.name` (all
+parameters but embedding tables) and `--optimizer.sparse.name` (embedding tables, whose gradients are row-sparse);
+`headrace optimizers NAME` shows one. How to add one: [adding an optimizer](adding_an_optimizer.md).
 
-g is the gradient of the mean loss of the global batch, w the parameters; bytes are of float32 parameters, a matrix of 1,000 x 1,000 of them.
+g is the gradient of the mean loss of the global batch, w the parameters. Bytes are of float32 parameters, of a matrix
+of 1,000 x 1,000.
 """
 
 
