@@ -1,0 +1,153 @@
+"""K-FAC: the natural gradient with a Fisher matrix that is block-diagonal over layers, each block a Kronecker product.
+
+    A, G <- exponential means of E[a a^T], E[g g^T], bias corrected            (every factor_interval steps)
+    V    =  gradient of a layer's weight and bias [m, n], with its L2 term
+    D    =  (A (x) G + (damping + L2) I)^-1 vec(V)                             (decomposed every inverse_interval steps)
+    nu   =  min(1, sqrt(kl_clip / sum over layers of lr^2 <D, V>))
+    m    <- momentum m + nu D,     w <- w - lr m     (decoupled decay: w <- (1 - lr weight_decay) w before)
+
+a, g: a layer's inputs and the gradients of its outputs, for Linear and Conv2d (kfac_layers); damping of the block, or
+split over its factors by pi (kfac_factors), fixed or adapted (kfac_damping); g from labels as the model would draw
+them, from all of these, or from the data's own (kfac_fisher). All other parameters - embeddings, norms, weights that
+modules share, subclasses of these layers - are updated by momentum SGD or AdamW inside the same optimizer. Without the
+data's labels a step on which factors are due makes a forward and a backward pass of its own: batch norm's running
+statistics see such a batch twice.
+
+Over ranks: sums of factors in one collective, as triangles; decompositions are dealt out by cost and sent to the ranks
+that use them; gradients are preconditioned on all ranks, or on some that send them on (kfac_curvature, kfac_dealing).
+
+References: J. Martens and R. Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", ICML
+2015; R. Grosse and J. Martens, ICML 2016 (convolutions); J. Ba, R. Grosse, J. Martens, "Distributed second-order
+optimization using Kronecker-factored approximations", ICLR 2017 (clipping: kl_clip = 2 delta of section 5); K. Osawa et
+al., CVPR 2019 (factors summed over ranks); J. G. Pauloski et al., SC 2020 (eigenvectors, joint damping) and SC 2021
+(gradient workers).
+
+Differs from Martens and Grosse: block-diagonal only; momentum is a constant instead of the minimum of the quadratic
+model over two directions; exponential means are corrected for their start instead of a decay of min(1 - 1/k, 0.95);
+without the data's labels, g has the covariance of its distribution under the model, not the distribution. From Ba et
+al.: decompositions are made in step, not beside training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from headrace.errors import UserError
+from headrace.optim import adamw, momentum
+from headrace.optim.base import Combined, Optimizer, Params, check_options
+from headrace.optim.kfac_factors import EIGEN, INVERSE, solved_shape
+from headrace.optim.kfac_fisher import FISHERS
+from headrace.optim.kfac_layers import find_layers
+from headrace.optim.kfac_step import LayersOptimizer
+from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec
+
+FALLBACKS = {"momentum": momentum.SPEC, "adamw": adamw.SPEC}
+
+
+def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float | None, **options: Any) -> Combined:
+    """The factory: K-FAC for layers of the model among `params`, the fallback for what else there is.
+
+    Raises:
+        UserError: an option out of range.
+    """
+    _check(fallback, fallback_lr, options)
+    groups = _groups(params)
+    given = {id(_tensor(item)) for group in groups for item in group["params"]}
+    layers = find_layers(model, given)
+    covered = {id(p) for layer in layers for p in layer.params()}
+    parts: dict[str, Optimizer] = {}
+    rest, own = _side(groups, covered, inside=False), _side(groups, covered, inside=True)
+    if rest:  # first: where it refuses a gradient, nothing has moved yet
+        spec = FALLBACKS[fallback]
+        chosen = {**spec.defaults, **{key: options[key] for key in spec.defaults if key in options}}
+        if fallback_lr is not None:
+            chosen["lr"] = fallback_lr
+        parts["rest"] = spec.factory(rest, **chosen)
+    if own:
+        parts["layers"] = LayersOptimizer(own, layers, **options)
+    return Combined(parts)
+
+
+def _groups(params: Params) -> list[dict[str, Any]]:
+    """torch's parameter groups, each with a list of tensors or (name, tensor) pairs."""
+    listed: list[Any] = list(params)
+    groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
+    return [
+        {**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])}
+        for group in groups
+    ]
+
+
+def _side(groups: Sequence[dict[str, Any]], covered: set[int], *, inside: bool) -> list[dict[str, Any]]:
+    cut = [
+        {**group, "params": [item for item in group["params"] if (id(_tensor(item)) in covered) == inside]}
+        for group in groups
+    ]
+    return [group for group in cut if group["params"]]
+
+
+def _tensor(item: Any) -> Tensor:
+    return item[1] if isinstance(item, tuple) else item
+
+
+def _check(fallback: str, fallback_lr: float | None, options: Mapping[str, Any]) -> None:
+    check_options(options)
+    check_options({"lr": fallback_lr})
+    for name, value, choices in (
+        ("fallback", fallback, tuple(FALLBACKS)),
+        ("fisher", options["fisher"], FISHERS),
+        ("method", options["method"], (EIGEN, INVERSE)),
+    ):
+        if value not in choices:
+            raise UserError(f"optimizer option {name} is {value!r}", f"one of {', '.join(choices)}")
+    ranges = {
+        "damping": 0.0 < options["damping"] < math.inf,
+        "kl_clip": 0.0 <= options["kl_clip"] < math.inf,
+        "factor_decay": 0.0 <= options["factor_decay"] < 1.0,
+        "grad_worker_frac": 0.0 <= options["grad_worker_frac"] <= 1.0,
+        "factor_interval": options["factor_interval"] >= 1,
+        "inverse_interval": options["inverse_interval"] >= 1,
+        "damping_interval": options["damping_interval"] >= 0,
+    }
+    for name, good in ranges.items():
+        if not good:
+            raise UserError(f"optimizer option {name} is out of range: {options[name]}")
+    if options["inverse_interval"] % options["factor_interval"]:
+        raise UserError("inverse_interval must be a multiple of factor_interval", "for example ten times it")
+    if options["method"] == INVERSE and not options["damping_split"]:
+        raise UserError("method inverse divides by damped factors: damping must be split", "damping_split true")
+
+
+def _state_bytes(param: Tensor, options: Mapping[str, Any]) -> int:
+    """Momentum, two triangles a factor (one where all intervals are equal) and a decomposition, with a bias."""
+    fallback = 2 * param.nbytes + 4
+    if param.dim() not in (2, 4):
+        return fallback
+    number = max(4, param.element_size())
+    sides = (param.shape[0], param[0].numel() + 1)
+    triangles = 2 if options["inverse_interval"] > options["factor_interval"] else 1
+    factors = sum(triangles * n * (n + 1) // 2 for n in sides)
+    solved = sum(n * m for n, m in (solved_shape(n, options["method"]) for n in sides))
+    return max(fallback, number * (factors + solved) + param.nbytes)
+
+
+SPEC = OptimizerSpec(
+    factory=kfac,
+    paper="Martens and Grosse 2015; Grosse and Martens 2016; Pauloski et al. 2021",
+    rule="A, G <- means of a a^T, g g^T;  w <- w - lr (A (x) G + damping I)^-1 g",
+    use="few, large steps for nets of linear and convolutional layers; decompositions are dealt out over ranks",
+    state="of a layer [m, n]: 2 (m^2 + n^2) numbers and momentum; others 1 or 2 numbers a parameter",
+    state_bytes=_state_bytes,
+    cost="4 (m^2 n + m n^2) a layer; at intervals a pass, 2 B (m^2 + n^2) and about 10 (m^3 + n^3) / ranks",
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_MODEL}),
+    defaults={
+        "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "decoupled_decay": False, "damping": 1e-2,
+        "damping_split": False, "damping_interval": 0, "kl_clip": 1e-2, "factor_decay": 0.95, "factor_interval": 1,
+        "inverse_interval": 10, "method": EIGEN, "fisher": "sampled", "grad_worker_frac": 1.0, "fallback": "momentum",
+        "fallback_lr": None, "seed": 0,
+    },
+)  # fmt: skip
