@@ -40,7 +40,7 @@ from headrace.errors import UserError
 from headrace.optim import adamw, momentum
 from headrace.optim.base import Combined, Optimizer, Params, check_options
 from headrace.optim.kfac_factors import EIGEN, INVERSE, solved_shape
-from headrace.optim.kfac_fisher import FISHERS
+from headrace.optim.kfac_fisher import FISHERS, SAMPLED
 from headrace.optim.kfac_layers import find_layers
 from headrace.optim.kfac_step import LayersOptimizer
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec
@@ -145,9 +145,9 @@ SPEC = OptimizerSpec(
     cost="4 (m^2 n + m n^2) a layer; at intervals a pass, 2 B (m^2 + n^2) and about 10 (m^3 + n^3) / ranks",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_MODEL}),
     defaults={
-        "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "decoupled_decay": False, "damping": 1e-2,
-        "damping_split": False, "damping_interval": 0, "kl_clip": 1e-2, "factor_decay": 0.95, "factor_interval": 1,
-        "inverse_interval": 10, "method": EIGEN, "fisher": "sampled", "grad_worker_frac": 1.0, "fallback": "momentum",
+        "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "decoupled_decay": False, "damping": 0.01,
+        "damping_split": True, "damping_interval": 0, "kl_clip": 0.01, "factor_decay": 0.95, "factor_interval": 1,
+        "inverse_interval": 10, "method": INVERSE, "fisher": SAMPLED, "grad_worker_frac": 1.0, "fallback": "momentum",
         "fallback_lr": None, "seed": 0,
     },
 )  # fmt: skip

@@ -10,7 +10,7 @@ drawn from the model (J. Martens, "New insights and perspectives on the natural 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -63,47 +63,66 @@ def _columns(ctx: StepContext, outputs: Tensor, fisher: str, seed: int) -> Itera
     """Columns s_c, or one S z, in the shape of outputs [B, ...]."""
     roots = loss_roots(ctx, outputs)
     if fisher == GAUSS_NEWTON:
-        for c in range(roots.shape[2]):
-            yield roots[:, :, c].reshape(outputs.shape)
+        for c in range(roots.shape[1]):
+            if roots.dim() == 3:
+                yield roots[:, :, c].reshape(outputs.shape)
+            else:
+                column = torch.zeros_like(roots)
+                column[:, c] = roots[:, c]
+                yield column.view(outputs.shape)
         return
     generator = torch.Generator().manual_seed(seed)
     signs = torch.randint(0, 2, roots.shape[:2], generator=generator).to(roots.device, roots.dtype) * 2 - 1
-    yield (roots @ signs[:, :, None]).reshape(outputs.shape)
+    drawn = roots * signs if roots.dim() == 2 else (roots @ signs[:, :, None])
+    yield drawn.reshape(outputs.shape)
 
 
 def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
-    """S_i of every row [B, C, C], C numbers an output: H_i = S_i S_i^T; directions of negative curvature are zero.
+    """S_i of every row, C numbers an output: [B, C, C] with H_i = S_i S_i^T, or its diagonal [B, C] where it has no
+    more; directions of negative curvature are zero, NaN is NaN.
 
     Raises:
-        UserError: more than MOST_OUTPUTS numbers an output.
+        UserError: a Hessian that is not diagonal, of more than MOST_OUTPUTS numbers an output.
     """
     rows = outputs.shape[0]
-    width = outputs[0].numel() if rows else max(1, outputs.numel())
+    width = outputs[0].numel() if rows else 1
+    with torch.enable_grad():
+        at = outputs.reshape(rows, width).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(ctx.losses(at.view(outputs.shape)).sum(), at, create_graph=True)
+    if not slope.requires_grad:  # linear in the outputs
+        return torch.zeros_like(at)
+
+    def times(vector: Tensor) -> Tensor:
+        (made,) = torch.autograd.grad(slope, at, vector.expand_as(at), retain_graph=True)
+        return made
+
+    diagonal = _diagonal(times, at)
+    if diagonal is not None:
+        return diagonal.clamp(min=0.0).sqrt()
     if width > MOST_OUTPUTS:
         raise UserError(
             f"K-FAC without labels needs the loss' Hessian of every row: {width} outputs a row are more than "
             f"{MOST_OUTPUTS}",
             "--optimizer.dense.fisher empirical",
         )
-    hessian = _loss_hessians(ctx, outputs, width).double()
+    unit = torch.eye(width, dtype=at.dtype, device=at.device)
+    hessian = torch.stack([times(unit[c]) for c in range(width)], 1).double()
     if not bool(torch.isfinite(hessian).all()):
-        return torch.full_like(outputs, torch.nan).reshape(rows, width)[:, :, None].expand(-1, -1, width)
-    if width == 1:
-        return hessian.clamp(min=0.0).sqrt().to(outputs.dtype)
+        return torch.full_like(at, torch.nan)
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    return (vectors * values.clamp(min=0.0).sqrt()[:, None]).to(outputs.dtype)
+    return (vectors * values.clamp(min=0.0).sqrt()[:, None]).to(at.dtype)
 
 
-def _loss_hessians(ctx: StepContext, outputs: Tensor, width: int) -> Tensor:
-    """[B, C, C], by differentiating the losses twice; the model takes no part."""
-    hessian = outputs.new_zeros(outputs.shape[0], width, width)
-    with torch.enable_grad():
-        at = outputs.detach().requires_grad_()
-        (grad,) = torch.autograd.grad(ctx.losses(at).sum(), at, create_graph=True)
-        if not grad.requires_grad:  # linear in the outputs
-            return hessian
-        flat = grad.reshape(outputs.shape[0], width)
-        for c in range(width):
-            (row,) = torch.autograd.grad(flat[:, c].sum(), at, retain_graph=True)
-            hessian[:, c] = row.reshape(outputs.shape[0], width)
-    return hessian
+def _diagonal(times: Callable[[Tensor], Tensor], at: Tensor) -> Tensor | None:
+    """The Hessians' diagonals [B, C], or None where there is more.
+
+    z (H z) is the diagonal, to the bit, for every vector z of signs where there is nothing else. One z for each bit of
+    the number of an output: every two outputs differ in one. Entries beside the diagonal would all have to cancel.
+    """
+    numbers = torch.arange(at.shape[1], device=at.device)
+    diagonal = times(torch.ones_like(numbers, dtype=at.dtype))
+    for bit in range((at.shape[1] - 1).bit_length()):
+        signs = (1 - 2 * ((numbers >> bit) & 1)).to(at.dtype)
+        if not torch.equal(signs * times(signs), diagonal):
+            return None
+    return diagonal
