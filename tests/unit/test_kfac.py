@@ -333,11 +333,48 @@ def test_other_parameters_take_the_fallback_in_one_optimizer(fallback: str) -> N
     assert values[-1] < 0.2 * values[0]
 
 
+class _ByOtherMeans(nn.Module):
+    """A layer whose weight is used and that is never called, as in models.fm, before one that is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors, self.last = nn.Linear(5, 4, bias=False), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, 4] to [B, 2]."""
+        made: Tensor = self.last(torch.tanh(x @ self.factors.weight))
+        return made
+
+
+def test_a_layer_that_is_never_called_takes_the_fallback_and_a_resumed_run_knows() -> None:
+    x = _random(32, 4)
+    models = [_ByOtherMeans().double() for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    whole, half = (Problem(m, x, (x[:, 0] > 0).long(), cross_entropies) for m in models)
+    a, b = (optim.create("kfac", m, fallback="adamw", fallback_lr=0.02) for m in models)
+    adam = torch.nn.Parameter(whole.model.get_parameter("factors.weight").detach().clone())
+    reference = optim.create("adamw", [adam], lr=0.02, weight_decay=0.0)
+    for step, ids in enumerate(whole.batches(16, 6)):
+        if step == 3:
+            saved = copy.deepcopy(b.state_dict())
+            b = optim.create("kfac", half.model, fallback="adamw", fallback_lr=0.02)
+            b.load_state_dict(saved)
+        whole.step(a, ids)
+        half.step(b, ids)
+        adam.grad = whole.model.get_parameter("factors.weight").grad
+        reference.step()
+        assert torch.equal(whole.model.get_parameter("factors.weight"), adam)
+    assert all(torch.equal(p, q) for p, q in zip(whole.model.parameters(), half.model.parameters(), strict=True))
+    assert isinstance(b, kfac.Kfac) and set(b.layers.named()) == {"last.weight", "last.bias"}
+    assert {len(group["params"]) for group in b.param_groups} == {1, 2}
+
+
 def test_a_frozen_weight_or_bias_is_no_part_of_a_block() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     model[0].weight.requires_grad_(False)
     model[1].bias.requires_grad_(False)
     optimizer = optim.create("kfac", [(n, p) for n, p in model.named_parameters() if p.requires_grad], model=model)
+    assert isinstance(optimizer, kfac.Kfac)
     (layer,) = _layers_of(optimizer).layers
     assert layer.name == "1" and layer.shape == (2, 4)
     assert set(optimizer.parts["rest"].named()) == {"0.bias"}

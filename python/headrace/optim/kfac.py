@@ -39,59 +39,96 @@ from torch import Tensor, nn
 from headrace.errors import UserError
 from headrace.optim import adamw, momentum
 from headrace.optim.base import Combined, Optimizer, Params, check_options
+from headrace.optim.context import StepContext
 from headrace.optim.kfac_factors import EIGEN, INVERSE, solved_shape
 from headrace.optim.kfac_fisher import FISHERS, SAMPLED
 from headrace.optim.kfac_layers import find_layers
 from headrace.optim.kfac_step import LayersOptimizer
-from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec
+from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec, dense_only
 
+_LISTS = ("params", "param_names")
 FALLBACKS = {"momentum": momentum.SPEC, "adamw": adamw.SPEC}
 
 
-def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float | None, **options: Any) -> Combined:
-    """The factory: K-FAC for layers of the model among `params`, the fallback for what else there is.
+class Kfac(Combined):
+    """K-FAC for layers of a model, the fallback for what else there is; parts `layers` and `rest`.
+
+    Each of the groups given is a group of both parts. A layer that turns out never to be called (its weight is used by
+    other means) goes to the fallback in the first step: from one group to the other, before it has moved.
+
+    Args:
+        layers: their optimizer.
+        rest: the other parameters' optimizer.
+    """
+
+    def __init__(self, layers: LayersOptimizer, rest: Optimizer) -> None:
+        super().__init__({"layers": layers, "rest": rest})
+        self.layers, self.rest = layers, rest
+        self._names = {id(p): layer.name for layer in layers.layers for p in layer.params()}
+
+    def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]
+        """See `Optimizer.step`."""
+        if any(p.grad is not None and p.grad.is_sparse for group in self.rest.param_groups for p in group["params"]):
+            raise dense_only("kfac")
+        known = len(self.layers.left)
+        self.layers.step(ctx)
+        self._hand_over(self.layers.left[known:])
+        self.rest.step(ctx)
+
+    def _hand_over(self, names: Sequence[str]) -> None:
+        for source, target in zip(self.layers.param_groups, self.rest.param_groups, strict=True):
+            gone = [i for i, p in enumerate(source["params"]) if self._names[id(p)] in names]
+            for key in _LISTS:
+                if key in source:
+                    target[key] += [source[key][i] for i in gone]
+                    source[key][:] = [item for i, item in enumerate(source[key]) if i not in gone]
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Combined.state_dict`; with the names of layers that went to the fallback."""
+        return {**super().state_dict(), "left": list(self.layers.left)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See `Combined.load_state_dict`."""
+        gone = self.layers.leave(state_dict["left"])
+        self._hand_over([layer.name for layer in gone])
+        super().load_state_dict(state_dict)
+
+
+def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float | None, **options: Any) -> Kfac:
+    """The factory.
 
     Raises:
         UserError: an option out of range.
     """
     _check(fallback, fallback_lr, options)
     groups = _groups(params)
-    given = {id(_tensor(item)) for group in groups for item in group["params"]}
-    layers = find_layers(model, given)
+    layers = find_layers(model, {id(p) for group in groups for p in group["params"]})
     covered = {id(p) for layer in layers for p in layer.params()}
-    parts: dict[str, Optimizer] = {}
-    rest, own = _side(groups, covered, inside=False), _side(groups, covered, inside=True)
-    if rest:  # first: where it refuses a gradient, nothing has moved yet
-        spec = FALLBACKS[fallback]
-        chosen = {**spec.defaults, **{key: options[key] for key in spec.defaults if key in options}}
-        if fallback_lr is not None:
-            chosen["lr"] = fallback_lr
-        parts["rest"] = spec.factory(rest, **chosen)
-    if own:
-        parts["layers"] = LayersOptimizer(own, layers, **options)
-    return Combined(parts)
+    spec = FALLBACKS[fallback]
+    chosen = {**spec.defaults, **{key: options[key] for key in spec.defaults if key in options}}
+    if fallback_lr is not None:
+        chosen["lr"] = fallback_lr
+    own, rest = ([_side(group, covered, inside=inside) for group in groups] for inside in (True, False))
+    return Kfac(LayersOptimizer(own, layers, **options), spec.factory(rest, **chosen))
 
 
 def _groups(params: Params) -> list[dict[str, Any]]:
-    """torch's parameter groups, each with a list of tensors or (name, tensor) pairs."""
+    """torch's parameter groups, with lists of tensors and, where they were given, of names."""
     listed: list[Any] = list(params)
-    groups = listed if listed and isinstance(listed[0], dict) else [{"params": listed}]
-    return [
-        {**group, "params": [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])}
-        for group in groups
-    ]
+    groups = []
+    for group in listed if listed and isinstance(listed[0], dict) else [{"params": listed}]:
+        items = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
+        if items and isinstance(items[0], tuple):
+            group = {**group, "param_names": [name for name, _ in items]}
+            items = [item for _, item in items]
+        groups.append({**group, "params": items})
+    return groups
 
 
-def _side(groups: Sequence[dict[str, Any]], covered: set[int], *, inside: bool) -> list[dict[str, Any]]:
-    cut = [
-        {**group, "params": [item for item in group["params"] if (id(_tensor(item)) in covered) == inside]}
-        for group in groups
-    ]
-    return [group for group in cut if group["params"]]
-
-
-def _tensor(item: Any) -> Tensor:
-    return item[1] if isinstance(item, tuple) else item
+def _side(group: Mapping[str, Any], covered: set[int], *, inside: bool) -> dict[str, Any]:
+    """The group with those of its parameters that are covered, or those that are not."""
+    kept = [i for i, p in enumerate(group["params"]) if (id(p) in covered) == inside]
+    return {**group, **{key: [group[key][i] for i in kept] for key in _LISTS if key in group}}
 
 
 def _check(fallback: str, fallback_lr: float | None, options: Mapping[str, Any]) -> None:

@@ -84,20 +84,38 @@ class Curvature:
         self.work = Work()
         self._deal: Deal | None = None
 
-    def update(self, ctx: StepContext, decay: float) -> None:
-        """Take the layers' sums into the means; a layer whose are not finite, or without a gradient, keeps its."""
+    def update(self, ctx: StepContext, decay: float) -> list[Layer]:
+        """Take the layers' sums into the means; a layer whose are not finite, or without a gradient, keeps its.
+
+        Returns:
+            Layers that no rank has ever called.
+        """
+        uncalled: list[Layer] = []
         for dtype in sorted({layer.dtype for layer in self.layers}, key=str):
             layers = [layer for layer in self.layers if layer.dtype == dtype]
             sums = [layer.take() for layer in layers]
-            totals = summed([t for s in sums for t in (pack(s.a), pack(s.g), s.positions)], ctx.collective)
-            made = [
-                (a / positions, g / max(1, ctx.rows))
-                for a, g, positions in zip(totals[::3], totals[1::3], totals[2::3], strict=True)
-            ]  # without a gradient A is 0 / 0: not finite
-            good = torch.stack([torch.isfinite(a).all() & torch.isfinite(g).all() for a, g in made]).tolist()
-            for layer, (a, g), finite in zip(layers, made, good, strict=True):
+            parts = [t for s in sums for t in (pack(s.a), pack(s.g), s.positions, s.called)]
+            totals = summed(parts, ctx.collective)
+            made = [(a / p, g / max(1, ctx.rows)) for a, g, p in zip(*(totals[k::4] for k in range(3)), strict=True)]
+            good = [torch.isfinite(a).all() & torch.isfinite(g).all() for a, g in made]  # without gradient: 0 / 0
+            flags = torch.stack([*good, *(t[0] > 0 for t in totals[3::4])]).tolist()
+            for layer, (a, g), finite, called in zip(
+                layers, made, flags[: len(layers)], flags[len(layers) :], strict=True
+            ):
                 if finite:
                     self._average(layer.name, a, g, decay)
+                if not called:
+                    uncalled.append(layer)
+        return uncalled
+
+    def leave(self, layers: Sequence[Layer]) -> None:
+        """Watch these no more; the others are dealt out anew."""
+        gone = {layer.name for layer in layers}
+        self.layers = [layer for layer in self.layers if layer.name not in gone]
+        self.factors = {name: kept for name, kept in self.factors.items() if name not in gone}
+        self._deal = None
+        for kept in self.factors.values():
+            kept.current, kept.solved = False, []
 
     def _average(self, name: str, a: Tensor, g: Tensor, decay: float) -> None:
         kept = self.factors.get(name)

@@ -29,11 +29,13 @@ _UNFOLDED = 1 << 24  # numbers of unfolded inputs held at once
 
 @dataclass
 class Sums:
-    """Of one rank since its gradients were cleared: A [n, n], G [m, m] before division, and P [1]."""
+    """Of one rank since its gradients were cleared: A [n, n] and G [m, m] before division, P [1]; and whether the layer
+    was ever called [1]."""
 
     a: Tensor
     g: Tensor
     positions: Tensor
+    called: Tensor
 
 
 class Layer:
@@ -47,6 +49,7 @@ class Layer:
     Attributes:
         shape: (m, n) of the block's G [m, m] and A [n, n].
         recording: whether backward passes into `weight.grad` add to the sums.
+        seen: calls (input, output's place in the graph) of a forward pass of our own, while there is one.
     """
 
     def __init__(self, name: str, module: nn.Module, biased: bool) -> None:
@@ -55,7 +58,7 @@ class Layer:
         self.weight, self.bias = module.weight, module.bias if biased else None
         self.dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
         self.shape = (self.weight.shape[0], self.weight[0].numel() + biased)
-        self.recording = False
+        self.recording = self._called = False
         self.seen: list[tuple[Tensor, GradientEdge]] | None = None
         self._sums: Sums | None = None
         self._pending: list[tuple[Tensor, Tensor]] = []
@@ -70,6 +73,7 @@ class Layer:
 
     def forward(self, inputs: Tensor, output: Tensor) -> None:
         """After a call of the layer; those with other weights (functional_call) or without gradients do not count."""
+        self._called = True
         if self.module._parameters["weight"] is not self.weight or not output.requires_grad:
             return
         if self.seen is not None:
@@ -118,13 +122,14 @@ class Layer:
     def take(self) -> Sums:
         """The sums, which begin anew."""
         sums, self._sums = self._sums or self.zero(), None
+        sums.called.fill_(self._called)
         return sums
 
     def zero(self) -> Sums:
         """Nothing summed."""
         m, n = self.shape
         new = self.weight.detach().new_zeros
-        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (1,))))
+        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (1,), (1,))))
 
     def _outputs(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients as [positions, m], and which rows of the input have one."""
@@ -194,7 +199,7 @@ def unfolded(conv: nn.Conv2d, images: Tensor) -> Tensor:
         sides += [int(before), reach - int(before) if padding == "same" else int(before)]
     mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
     padded = nn.functional.pad(images, sides, mode=mode)
-    made = nn.functional.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)  # type: ignore[arg-type]
+    made = nn.functional.unfold(padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride)
     return made.transpose(1, 2)
 
 

@@ -33,6 +33,8 @@ class LayersOptimizer(Optimizer):
 
     Attributes:
         curvature: factors, and the work that this rank did.
+        left: names of layers that have a gradient but are never called - their weights are used by other means - and
+            are no longer moved by this optimizer.
 
     Raises:
         UserError: damping is to adapt, and the parameters have no names.
@@ -43,6 +45,7 @@ class LayersOptimizer(Optimizer):
         if options["damping_interval"]:
             self.named()
         self.layers, self.steps = list(layers), 0
+        self.left: list[str] = []
         self.curvature = Curvature(self.layers)
         handles = [handle for layer in self.layers for handle in layer.handles()]
         weakref.finalize(self, _remove, handles)
@@ -62,15 +65,18 @@ class LayersOptimizer(Optimizer):
         Raises:
             UserError: no context.
         """
+        if not self.layers:
+            return
         if ctx is None:
             raise UserError("K-FAC has to know the batch's rows", "optimizer.step(ctx) with a StepContext")
         options = self.param_groups[0]
-        decays = self._decays()
-        dampings = [options["damping"] + decays[id(layer.weight)] for layer in self.layers]  # L2 is curvature too
         if self.steps % options["factor_interval"] == 0:
             if options["fisher"] != EMPIRICAL:
                 add_pass(self.layers, ctx, options["fisher"], self._seed(ctx))
-            self.curvature.update(ctx, options["factor_decay"])
+            uncalled = self.curvature.update(ctx, options["factor_decay"])
+            self.leave([layer.name for layer in uncalled if layer.weight.grad is not None])
+        decays = self._decays()
+        dampings = [options["damping"] + decays[id(layer.weight)] for layer in self.layers]  # L2 is curvature too
         due = self.steps % options["inverse_interval"] == 0
         self.curvature.refresh(ctx.collective, options, dampings, due=due)
         parts = self._directions(ctx, options, decays, dampings)
@@ -80,6 +86,17 @@ class LayersOptimizer(Optimizer):
         else:
             self._move(parts, options["kl_clip"])
         self._arm()
+
+    def leave(self, names: Sequence[str]) -> list[Layer]:
+        """Move these layers no more; those of them that were moved until now."""
+        gone = [layer for layer in self.layers if layer.name in names]
+        if gone:
+            self.left += [layer.name for layer in gone]
+            self.layers = [layer for layer in self.layers if layer not in gone]
+            self.curvature.leave(gone)
+            for layer in gone:
+                layer.recording = False
+        return gone
 
     def _seed(self, ctx: StepContext) -> int:
         rank = 0 if ctx.collective is None else ctx.collective.rank
