@@ -31,6 +31,7 @@ _VARIANTS: tuple[dict[str, Any], ...] = (
     _SPLIT | {"damping_interval": 0},
     _OPTIONS | {"damping_interval": 0, "fisher": "empirical", "factor_interval": 1, "kl_clip": 0.0},
     _SPLIT | {"method": "inverse", "decoupled_decay": False, "factor_interval": 1, "inverse_interval": 1},
+    _OPTIONS | {"lr": 1.0, "kl_clip": 0.3, "damping_interval": 1},  # damping falls, stays and rises
 )
 
 
