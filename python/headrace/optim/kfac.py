@@ -97,6 +97,24 @@ class Kfac(Combined):
 def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float | None, **options: Any) -> Kfac:
     """The factory.
 
+    Args:
+        params: tensors, (name, tensor) pairs, or torch parameter groups of either; lr, momentum and weight_decay may
+            differ by group.
+        model: whose they are; parameters of it that are not among `params` are left alone.
+        fallback: "momentum" or "adamw": for parameters of no layer, with this momentum and weight_decay.
+        fallback_lr: their learning rate; None: lr.
+        options:
+            lr, momentum, weight_decay: of the layers;
+            decoupled_decay: weight_decay shrinks weights, lr times, instead of being a part of the loss (L2);
+            damping, damping_split: how much, and whether over the factors by pi or of the block;
+            damping_interval: steps between Levenberg-Marquardt's adaptations; 0: never;
+            kl_clip: bound of lr^2 <D, V> (about twice the KL divergence of a step); 0: none;
+            factor_decay, factor_interval, inverse_interval: see the module's docstring;
+            method: "inverse" (Cholesky; damping split) or "eigen";
+            fisher: "sampled", "gauss_newton" (exact, a backward pass an output), "empirical" (the data's labels);
+            grad_worker_frac: share of the ranks that precondition a layer's gradient; 0: one rank;
+            seed: of "sampled".
+
     Raises:
         UserError: an option out of range.
     """
@@ -160,7 +178,8 @@ def _check(fallback: str, fallback_lr: float | None, options: Mapping[str, Any])
 
 
 def _state_bytes(param: Tensor, options: Mapping[str, Any]) -> int:
-    """Momentum, two triangles a factor (one where all intervals are equal) and a decomposition, with a bias."""
+    """Of a layer's weight, with a bias: momentum, two triangles a factor (one where intervals are equal) and its
+    decomposition. A table has the shape of a weight and far less state."""
     fallback = 2 * param.nbytes + 4
     if param.dim() not in (2, 4):
         return fallback
