@@ -168,6 +168,14 @@ def test_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, stop_at: int) -
     }
 
 
+def test_a_rule_that_looks_into_layers_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    """K-FAC on DeepFM, two ranks: layers, dense columns' factors that are used by other means, tables beside them."""
+    whole = run(Job(tmp_path / "whole", dense="kfac"), 2)
+    assert whole["metrics"]["auc"] > 0.75
+    assert run(Job(tmp_path / "cut", dense="kfac", stop_at=4), 2)["step"] == 5
+    assert run(Job(tmp_path / "cut", dense="kfac"), 2)["sha"] == whole["sha"]
+
+
 def test_bad_number_stops_all_ranks_with_a_clean_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match=r"not a finite number in step 3 on rank 1"):
         run(Job(tmp_path, source={"spoil": (3, 1)}), 2)

@@ -20,6 +20,7 @@ from headrace.optim import (
     adam,
     adamw,
     amsgrad,
+    kfac,
     lion,
     momentum,
     muon,
@@ -58,6 +59,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adafactor": adafactor.SPEC,
     "lion": lion.SPEC,
     "muon": muon.SPEC,
+    "kfac": kfac.SPEC,
 }
 
 

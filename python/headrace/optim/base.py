@@ -49,7 +49,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def state_bytes(self) -> int:
         """Bytes of all tensors kept between steps."""
-        return _tensor_bytes(self.state_dict())
+        return tensor_bytes(self.state_dict())
 
     def named(self) -> dict[str, Tensor]:
         """All parameters by the model's names.
@@ -145,6 +145,10 @@ class Combined(Optimizer):
         """State of every part by its name."""
         return {"parts": {name: part.state_dict() for name, part in self.parts.items()}}
 
+    def state_bytes(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.state_bytes() for part in self.parts.values())
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Accept what `state_dict` gave.
 
@@ -158,11 +162,12 @@ class Combined(Optimizer):
         self._share()
 
 
-def _tensor_bytes(value: Any) -> int:
+def tensor_bytes(value: Any) -> int:
+    """Bytes of all tensors in nested containers."""
     if torch.is_tensor(value):
         return value.nbytes
     children = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    return sum(_tensor_bytes(child) for child in children)
+    return sum(tensor_bytes(child) for child in children)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.testing.exams import adaptive, first_order, matrices, variance_reduction
+from headrace.testing.exams import adaptive, first_order, kfac, matrices, variance_reduction
 from headrace.testing.optim_exam import Exam
 
 EXAMS: dict[str, Exam] = {
@@ -10,4 +10,5 @@ EXAMS: dict[str, Exam] = {
     **variance_reduction.EXAMS,
     **adaptive.EXAMS,
     **matrices.EXAMS,
+    **kfac.EXAMS,
 }
