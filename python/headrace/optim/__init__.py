@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sgd
+from headrace.optim import adagrad, adam, adam_8bit, adamw, lamb, lars, momentum, nesterov, rowwise_adagrad, sgd
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import StepContext
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
@@ -26,6 +26,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "rowwise_adagrad": rowwise_adagrad.SPEC,
     "adam": adam.SPEC,
     "adamw": adamw.SPEC,
+    "adam_8bit": adam_8bit.SPEC,
+    "lars": lars.SPEC,
+    "lamb": lamb.SPEC,
 }
 
 
