@@ -123,6 +123,24 @@ def test_norms_hold_where_squares_do_not() -> None:
     assert moves == pytest.approx([0.1] * 3, rel=1e-5)
 
 
+def test_lars_keeps_its_velocity_through_any_rates_and_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large layers keep v / s and s, small ones v: rates of 0 and from 1e-20 to 1e20, and blocks of other sizes."""
+    rng = np.random.default_rng(0)
+    w, v = rng.normal(size=(4, 6)), np.zeros((4, 6))
+    param = nn.Parameter(torch.tensor(w))
+    optimizer = create("lars", [param], momentum=0.7, weight_decay=0.1, trust_coefficient=0.5)
+    for size, lr in ((4, 0.1), (4, 0.0), (4, 0.3), (4, 1e-20), (4, 0.2), (999, 0.1), (4, 0.4), (4, 1e20), (4, 0.1)):
+        monkeypatch.setattr(blocks, "ONE_THREAD", size)
+        g = rng.normal(size=w.shape) * 1e-3
+        s = lr * 0.5 * np.linalg.norm(w) / (np.linalg.norm(g) + 0.1 * np.linalg.norm(w))
+        v = 0.7 * v + s * (g + 0.1 * w)
+        w = w - v
+        optimizer.param_groups[0]["lr"] = lr
+        param.grad = torch.tensor(g)
+        optimizer.step()
+        np.testing.assert_allclose(param.detach().numpy(), w, rtol=1e-10)
+
+
 @pytest.mark.parametrize("signed", [True, False])
 def test_values_are_those_of_the_bits(signed: bool) -> None:
     np.testing.assert_allclose(tree_values(signed), np.sort([decode(code, signed) for code in range(256)]), rtol=1e-12)

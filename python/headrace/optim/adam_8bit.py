@@ -71,7 +71,7 @@ SPEC = OptimizerSpec(
     use="Adam where its state does not fit beside the model",
     state="2 bytes a parameter, and 2 numbers for 2048 of them",
     state_bytes=moment_bytes,
-    cost="4 numbers and 4 bytes moved a parameter, and some 4 times Adam's arithmetic",
+    cost="3 numbers and 4 bytes moved a parameter, with several times Adam's arithmetic",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
         "lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "decoupled": False,

@@ -78,10 +78,11 @@ class Lamb(RuleOptimizer):
         size, t = block_size(w.device), _steps(state, options)
         u = self._working_memory(w)
         parts = []
-        moments = moment_blocks(state, w.dtype, size)
+        moments, unit = moment_blocks(state, w.dtype, size), _unit(options)
+        decay = 0.0 if bare else options["weight_decay"]
         for (m1, v1), (w1, g1, u1) in zip(moments, blocks(size, w, g, u), strict=True):
-            torch.mul(w1, 0.0 if bare else options["weight_decay"], out=u1)
-            add_adam([u1], [g1], [m1], [v1], [t], _unit(options))
+            torch.mul(w1, decay, out=u1)
+            add_adam([u1], [g1], [m1], [v1], [t], unit)
             parts += part_norms([w1, u1])
         w_norm, u_norm = whole_norms(parts, [w, u])
         w.view(-1).add_(u, alpha=-rate(w_norm, u_norm, bare, options))
@@ -128,7 +129,7 @@ SPEC = OptimizerSpec(
     use="transformers and sparse models with batches of 8 Ki and more, after a warm-up",
     state="2 numbers a parameter, or 2 bytes",
     state_bytes=moment_bytes,
-    cost="11 numbers moved a parameter",
+    cost="10 numbers moved a parameter",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
         "lr": 2e-3, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.0, "debias": True, "trust_ratio": True,

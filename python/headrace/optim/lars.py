@@ -8,8 +8,9 @@ Reference: Y. You, I. Gitman, B. Ginsburg, "Large batch training of convolutiona
 algorithm 1 and the ratio of section 4. With `clip` the ratio is an upper bound on the rate instead, s = min(lr,
 trust_coefficient |w| / (|g| + weight_decay |w|)): LARC, as in NVIDIA's apex.
 
-As in the paper the rate is inside the momentum. Biases and norms (tensors of one dimension, or by name) go without
-ratio and decay, s = lr; a layer whose norm or gradient is zero has ratio lr.
+As in the paper the rate is inside the momentum, though of a large layer v / s is kept, and s: then one pass over
+memory, momentum's own with momentum s_before / s and rate s, does it all. Biases and norms (tensors of one dimension,
+or by name) go without ratio and decay, s = lr; so does the rate of a layer whose weights or gradient are zero.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from headrace.optim.blocks import block_size, blocks, contiguous, copy_back, pac
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, numbers
 from headrace.optim.trust_ratio import excluded, norms, part_norms, ratio, whole_norms
 
+_LEAST = 1e-12  # v over a smaller s, or s over 1e12, would near the ends of float32
+
 
 class Lars(RuleOptimizer):
     """See the module's docstring."""
 
     def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
-        """v = 0, in row-major order."""
-        return {"v": torch.zeros_like(param, memory_format=torch.contiguous_format)}
+        """v = 0, in row-major order, over s = 1."""
+        return {"v": torch.zeros_like(param, memory_format=torch.contiguous_format), "s": 1.0}
 
     def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
         """The rule, in place."""
@@ -42,14 +45,15 @@ class Lars(RuleOptimizer):
     ) -> None:
         """The rule: tensors below a block together, others block by block."""
         bare = excluded(params, options)
-        ws, gs, vs = contiguous(params), contiguous(grads), [s["v"] for s in states]
+        ws, gs = contiguous(params), contiguous(grads)
         size = block_size(params[0].device)
         for pack in packs(ws, size):
-            w, g, v = ([many[i] for i in pack] for many in (ws, gs, vs))
-            if w[0].numel() > size:
-                _large(w[0], g[0], v[0], size, bare[pack[0]], options)
-            else:
-                _small(w, g, v, [bare[i] for i in pack], options)
+            first = pack[0]
+            if ws[first].numel() > size:
+                _large(ws[first], gs[first], states[first], size, bare[first], options)
+                continue
+            w, g = [ws[i] for i in pack], [gs[i] for i in pack]
+            _small(w, g, [states[i] for i in pack], [bare[i] for i in pack], options)
         copy_back(params, ws)
 
 
@@ -62,31 +66,38 @@ def rate(w_norm: float, g_norm: float, bare: bool, options: Mapping[str, Any]) -
     return min(lr, trusted) if options["clip"] else lr * trusted
 
 
-def _small(w: list[Tensor], g: list[Tensor], v: list[Tensor], bare: list[bool], options: Mapping[str, Any]) -> None:
+def _small(w: list[Tensor], g: list[Tensor], states: list[State], bare: list[bool], options: Mapping[str, Any]) -> None:
+    for state in states:
+        if state["s"] != 1.0:  # blocks were smaller in the run before
+            state["v"].mul_(state["s"])
+            state["s"] = 1.0
     found = norms([*w, *g])
     s = [rate(a, b, alone, options) for a, b, alone in zip(found, found[len(w) :], bare, strict=False)]
     step = torch._foreach_mul(g, s)
     if options["weight_decay"]:
         decay = [0.0 if alone else x * options["weight_decay"] for x, alone in zip(s, bare, strict=True)]
         torch._foreach_add_(step, torch._foreach_mul(w, decay))
-    _heavy_ball(w, list(step), v, options["momentum"], 0.0)
+    _heavy_ball(w, list(step), [state["v"] for state in states], options["momentum"], 1.0, 0.0)
 
 
-def _large(w: Tensor, g: Tensor, v: Tensor, size: int, bare: bool, options: Mapping[str, Any]) -> None:
-    parts = [norm for pair in blocks(size, w, g) for norm in part_norms(pair)]
+def _large(w: Tensor, g: Tensor, state: State, size: int, bare: bool, options: Mapping[str, Any]) -> None:
+    parts = part_norms([part for pair in blocks(size, w, g) for part in pair])
     w_norm, g_norm = whole_norms(parts, [w, g])
-    s = rate(w_norm, g_norm, bare, options)
-    decay = 0.0 if bare else s * options["weight_decay"]
-    work = torch.empty(min(size, w.numel()), dtype=w.dtype, device=w.device)
-    for w_part, g_part, v_part in blocks(size, w, g, v):
-        step = torch.mul(g_part, s, out=work[: g_part.numel()])
-        _heavy_ball([w_part], [step], [v_part], options["momentum"], decay)
+    s, momentum, v = rate(w_norm, g_norm, bare, options), options["momentum"], state["v"]
+    decay = 0.0 if bare else options["weight_decay"]
+    if _LEAST < s < 1 / _LEAST and w.dtype != torch.float16:
+        _heavy_ball([w], [g], [v], momentum * state["s"] / s, s, decay)
+        state["s"] = s
+        return
+    v.mul_(momentum * state["s"]).add_(g, alpha=s).add_(w, alpha=s * decay)
+    w.sub_(v)
+    state["s"] = 1.0
 
 
-def _heavy_ball(w: list[Tensor], step: list[Tensor], v: list[Tensor], momentum: float, decay: float) -> None:
-    """v <- momentum v + step + decay w,  w <- w - v: in one pass over memory."""
+def _heavy_ball(w: list[Tensor], g: list[Tensor], v: list[Tensor], momentum: float, lr: float, decay: float) -> None:
+    """v <- momentum v + g + decay w,  w <- w - lr v: in one pass over memory."""
     torch._fused_sgd_(
-        w, step, v if momentum else [], lr=1.0, momentum=momentum, weight_decay=decay,
+        w, g, v if momentum else [], lr=lr, momentum=momentum, weight_decay=decay,
         dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -55,6 +56,12 @@ def moment_blocks(state: State, dtype: torch.dtype, size: int) -> Iterator[tuple
         quantize(v, v_codes, v_scales, signed=False)
 
 
+@lru_cache(maxsize=16)
+def _as_tensor(step: float, device: torch.device) -> Tensor:
+    """As the fused passes want it, which only read it; not made anew for every block."""
+    return torch.tensor(step, dtype=torch.float32, device=device)
+
+
 def add_adam(
     to: Sequence[Tensor],
     g: Sequence[Tensor],
@@ -73,10 +80,9 @@ def add_adam(
         steps: how many this makes, for every tensor; infinite: the moments' bias is not corrected.
         options: lr, betas, eps, weight_decay of `to` in the gradient or, where `decoupled`, lr weight_decay of it off.
     """
-    known = {step: torch.tensor(step, dtype=torch.float32, device=to[0].device) for step in set(steps)}
     fused = torch._fused_adamw_ if options["decoupled"] else torch._fused_adam_
     fused(
-        list(to), list(g), list(m), list(v), [], [known[step] for step in steps],
+        list(to), list(g), list(m), list(v), [], [_as_tensor(float(step), to[0].device) for step in steps],
         lr=options["lr"], beta1=options["betas"][0], beta2=options["betas"][1], eps=options["eps"],
         weight_decay=options["weight_decay"], amsgrad=False, maximize=False,
     )  # fmt: skip
