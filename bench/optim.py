@@ -24,6 +24,7 @@ import re
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -313,6 +314,7 @@ def main() -> None:
     parser.add_argument("--numel", type=int, default=10_000_000)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    warnings.filterwarnings("ignore", message="Sparse invariant checks")
     before = os.getloadavg()[0]
     results: dict[str, dict[str, Any]] = {}
     for name in args.names.split(","):

@@ -124,7 +124,7 @@ def test_norms_hold_where_squares_do_not() -> None:
 
 
 def test_lars_keeps_its_velocity_through_any_rates_and_block_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large layers keep v / s and s, small ones v: rates of 0 and from 1e-20 to 1e20, and blocks of other sizes."""
+    """What is kept is v / s and s: rates of 0 and from 1e-20 to 1e20, and blocks of other sizes."""
     rng = np.random.default_rng(0)
     w, v = rng.normal(size=(4, 6)), np.zeros((4, 6))
     param = nn.Parameter(torch.tensor(w))

@@ -116,7 +116,7 @@ def _small(w: list[Tensor], g: list[Tensor], states: list[State], bare: list[boo
     m, v = ([state[name] for state in states] for name in ("m", "v"))
     u = list(torch._foreach_mul(w, [0.0 if alone else float(options["weight_decay"]) for alone in bare]))
     add_adam(u, g, m, v, [_steps(state, options) for state in states], _unit(options))
-    found = norms([*w, *u])
+    found = norms([*w, *u], block_size(w[0].device))
     rates = [rate(a, b, alone, options) for a, b, alone in zip(found, found[len(w) :], bare, strict=False)]
     torch._foreach_mul_(u, rates)
     torch._foreach_sub_(w, u)

@@ -8,9 +8,10 @@ Reference: Y. You, I. Gitman, B. Ginsburg, "Large batch training of convolutiona
 algorithm 1 and the ratio of section 4. With `clip` the ratio is an upper bound on the rate instead, s = min(lr,
 trust_coefficient |w| / (|g| + weight_decay |w|)): LARC, as in NVIDIA's apex.
 
-As in the paper the rate is inside the momentum, though of a large layer v / s is kept, and s: then one pass over
-memory, momentum's own with momentum s_before / s and rate s, does it all. Biases and norms (tensors of one dimension,
-or by name) go without ratio and decay, s = lr; so does the rate of a layer whose weights or gradient are zero.
+As in the paper the rate is inside the momentum, though what is kept is v / s, and s: then one pass over memory, SGD's
+with momentum s_before / s and rate s, does it all (where s leaves the range of float32, v is kept, and s = 1). Biases
+and norms (tensors of one dimension, or by name) go without ratio and decay, s = lr; so does the rate of a layer whose
+weights or gradient are zero.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ import torch
 from torch import Tensor
 
 from headrace.optim.base import RuleOptimizer, State
-from headrace.optim.blocks import block_size, blocks, contiguous, copy_back, packs
+from headrace.optim.blocks import block_size, contiguous, copy_back, packs
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, numbers
-from headrace.optim.trust_ratio import excluded, norms, part_norms, ratio, whole_norms
+from headrace.optim.trust_ratio import excluded, norms, ratio
 
 _LEAST = 1e-12  # v over a smaller s, or s over 1e12, would near the ends of float32
 
@@ -43,17 +44,16 @@ class Lars(RuleOptimizer):
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]
     ) -> None:
-        """The rule: tensors below a block together, others block by block."""
+        """The rule: norms of a pack of layers, then the step of each while it is in cache."""
         bare = excluded(params, options)
         ws, gs = contiguous(params), contiguous(grads)
         size = block_size(params[0].device)
         for pack in packs(ws, size):
-            first = pack[0]
-            if ws[first].numel() > size:
-                _large(ws[first], gs[first], states[first], size, bare[first], options)
-                continue
             w, g = [ws[i] for i in pack], [gs[i] for i in pack]
-            _small(w, g, [states[i] for i in pack], [bare[i] for i in pack], options)
+            found = norms([*w, *g], size)
+            pairs = zip(found[: len(w)], found[len(w) :], pack, strict=True)
+            s = [rate(w_norm, g_norm, bare[i], options) for w_norm, g_norm, i in pairs]
+            _step(w, g, [states[i] for i in pack], s, [bare[i] for i in pack], options)
         copy_back(params, ws)
 
 
@@ -66,40 +66,25 @@ def rate(w_norm: float, g_norm: float, bare: bool, options: Mapping[str, Any]) -
     return min(lr, trusted) if options["clip"] else lr * trusted
 
 
-def _small(w: list[Tensor], g: list[Tensor], states: list[State], bare: list[bool], options: Mapping[str, Any]) -> None:
-    for state in states:
-        if state["s"] != 1.0:  # blocks were smaller in the run before
-            state["v"].mul_(state["s"])
+def _step(
+    w: list[Tensor], g: list[Tensor], states: list[State], s: list[float], bare: list[bool], options: Mapping[str, Any]
+) -> None:
+    """Tensors that have momentum, rate and decay in common go together: those without ratio, as a rule."""
+    alike: dict[tuple[float, float, float], list[int]] = {}
+    for i, state in enumerate(states):
+        momentum, decay = options["momentum"] * state["s"], 0.0 if bare[i] else float(options["weight_decay"])
+        if _LEAST < s[i] < 1 / _LEAST and w[i].dtype != torch.float16:
+            alike.setdefault((momentum / s[i], s[i], decay), []).append(i)
+            state["s"] = s[i]
+        else:
+            w[i].sub_(state["v"].mul_(momentum).add_(g[i], alpha=s[i]).add_(w[i], alpha=s[i] * decay))
             state["s"] = 1.0
-    found = norms([*w, *g])
-    s = [rate(a, b, alone, options) for a, b, alone in zip(found, found[len(w) :], bare, strict=False)]
-    step = torch._foreach_mul(g, s)
-    if options["weight_decay"]:
-        decay = [0.0 if alone else x * options["weight_decay"] for x, alone in zip(s, bare, strict=True)]
-        torch._foreach_add_(step, torch._foreach_mul(w, decay))
-    _heavy_ball(w, list(step), [state["v"] for state in states], options["momentum"], 1.0, 0.0)
-
-
-def _large(w: Tensor, g: Tensor, state: State, size: int, bare: bool, options: Mapping[str, Any]) -> None:
-    parts = part_norms([part for pair in blocks(size, w, g) for part in pair])
-    w_norm, g_norm = whole_norms(parts, [w, g])
-    s, momentum, v = rate(w_norm, g_norm, bare, options), options["momentum"], state["v"]
-    decay = 0.0 if bare else options["weight_decay"]
-    if _LEAST < s < 1 / _LEAST and w.dtype != torch.float16:
-        _heavy_ball([w], [g], [v], momentum * state["s"] / s, s, decay)
-        state["s"] = s
-        return
-    v.mul_(momentum * state["s"]).add_(g, alpha=s).add_(w, alpha=s * decay)
-    w.sub_(v)
-    state["s"] = 1.0
-
-
-def _heavy_ball(w: list[Tensor], g: list[Tensor], v: list[Tensor], momentum: float, lr: float, decay: float) -> None:
-    """v <- momentum v + g + decay w,  w <- w - lr v: in one pass over memory."""
-    torch._fused_sgd_(
-        w, g, v if momentum else [], lr=lr, momentum=momentum, weight_decay=decay,
-        dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
-    )  # fmt: skip
+    for (momentum, lr, decay), chosen in alike.items():
+        torch._fused_sgd_(
+            [w[i] for i in chosen], [g[i] for i in chosen], [states[i]["v"] for i in chosen] if momentum else [],
+            lr=lr, momentum=momentum, weight_decay=decay,
+            dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+        )  # fmt: skip
 
 
 SPEC = OptimizerSpec(

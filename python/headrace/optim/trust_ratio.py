@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from itertools import islice
 from typing import Any
 
 import torch
@@ -53,10 +54,16 @@ def ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if numerator > 0.0 and denominator > 0.0 else 1.0
 
 
-def norms(tensors: Sequence[Tensor]) -> list[float]:
-    """Euclidean norms of tensors of one dtype."""
-    found = torch.stack(part_norms(tensors)).tolist()
-    return [_in_range(norm, tensor) for norm, tensor in zip(found, tensors, strict=True)]
+def norms(tensors: Sequence[Tensor], size: int) -> list[float]:
+    """Euclidean norms of contiguous tensors of one dtype.
+
+    Args:
+        tensors: which may be large: float32 adds up `size` numbers at a time; 10M at once are off by a percent.
+        size: numbers of a block.
+    """
+    parts = [t.view(-1).split(size) for t in tensors]
+    found = iter(torch.stack(part_norms([part for some in parts for part in some])).tolist())
+    return [_in_range(math.hypot(*islice(found, len(some))), t) for some, t in zip(parts, tensors, strict=True)]
 
 
 def part_norms(tensors: Sequence[Tensor]) -> list[Tensor]:
