@@ -26,7 +26,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -38,64 +37,15 @@ from headrace.optim import OPTIMIZERS, Optimizer, StepContext, create
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS, NEEDS_MODEL, NEEDS_OUTPUTS
 from headrace.testing.problems import perceptron
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from optim_peers import PEERS, Peer
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "optim.jsonl"
 NEEDS_MORE = {NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL}
 SLOW_S = 5.0  # an entry whose first step takes longer is measured in one round
 WIDTHS = (256, 512, 256, 16)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peer:
-    """Another's optimizer for one of our entries.
-
-    Args:
-        module: to import.
-        factory: in the module.
-        options: of the factory, beside those that it has in common with ours, by name.
-        ours: what our entry is set to for the comparison.
-        same: the rule is ours: results must agree.
-    """
-
-    module: str
-    factory: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    ours: Mapping[str, Any] = field(default_factory=dict)
-    same: bool = True
-
-
-def _torch(factory: str, *, fused: bool = False, **options: Any) -> dict[str, Peer]:
-    forms = {"torch foreach": {"foreach": True}} | ({"torch fused": {"fused": True}} if fused else {})
-    return {name: Peer(module="torch.optim", factory=factory, options=options | form) for name, form in forms.items()}
-
-
-PEERS: dict[str, dict[str, Peer]] = {
-    "sgd": _torch("SGD", fused=True),
-    "momentum": _torch("SGD", fused=True, momentum=0.9),
-    "nesterov": _torch("SGD", fused=True, momentum=0.9, nesterov=True),
-    "adagrad": _torch("Adagrad", fused=True),
-    "adam": _torch("Adam", fused=True),
-    "adamw": _torch("AdamW", fused=True),
-    "amsgrad": _torch("Adam", fused=True, amsgrad=True),
-    "nadam": _torch("NAdam"),
-    "rmsprop": _torch("RMSprop"),
-    "adadelta": _torch("Adadelta"),
-    "adam_8bit": {"torch fused": Peer(module="torch.optim", factory="Adam", options={"fused": True}, same=False)},
-    "lars": {"pytorch_optimizer": Peer(module="pytorch_optimizer", factory="LARS")},
-    "lamb": {
-        "pytorch_optimizer": Peer(
-            module="pytorch_optimizer", factory="Lamb",
-            options={"adam_debias": True},  # else lr is divided by 1 - b1^t and m and v are not: no form of the paper's
-            ours={"debias": False, "phi_bounds": (0.0, 10.0), "exclude_1d": False},
-        ),
-    },
-    "lion": {"pytorch_optimizer": Peer(module="pytorch_optimizer", factory="Lion", same=False)},
-    "adafactor": {"pytorch_optimizer": Peer(module="pytorch_optimizer", factory="AdaFactor", same=False)},
-    "shampoo": {
-        "distributed_shampoo": Peer(module="distributed_shampoo", factory="DistributedShampoo", same=False),
-        "pytorch_optimizer": Peer(module="pytorch_optimizer", factory="Shampoo", same=False),
-    },
-}  # fmt: skip
 
 
 class Load:

@@ -1,6 +1,6 @@
 """Tensors cut into blocks that stay in a core's cache while the several passes of a rule go over them.
 
-A rule of n passes over a tensor of many megabytes moves it n times through memory; over a block of 64 Ki numbers it
+A rule of n passes over a tensor of many megabytes moves it n times through memory; over a block of 128 Ki numbers it
 moves it once. Where several threads share every operation each block costs a barrier an operation, so blocks are larger
 there; on an accelerator a tensor is one block. Tensors smaller than a block are taken together, as many as fill one.
 """
@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-ONE_THREAD = 1 << 16
+ONE_THREAD = 1 << 17
 MANY_THREADS = 1 << 20
 
 

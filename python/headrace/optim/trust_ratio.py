@@ -61,7 +61,7 @@ def norms(tensors: Sequence[Tensor], size: int) -> list[float]:
         tensors: which may be large: float32 adds up `size` numbers at a time; 10M at once are off by a percent.
         size: numbers of a block.
     """
-    parts = [t.view(-1).split(size) for t in tensors]
+    parts = [(t,) if t.numel() <= size else t.view(-1).split(size) for t in tensors]
     found = iter(torch.stack(part_norms([part for some in parts for part in some])).tolist())
     return [_in_range(math.hypot(*islice(found, len(some))), t) for some, t in zip(parts, tensors, strict=True)]
 
