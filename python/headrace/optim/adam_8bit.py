@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headrace.optim import quantized_state
 from headrace.optim.base import RuleOptimizer, State
-from headrace.optim.blocks import block_size, blocks, contiguous, copy_back
+from headrace.optim.cache_blocks import block_size, blocks, contiguous, copy_back
 from headrace.optim.moments import QUANTIZED, add_adam, moment_blocks, moment_bytes, zero_moments
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from headrace.errors import UserError
 from headrace.optim import quantized_state
 from headrace.optim.base import Params, RuleOptimizer, State
-from headrace.optim.blocks import block_size, blocks, contiguous, copy_back, packs
+from headrace.optim.cache_blocks import block_size, blocks, contiguous, copy_back, packs
 from headrace.optim.moments import QUANTIZED, add_adam, moment_blocks, moment_bytes, zero_moments
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec
 from headrace.optim.trust_ratio import excluded, norms, part_norms, ratio, whole_norms

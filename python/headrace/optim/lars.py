@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from headrace.optim.base import RuleOptimizer, State
-from headrace.optim.blocks import block_size, contiguous, copy_back, packs
+from headrace.optim.cache_blocks import block_size, contiguous, copy_back, packs
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, numbers
 from headrace.optim.trust_ratio import excluded, norms, ratio
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from headrace.optim import quantized_state
 from headrace.optim.base import State
-from headrace.optim.blocks import blocks
+from headrace.optim.cache_blocks import blocks
 from headrace.optim.quantized_state import BLOCK, dequantize, quantize
 
 QUANTIZED = ("m", "v", "m_scales", "v_scales")
