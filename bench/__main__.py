@@ -24,6 +24,7 @@ MODULES = {
     "graph": ("graph.py", False),
     "graph_memory": ("graph_memory.py", False),
     "text_rules": ("text_rules.py", False),
+    "optim": ("optim.py", False),
 }
 
 

@@ -18,9 +18,12 @@ from headrace.optim import (
     adafactor,
     adagrad,
     adam,
+    adam_8bit,
     adamw,
     amsgrad,
     kfac,
+    lamb,
+    lars,
     lion,
     momentum,
     muon,
@@ -60,6 +63,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "lion": lion.SPEC,
     "muon": muon.SPEC,
     "kfac": kfac.SPEC,
+    "adam_8bit": adam_8bit.SPEC,
+    "lars": lars.SPEC,
+    "lamb": lamb.SPEC,
 }
 
 
