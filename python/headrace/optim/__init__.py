@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sgd
+from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sgd, shampoo, soap
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import StepContext
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
@@ -26,6 +26,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "rowwise_adagrad": rowwise_adagrad.SPEC,
     "adam": adam.SPEC,
     "adamw": adamw.SPEC,
+    "shampoo": shampoo.SPEC,
+    "soap": soap.SPEC,
 }
 
 

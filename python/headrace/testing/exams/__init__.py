@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.testing.exams import first_order
+from headrace.testing.exams import first_order, shampoo
 from headrace.testing.optim_exam import Exam
 
-EXAMS: dict[str, Exam] = {**first_order.EXAMS}
+EXAMS: dict[str, Exam] = {**first_order.EXAMS, **shampoo.EXAMS}
