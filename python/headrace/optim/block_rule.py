@@ -65,20 +65,23 @@ class Batch:
     def gathered(self, tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
         """The blocks of `tensors`, [N, *sizes]: a copy."""
         blocks = torch.empty(self.number, *self.sizes, dtype=dtype, device=tensors[self.members[0].tensor].device)
-        for member in self.members:
-            source = member.region.view(tensors[member.tensor].contiguous())
-            blocks[member.rows].view(source.shape).copy_(source)
+        sources = [m.region.view(tensors[m.tensor].contiguous()) for m in self.members]
+        torch._foreach_copy_(self._like(blocks, sources), sources)
         return blocks
 
     def subtract(self, params: Sequence[Tensor], blocks: Tensor, scale: float) -> None:
         """params - scale blocks, in place."""
-        for member in self.members:
-            param = params[member.tensor]
-            target = param if param.is_contiguous() else param.contiguous()
-            part = member.region.view(target)
-            part.sub_(blocks[member.rows].view(part.shape), alpha=scale)
-            if target is not param:
-                param.copy_(target)
+        solid = [params[m.tensor].contiguous() for m in self.members]
+        targets = [m.region.view(param) for m, param in zip(self.members, solid, strict=True)]
+        torch._foreach_add_(targets, self._like(blocks, targets), alpha=-scale)
+        for member, param in zip(self.members, solid, strict=True):
+            if not params[member.tensor].is_contiguous():
+                params[member.tensor].copy_(param)
+
+    def _like(self, blocks: Tensor, views: Sequence[Tensor]) -> list[Tensor]:
+        """Every member's part of `blocks`, of the shape of its view."""
+        parts = blocks.split([m.region.number for m in self.members])
+        return [part.view(view.shape) for part, view in zip(parts, views, strict=True)]
 
     def norms(self, blocks: Tensor) -> Tensor:
         """Euclidean norm of every block, [N]."""

@@ -47,6 +47,8 @@ class Region:
 
     def view(self, tensor: Tensor) -> Tensor:
         """[*counts, *sizes] of a contiguous tensor."""
+        if self.sizes == self.shape:
+            return tensor.view(*self.counts, *self.sizes)
         part = tensor.view(self.shape)
         for dim, start in enumerate(self.starts):
             part = part.narrow(dim, start, self.counts[dim] * self.sizes[dim])
