@@ -218,12 +218,7 @@ class BlockOptimizer(RuleOptimizer):
                 old[rows] = torch.where(good[:, None, None], made, old[rows])
                 self._counts["decompositions"] = self._counts["decompositions"] + len(rows)
                 self._counts["failures"] = self._counts["failures"] + (~good).sum()
-        by_type: dict[torch.dtype, list[int]] = {}
-        for i, (batch, dim) in enumerate(work):
-            by_type.setdefault(batch.state[f"{result}{dim}"].dtype, []).append(i)
-        for places in by_type.values():
-            stacks = [work[i][0].state[f"{result}{work[i][1]}"] for i in places]
-            share(stacks, [owners[i] for i in places], self._collective)
+        share([batch.state[f"{result}{dim}"] for batch, dim in work], owners, self._collective)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Accept what `state_dict` gave; state keeps its own type (torch would give it the parameter's)."""

@@ -33,23 +33,25 @@ def owned(owners: Sequence[int], rank: int) -> list[int]:
 
 
 def share(stacks: Sequence[Tensor], owners: Sequence[Sequence[int]], collective: Collective | None) -> None:
-    """Fill in what other ranks made, in place: one all-gather for all of `stacks`, of one dtype and device.
+    """Fill in what other ranks made, in place: one all-gather for each dtype.
 
     Args:
-        stacks: results [N_j, ...]; row i of stack j is right on rank owners[j][i], and on all after the call.
+        stacks: results [N_j, ...] on one device; row i of stack j is right on rank owners[j][i], and on all afterwards.
         owners: a rank for every row of every stack; the same on every rank.
         collective: the way to the other ranks; None: there are none.
     """
-    if collective is None or collective.size == 1 or not stacks:
+    if collective is None or collective.size == 1:
         return
+    for dtype in dict.fromkeys(stack.dtype for stack in stacks):
+        places = [j for j, stack in enumerate(stacks) if stack.dtype == dtype]
+        _share([stacks[j] for j in places], [owners[j] for j in places], collective)
+
+
+def _share(stacks: Sequence[Tensor], owners: Sequence[Sequence[int]], collective: Collective) -> None:
     rows = [[owned(of, rank) for of in owners] for rank in range(collective.size)]
+    sizes = [[len(r) * s.shape[1:].numel() for s, r in zip(stacks, own, strict=True)] for own in rows]
     sent = torch.cat([s[r].reshape(-1) for s, r in zip(stacks, rows[collective.rank], strict=True)])
-    counts = [sum(len(r) * s[0].numel() for s, r in zip(stacks, own, strict=True) if r) for own in rows]
-    for rank, part in enumerate(collective.allgather(sent, rows=counts)):
-        if rank == collective.rank:
-            continue
-        at = 0
-        for stack, own in zip(stacks, rows[rank], strict=True):
-            shape = (len(own), *stack.shape[1:])
-            stack[own] = part[at : at + shape[0] * stack.shape[1:].numel()].view(shape)
-            at += shape[0] * stack.shape[1:].numel()
+    for rank, flat in enumerate(collective.allgather(sent, rows=[sum(own) for own in sizes])):
+        if rank != collective.rank:
+            for stack, own, part in zip(stacks, rows[rank], flat.split(sizes[rank]), strict=True):
+                stack[own] = part.view(len(own), *stack.shape[1:])

@@ -90,7 +90,7 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(matrices)
         return values, vectors
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         if len(matrices) == 1:
             return torch.full_like(matrices[..., 0], torch.nan), torch.full_like(matrices, torch.nan)
         parts = [eigh(one) for one in matrices.split(1)]

@@ -99,11 +99,7 @@ class Shampoo(BlockOptimizer):
                 grad.add_(batch.gathered(params, grad.dtype), alpha=decay)
         for batch, grad in zip(batches, grads, strict=True):
             _accumulate(batch, grad, options)
-        due = [
-            b
-            for b in batches
-            if b.step > options["start"] and not (b.step - 1 - options["start"]) % options["interval"]
-        ]
+        due = [b for b in batches if (age := b.step - 1 - options["start"]) >= 0 and not age % options["interval"]]
         self.dealt(due, "factor", "root", lambda batch, factors, _: _roots(batch, factors, options))
         if decay and options["decoupled"]:
             torch._foreach_mul_(list(params), 1.0 - lr * decay)
@@ -183,29 +179,36 @@ def _graft(batch: Batch, mean: Tensor, options: Mapping[str, Any]) -> Tensor:
 
 def _grafted(batches: list[Batch], means: list[Tensor], tensors: int, options: Mapping[str, Any]) -> list[Tensor]:
     """U of every batch."""
-    updates, wanted, had = [], [], []
+    updates: list[Tensor] = []
+    norms: list[Tensor | None] = []  # of D and P, [N, 2], where one is given the other's
     for batch, mean in zip(batches, means, strict=True):
-        alone = batch.step <= options["start"] or all(kind == "none" for kind in batch.kinds)
-        graft = _graft(batch, mean, options) if alone or options["graft"] != "none" else None
-        updates.append(graft if alone and graft is not None else _preconditioned(batch, mean, options))
-        wanted.append(None if alone or graft is None else batch.norms(graft))
-        had.append(None if alone or graft is None else batch.norms(updates[-1]))
+        if batch.step <= options["start"] or all(kind == "none" for kind in batch.kinds):
+            updates.append(_graft(batch, mean, options))
+            norms.append(None)
+            continue
+        updates.append(_preconditioned(batch, mean, options))
+        grafted = options["graft"] != "none"
+        directions = [_graft(batch, mean, options), updates[-1]] if grafted else []
+        norms.append(torch.stack([batch.norms(d) for d in directions], 1) if grafted else None)
     if options["graft_norm"] == "tensor":
-        wanted, had = _over_tensors(batches, wanted, tensors), _over_tensors(batches, had, tensors)
-    for batch, update, want, norm in zip(batches, updates, wanted, had, strict=True):
-        if want is not None and norm is not None:
-            update.mul_(batch.each(torch.where(norm > 0, want / norm, 0.0)))
+        norms = _over_tensors(batches, norms, tensors)
+    for batch, update, norm in zip(batches, updates, norms, strict=True):
+        if norm is not None:
+            update.mul_(batch.each(torch.where(norm[:, 1] > 0, norm[:, 0] / norm[:, 1], 0.0)))
     return updates
 
 
 def _over_tensors(batches: list[Batch], norms: list[Tensor | None], tensors: int) -> list[Tensor | None]:
-    """Norms of blocks to those of the tensors they are of."""
+    """Norms of blocks to those of the tensors they are of, [N, 2]."""
+    found = [(batch, norm) for batch, norm in zip(batches, norms, strict=True) if norm is not None]
     squares: list[Any] = [0.0] * tensors
-    for batch, norm in zip(batches, norms, strict=True):
-        for member in batch.members if norm is not None else ():
-            squares[member.tensor] = squares[member.tensor] + norm[member.rows].square().sum()  # type: ignore[index]
+    for batch, norm in found:
+        for member in batch.members:
+            squares[member.tensor] = squares[member.tensor] + norm[member.rows].square().sum(0)
     return [
-        None if norm is None else torch.cat([squares[m.tensor].sqrt().expand(m.region.number) for m in batch.members])
+        None
+        if norm is None
+        else torch.stack([squares[m.tensor] for m in batch.members for _ in range(m.region.number)]).sqrt()
         for batch, norm in zip(batches, norms, strict=True)
     ]
 
@@ -233,9 +236,9 @@ SPEC = OptimizerSpec(
     paper="Gupta, Koren, Singer 2018; Anil et al. 2020; Shi et al. 2023",
     rule="L <- b2 L + (1-b2) G G^T, R with G^T G;  W <- W - lr |D| / |P| P, P = L^(-1/4) G R^(-1/4)",
     use="layers of up to some thousand units where steps are dear: fewer of them than Adam for more work each",
-    state="3 numbers a parameter, and 2 b^2 for each side of a block of side b: 7 a parameter for square blocks",
+    state="2 numbers a parameter (momentum: 3), and 2 b^2 for each side b of a block: 6 a parameter for square ones",
     state_bytes=state_bytes,
-    cost="4 b flops x 2 a parameter for blocks of b, and every `interval` steps 2 roots of 25 b^3 flops a block",
+    cost="8 b flops a parameter for blocks of side b, and every `interval` steps an eigendecomposition a side",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
         "lr": 1e-3, "betas": (0.9, 0.999), "momentum": 0.0, "nesterov": False, "weight_decay": 0.0, "decoupled": True,

@@ -20,7 +20,8 @@ is not turned, as in the paper. QR goes through the columns in the order of Q_i^
 authors' code does; the columns then go back to their places, where the code moves V' along. Merging and blocks: see
 headrace.optim.blocks; the paper has neither, its code merges.
 
-QR and eigenvectors are dealt out over ranks by n^3 and gathered.
+QR and eigenvectors are dealt out over ranks by n^3 and gathered. Where the first L_i has a null space its eigenvectors
+are a choice of rounding: runs whose gradients differ by rounding - over other numbers of ranks - are other runs there.
 """
 
 from __future__ import annotations
@@ -135,9 +136,9 @@ SPEC = OptimizerSpec(
     paper="Vyas et al. 2024",
     rule="Adam of Q_L^T G Q_R, back by Q_L, Q_R: eigenvectors of means of G G^T and G^T G",
     use="as shampoo, with less to choose: Adam's lr and betas carry over",
-    state="2 numbers a parameter, and 2 b^2 for each side of a block of side b: 6 a parameter for square blocks",
+    state="2 numbers a parameter, and 2 b^2 for each side b of a block: 6 a parameter for square ones",
     state_bytes=state_bytes,
-    cost="12 b flops a parameter for blocks of side b, and every `interval` steps 2 QR and products, 5 b^3 flops each",
+    cost="12 b flops a parameter for blocks of side b, and every `interval` steps a QR and a product a side",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
         "lr": 3e-3, "betas": (0.95, 0.95), "eps": 1e-8, "weight_decay": 0.0, "interval": 10, "block_size": 1024,
