@@ -20,8 +20,9 @@ Merging and blocks: see headrace.optim.blocks. Dimensions above max_dim have no 
 of theirs (`large` "diagonal", from the present L_i); tensors of order 1 the diagonal (`vectors` "diagonal": AdaGrad,
 or Adam with means) or the whole matrix ("full"). Blocks without any preconditioner take the graft's direction alone.
 graft_norm "block" takes norms over a block (Shi et al.), "tensor" over all of a tensor's (Anil et al.). `root` is
-"eigh" or "newton" (coupled Newton iteration). decoupled = False puts weight_decay w into G. A root that fails leaves
-the last good one (first the identity); a factor of zeros has the identity.
+"eigh" or "newton" (coupled Newton iteration: products alone, for devices where those are fast; on a CPU eigh is).
+decoupled = False puts weight_decay w into G. A root that fails leaves the last good one (first the identity); a factor
+of zeros has the identity.
 
 References: V. Gupta, T. Koren, Y. Singer, "Shampoo: Preconditioned stochastic tensor optimization", ICML 2018,
 algorithm 2; R. Anil, V. Gupta, T. Koren, K. Regan, Y. Singer, "Scalable second order optimization for deep learning",
