@@ -6,7 +6,8 @@ and two dimensions are left. Kernel dimensions are torch's last, so a convolutio
 to one dimension: a matrix of few numbers is then a vector with one large preconditioner.)
 
 Blocks: a dimension of at most max_dim is cut in as few parts of at most block_size as there can be, of sizes that
-differ by 1 at most (the papers leave a smaller last one); a longer one is not cut. A tensor has then at most 2^order shapes of blocks.
+differ by 1 at most (the papers leave a smaller last one); a longer one is not cut. A tensor has then at most 2^order
+shapes of blocks.
 """
 
 from __future__ import annotations
