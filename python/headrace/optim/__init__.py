@@ -36,6 +36,8 @@ from headrace.optim import (
     sarah,
     scsg,
     sgd,
+    shampoo,
+    soap,
     svrg,
 )
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
@@ -66,6 +68,8 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adam_8bit": adam_8bit.SPEC,
     "lars": lars.SPEC,
     "lamb": lamb.SPEC,
+    "shampoo": shampoo.SPEC,
+    "soap": soap.SPEC,
 }
 
 

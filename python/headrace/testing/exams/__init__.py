@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headrace.testing.exams import adaptive, first_order, kfac, large_batch, matrices, variance_reduction
+from headrace.testing.exams import adaptive, first_order, kfac, large_batch, matrices, shampoo, variance_reduction
 from headrace.testing.optim_exam import Exam
 
 EXAMS: dict[str, Exam] = {
@@ -12,4 +12,5 @@ EXAMS: dict[str, Exam] = {
     **matrices.EXAMS,
     **kfac.EXAMS,
     **large_batch.EXAMS,
+    **shampoo.EXAMS,
 }
