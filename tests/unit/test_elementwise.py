@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from headrace import optim
 from headrace.errors import UserError
-from headrace.optim import OPTIMIZERS, elementwise
+from headrace.optim import OPTIMIZERS, cache_blocks, elementwise
 from headrace.testing.exams import EXAMS
 from headrace.testing.optim_exam import make
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The size of a block depends on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
 
 ELEMENTWISE = [
     name
@@ -42,9 +54,9 @@ def test_blocks_of_any_size_give_what_whole_tensors_give(
     name: str, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for options in EXAMS[name].settings:
-        monkeypatch.setattr(elementwise, "BLOCK", 1 << 30)
+        monkeypatch.setattr(cache_blocks, "ONE_THREAD", 1 << 30)
         whole = _trained(name, options)
-        monkeypatch.setattr(elementwise, "BLOCK", block)
+        monkeypatch.setattr(cache_blocks, "ONE_THREAD", block)
         for layout in (torch.contiguous_format, torch.channels_last):
             for p, q in zip(_trained(name, options, layout), whole, strict=True):
                 torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
@@ -58,7 +70,7 @@ def test_a_large_tensor_is_cut_and_small_ones_go_together(monkeypatch: pytest.Mo
             sizes.append([p.numel() for p in params])
             super().rule(params, grads, states, options)
 
-    monkeypatch.setattr(elementwise, "BLOCK", 10)
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", 10)
     params = [nn.Parameter(torch.ones(n)) for n in (4, 5, 3, 24, 2)]
     for param in params:
         param.grad = torch.ones_like(param)
@@ -68,9 +80,8 @@ def test_a_large_tensor_is_cut_and_small_ones_go_together(monkeypatch: pytest.Mo
 
 
 def test_other_devices_take_all_tensors_at_once() -> None:
-    tensor = torch.ones(elementwise.BLOCK + 1, device="meta")
-    pieces = [(tensor, tensor, {"m": tensor}), (tensor[:3], tensor[:3], {})]
-    assert [len(chunk) for chunk in elementwise._chunks(iter(pieces))] == [2]
+    tensor = torch.ones(cache_blocks.MANY_THREADS + 1, device="meta")
+    assert list(cache_blocks.packs([tensor, tensor[:3]], cache_blocks.block_size(tensor.device))) == [[0, 1]]
 
 
 @pytest.mark.parametrize("name", sorted(name for name, spec in OPTIMIZERS.items() if "decoupled" in spec.defaults))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import OPTIMIZERS, blocks, create, scaling
+from headrace.optim import OPTIMIZERS, cache_blocks, create, scaling
 from headrace.optim.quantized_state import BLOCK, _tables, dequantize, quantize, scales_like, tree_values
 from headrace.testing import optim_exam
 from headrace.testing.exams import EXAMS
@@ -32,7 +32,7 @@ def one_thread() -> Iterator[None]:
 @pytest.mark.parametrize("name", ["lars", "lamb"])
 @pytest.mark.parametrize("size", [4, 1 << 62])
 def test_rules_are_followed_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
-    monkeypatch.setattr(blocks, "ONE_THREAD", size)
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", size)
     optim_exam.follows_its_rule(name, OPTIMIZERS[name], replace(EXAMS[name], whole=()))
 
 
@@ -40,7 +40,7 @@ def test_rules_are_followed_in_blocks_of_any_size(monkeypatch: pytest.MonkeyPatc
 def test_many_blocks_of_quantized_state_follow_the_rule(
     monkeypatch: pytest.MonkeyPatch, name: str, more: dict[str, int]
 ) -> None:
-    monkeypatch.setattr(blocks, "ONE_THREAD", 2 * BLOCK)
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", 2 * BLOCK)
     monkeypatch.setattr(optim_exam, "SHAPES", ((3, 3 * BLOCK // 2 + 5),))
     monkeypatch.setattr(optim_exam, "STEPS", 4)
     exam = replace(EXAMS[name], options={**EXAMS[name].options, **more}, whole=())
@@ -50,7 +50,7 @@ def test_many_blocks_of_quantized_state_follow_the_rule(
 @pytest.mark.parametrize("size", [8, 1 << 16])
 @pytest.mark.parametrize("name", FAMILY)
 def test_other_layouts_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str, size: int) -> None:
-    monkeypatch.setattr(blocks, "ONE_THREAD", size)
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", size)
     made = []
     for turned in (False, True):
         generator = torch.Generator().manual_seed(0)
@@ -103,7 +103,7 @@ def test_layers_at_zero_have_ratio_one(name: str) -> None:
 @pytest.mark.parametrize("size", [BLOCK, 1 << 16])
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e25, 1e38])
 def test_no_gradient_makes_nan(monkeypatch: pytest.MonkeyPatch, name: str, size: int, scale: float) -> None:
-    monkeypatch.setattr(blocks, "ONE_THREAD", size)
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", size)
     param = nn.Parameter(torch.randn(3, BLOCK))
     optimizer = create(name, [param])
     for factor in (1.0, scale, 1.0):
@@ -130,7 +130,7 @@ def test_lars_keeps_its_velocity_through_any_rates_and_block_sizes(monkeypatch: 
     param = nn.Parameter(torch.tensor(w))
     optimizer = create("lars", [param], momentum=0.7, weight_decay=0.1, trust_coefficient=0.5)
     for size, lr in ((4, 0.1), (4, 0.0), (4, 0.3), (4, 1e-20), (4, 0.2), (999, 0.1), (4, 0.4), (4, 1e20), (4, 0.1)):
-        monkeypatch.setattr(blocks, "ONE_THREAD", size)
+        monkeypatch.setattr(cache_blocks, "ONE_THREAD", size)
         g = rng.normal(size=w.shape) * 1e-3
         s = lr * 0.5 * np.linalg.norm(w) / (np.linalg.norm(g) + 0.1 * np.linalg.norm(w))
         v = 0.7 * v + s * (g + 0.1 * w)

@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from headrace.optim.base import RuleOptimizer, State
+from headrace.optim.cache_blocks import block_size, blocks, packs
 from headrace.optim.decay import decayed
-
-BLOCK = 1 << 16  # numbers: six operands of float32 take 1.5 MiB
-
-Piece = tuple[Tensor, Tensor, State]
 
 
 class Elementwise(RuleOptimizer):
@@ -42,32 +39,21 @@ class Elementwise(RuleOptimizer):
         """See `RuleOptimizer.update_many`."""
         for state in states:
             self.advance(state, options)
-        for chunk in _chunks(zip(params, grads, states, strict=True)):
-            pieces, slopes, kept = [p for p, _, _ in chunk], [g for _, g, _ in chunk], [s for _, _, s in chunk]
-            self.rule(pieces, decayed(pieces, slopes, options), kept, options)
+        size = block_size(params[0].device)
+        for pack in packs(params, size):
+            for pieces, slopes, kept in _pieces([(params[i], grads[i], states[i]) for i in pack], size):
+                self.rule(pieces, decayed(pieces, slopes, options), kept, options)
 
 
-def _chunks(tensors: Iterator[Piece]) -> Iterator[list[Piece]]:
-    """On a CPU pieces of together at most BLOCK numbers, or one tensor that cannot be cut; elsewhere everything."""
-    chunk: list[Piece] = []
-    size = 0
-    for tensor in tensors:
-        for piece in _cut(*tensor):
-            if chunk and piece[0].is_cpu and size + piece[0].numel() > BLOCK:
-                yield chunk
-                chunk, size = [], 0
-            chunk.append(piece)
-            size += piece[0].numel()
-    if chunk:
-        yield chunk
+Lists = tuple[list[Tensor], list[Tensor], list[State]]
 
 
-def _cut(param: Tensor, grad: Tensor, state: State) -> Iterator[Piece]:
-    """A tensor in blocks: views, with the same views of its state's tensors."""
-    kept = {name: value for name, value in state.items() if torch.is_tensor(value)}
-    if not param.is_cpu or param.numel() <= BLOCK or not all(t.is_contiguous() for t in (param, *kept.values())):
-        yield param, grad, state
+def _pieces(pack: list[tuple[Tensor, Tensor, State]], size: int) -> Iterator[Lists]:
+    """Small tensors as they are, together; one large tensor in blocks: views, with the same views of its state's."""
+    param, grad, state = pack[0]
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    if param.numel() <= size or not all(t.is_contiguous() for t in (param, *tensors.values())):
+        yield [p for p, _, _ in pack], [g for _, g, _ in pack], [s for _, _, s in pack]
         return
-    cut = {name: value.view(-1).split(BLOCK) for name, value in kept.items()}
-    for i, (p, g) in enumerate(zip(param.view(-1).split(BLOCK), grad.reshape(-1).split(BLOCK), strict=True)):
-        yield p, g, {**state, **{name: blocks[i] for name, blocks in cut.items()}}
+    for p, g, *rest in blocks(size, param, grad.contiguous(), *tensors.values()):
+        yield [p], [g], [{**state, **dict(zip(tensors, rest, strict=True))}]
