@@ -13,7 +13,18 @@ from typing import Any
 from torch import nn
 
 from headrace.errors import UserError
-from headrace.optim import adagrad, adam, adamw, momentum, nesterov, rowwise_adagrad, sgd
+from headrace.optim import (
+    adagrad,
+    adam,
+    adamw,
+    hessian_free,
+    lbfgs,
+    momentum,
+    natural_gradient,
+    nesterov,
+    rowwise_adagrad,
+    sgd,
+)
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import StepContext
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
@@ -26,6 +37,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "rowwise_adagrad": rowwise_adagrad.SPEC,
     "adam": adam.SPEC,
     "adamw": adamw.SPEC,
+    "lbfgs": lbfgs.SPEC,
+    "hessian_free": hessian_free.SPEC,
+    "natural_gradient": natural_gradient.SPEC,
 }
 
 
