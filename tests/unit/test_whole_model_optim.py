@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from headrace import models, optim
 from headrace.comm.local import LocalGroup
 from headrace.errors import UserError
 from headrace.optim.conjugate_gradients import Stop, conjugate_gradients
+from headrace.optim.lbfgs import Pairs
 from headrace.optim.line_search import Trial, backtrack, cubic_minimizer, strong_wolfe
 from headrace.testing.exams.whole_model import counted, weights
-from headrace.testing.problems import perceptron
+from headrace.testing.problems import Problem, log_losses, perceptron
 from headrace.train.checkpoint import Checkpoint, CheckpointStore, load
 
 WHOLE = ("lbfgs", "hessian_free", "natural_gradient")
@@ -193,6 +195,66 @@ def test_lr_0_and_a_stationary_point_move_nothing(name: str) -> None:
     for _ in range(3):
         problem.step(optimizer, torch.arange(problem.rows))
     np.testing.assert_array_equal(weights(problem), before)
+
+
+@pytest.mark.parametrize(
+    ("sy", "wanted"), [(-1.0, 0.2), (0.0, 0.2), (0.15, 0.2), (0.19, 0.2), (0.21, 0.21), (3.0, 3.0)]
+)
+def test_damping_leaves_a_fifth_of_the_curvature(sy: float, wanted: float) -> None:
+    """s = B s = (1, 0): s.B s = 1."""
+    state: dict[str, Any] = {}
+    s = torch.tensor([1.0, 0.0], dtype=torch.float64)
+    Pairs(state).add(
+        s, torch.tensor([sy, 0.3], dtype=torch.float64), s, {"bad_pairs": "damp", "min_curvature": 1e-8, "history": 3}
+    )
+    assert float(state["y"][0] @ s) == pytest.approx(wanted)
+    assert state["rho"] == [pytest.approx(1.0 / wanted)]
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 2.0 * x
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2.0 * grads[0]
+
+
+class Attention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.project(x.view(-1, 1, 4, 8)).chunk(3, -1)
+        made: Tensor = nn.functional.scaled_dot_product_attention(q, k, v).sum((1, 2, 3))
+        return made
+
+
+@pytest.mark.parametrize(
+    "model", [nn.Sequential(nn.Linear(32, 1), nn.Flatten(0)), Attention()], ids=["once", "attention"]
+)
+def test_layers_that_differentiate_once_only_are_refused_and_lbfgs_takes_them(model: nn.Module) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            made: Tensor = Once.apply(self.inner(x)) if isinstance(model, nn.Sequential) else self.inner(x)
+            return made
+
+    torch.manual_seed(0)
+    x = torch.randn(6, 32)
+    problem = Problem(Twice(), x, (x[:, 0] > 0).float(), log_losses)
+    for name in ("hessian_free", "natural_gradient"):
+        with pytest.raises(UserError, match="differentiate the model twice"):
+            problem.step(optim.create(name, problem.model), torch.arange(6))
+    before = problem.value()
+    problem.step(optim.create("lbfgs", problem.model), torch.arange(6))
+    assert problem.value() < before
 
 
 def test_gradients_of_a_step() -> None:

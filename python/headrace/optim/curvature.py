@@ -44,11 +44,23 @@ class Linearized:
         self.pulled = [(number, part) for number, part in enumerate(pulled) if part is not None and part.requires_grad]
 
     def push(self, v: list[Tensor]) -> Tensor:
-        """J v, in the outputs' shape."""
+        """J v, in the outputs' shape.
+
+        Raises:
+            UserError: a layer cannot be differentiated twice.
+        """
         if not self.pulled:
             return torch.zeros_like(self.outputs)
         numbers, parts = zip(*self.pulled, strict=True)
-        made = torch.autograd.grad(parts, self.probe, [v[number] for number in numbers], retain_graph=True)
+        try:
+            made = torch.autograd.grad(parts, self.probe, [v[number] for number in numbers], retain_graph=True)
+        except RuntimeError as error:
+            if not any(words in str(error) for words in ("differentiate twice", "derivative for", "used in the graph")):
+                raise
+            raise UserError(
+                f"curvature products differentiate the model twice, and a layer cannot be: {str(error)[:200]}",
+                "an optimizer of gradients, or for attention torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+            ) from error
         return made[0]
 
     def pull(self, u: Tensor) -> list[Tensor]:

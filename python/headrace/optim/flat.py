@@ -3,8 +3,9 @@
     F(w) = (1 / rows) sum over rows of all ranks loss_i(w) + (weight_decay / 2) |w|^2,     w [n]
 
 Vectors have the parameters' dtype; inner products are taken in float64. Every number that decides about a step comes
-from sums over ranks in rank order, so all ranks decide alike. Dropout masks do not change inside a step, so F is one
-function there.
+from sums over ranks in rank order, so all ranks decide alike; the arithmetic on vectors is repeated by each, so the
+same bits take equal processors and numbers of threads. Dropout masks do not change inside a step: F is one function
+there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from headrace.errors import UserError
 from headrace.optim.base import Optimizer, Params, State
 from headrace.optim.context import Named, StepContext, value_and_gradient, value_at
 from headrace.optim.spec import dense_only
-
 
 _BLOCK = 1 << 15  # numbers made float64 at a time: they stay in the cache, which is ten times as fast
 
@@ -99,17 +99,14 @@ class WholeModelOptimizer(Optimizer):
         UserError: several parameter groups, dtypes or devices, or an option out of range.
     """
 
+    name: str  # key in OPTIMIZERS, for errors
+
     def __init__(self, params: Params, **options: Any) -> None:
         super().__init__(params, **options)
         self.last: dict[str, float] = {}
         if len(self.param_groups) != 1:
             raise UserError(f"{self.name} has one set of options for all parameters, not {len(self.param_groups)}")
         Layout({str(number): param for number, param in enumerate(self.param_groups[0]["params"])})
-
-    @property
-    def name(self) -> str:
-        """For errors."""
-        return type(self).__name__
 
     @abstractmethod
     def move(
@@ -157,9 +154,22 @@ class WholeModelOptimizer(Optimizer):
 
 
 def check_above_zero(options: Mapping[str, Any], *names: str) -> None:
-    """Raises:
-    UserError: an option is not above 0.
+    """Refuse options that are not above 0.
+
+    Raises:
+        UserError: one is not.
     """
     for name in names:
         if not 0.0 < options[name] < math.inf:
             raise UserError(f"optimizer option {name} must be a number above 0, not {options[name]}")
+
+
+def check_counts(options: Mapping[str, Any], *names: str) -> None:
+    """Refuse options that are not whole numbers of at least 1 (as int or float).
+
+    Raises:
+        UserError: one is not.
+    """
+    for name in names:
+        if not (options[name] >= 1 and float(options[name]).is_integer()):
+            raise UserError(f"optimizer option {name} must be a whole number of at least 1, not {options[name]}")

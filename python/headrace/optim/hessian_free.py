@@ -31,7 +31,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, State
 from headrace.optim.conjugate_gradients import Solution, Stop, conjugate_gradients
 from headrace.optim.curvature import MAX_PROBES, Curvature
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
 from headrace.optim.line_search import backtrack
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_KEYS, STATEFUL, OptimizerSpec, numbers
 
@@ -49,8 +49,11 @@ class HessianFree(WholeModelOptimizer):
             cg_decay, preconditioner_power (0: none), probes (backward passes for the preconditioner), weight_decay.
     """
 
+    name = "hessian_free"
+
     def __init__(self, params: Params, **options: Any) -> None:
-        check_above_zero(options, "damping", "cg_iterations", "probes")
+        check_above_zero(options, "damping")
+        check_counts(options, "cg_iterations", "probes")
         if not options["probes"] <= MAX_PROBES:
             raise UserError(f"hessian_free takes 1 to {MAX_PROBES} probes, not {options['probes']}")
         for name in ("cg_decay", "preconditioner_power"):
@@ -131,7 +134,7 @@ SPEC = OptimizerSpec(
     use="deep nets and recurrences where curvature is bad and batches are large",
     state="1 number a parameter",
     state_bytes=numbers(1),
-    cost="10 to 250 products, each about the price of a gradient; the graph of a forward and backward pass kept meanwhile",
+    cost="10 to 250 products, each the price of a gradient; the graph of forward and backward kept meanwhile",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS}),
     defaults={
         "lr": 1.0, "damping": 1.0, "cg_iterations": 250, "cg_progress": 5e-4, "cg_decay": 0.95,

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from headrace.errors import UserError
 from headrace.optim.base import Params, State
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
 from headrace.optim.line_search import Line, Trial, strong_wolfe
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
 
@@ -51,8 +51,11 @@ class LBFGS(WholeModelOptimizer):
             "damp"), min_curvature, weight_decay.
     """
 
+    name = "lbfgs"
+
     def __init__(self, params: Params, **options: Any) -> None:
-        check_above_zero(options, "history", "max_trials", "c1")
+        check_counts(options, "history", "max_trials")
+        check_above_zero(options, "c1")
         for name, known in (("line_search", _LINE_SEARCHES), ("bad_pairs", _BAD_PAIRS)):
             if options[name] not in known:
                 raise UserError(f"lbfgs has no {name} {options[name]!r}", f"one of {', '.join(known)}")

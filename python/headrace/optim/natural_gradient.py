@@ -26,7 +26,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, State
 from headrace.optim.conjugate_gradients import Stop, conjugate_gradients
 from headrace.optim.curvature import Curvature
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
 
 FISHERS = ("true", "empirical")
@@ -41,10 +41,11 @@ class NaturalGradient(WholeModelOptimizer):
             cg_tolerance (of the residual, beside that of 0), weight_decay.
     """
 
+    name = "natural_gradient"
+
     def __init__(self, params: Params, **options: Any) -> None:
-        check_above_zero(options, "damping", "cg_iterations")
-        if options["max_kl"] is not None:
-            check_above_zero(options, "max_kl")
+        check_above_zero(options, "damping", *(["max_kl"] if options["max_kl"] is not None else []))
+        check_counts(options, "cg_iterations")
         if options["fisher"] not in FISHERS:
             raise UserError(f"natural_gradient has no fisher {options['fisher']!r}", f"one of {', '.join(FISHERS)}")
         super().__init__(params, **options)
@@ -80,7 +81,7 @@ SPEC = OptimizerSpec(
     use="the exact natural gradient of small and middle-sized models, also to judge K-FAC by",
     state="1 number a parameter",
     state_bytes=numbers(1),
-    cost="cg_iterations products, each about the price of a gradient; the graph of a forward and backward pass kept meanwhile",
+    cost="cg_iterations products, each the price of a gradient; the graph of forward and backward kept meanwhile",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE}),
     defaults={
         "lr": 0.1, "fisher": "true", "damping": 1e-3, "max_kl": 0.01, "cg_iterations": 50, "cg_tolerance": 1e-3,
