@@ -9,14 +9,15 @@ G and diag(F) (of the empirical Fisher matrix) are those of `curvature`; q_0 is 
 
 References: J. Martens, "Deep learning via Hessian-free optimization", ICML 2010 (sections 4.1 damping, 4.4 stopping,
 4.5 start, 4.6 backtracking over CG's iterates, 4.7 preconditioner); J. Martens and I. Sutskever, "Training deep and
-recurrent networks with Hessian-free optimization", 2012 (decay of the start, rho without damping, line search). As
-there: power 0.75, iterates 1.3^j apart, progress 5e-4 an iteration, at most 250 iterations; the line search tries
-0.8^j lr and asks for a decrease of 0.01 a g.d.
+recurrent networks with Hessian-free optimization", 2012 (decay of the start, line search). As there: power 0.75,
+iterates ceil(1.3^j), progress 5e-4 an iteration, at most 250 iterations; the line search tries 0.8^j lr and asks for a
+decrease of 0.01 a g.d.
 
 Differs: gradient, curvature and objective all are on the step's batch (the papers take a small batch for curvature and
 all rows for the gradient; give it large batches). diag(F) is estimated by random signs instead of a second kind of
-backward pass that every layer would have to know. lambda is beside the mean loss, and starts at 1. A step that finds no
-lower point is not made: lambda grows and CG starts from 0. The gradient is evaluated anew, as for L-BFGS.
+backward pass that every layer would have to know. q_0 leaves lambda out: the ratio judges the model of F. lambda is
+beside the mean loss, and starts at 1. A step that finds no lower point is not made: lambda grows and CG starts from 0.
+The gradient is evaluated anew, as for L-BFGS.
 """
 
 from __future__ import annotations

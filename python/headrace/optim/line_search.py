@@ -115,9 +115,8 @@ def cubic_minimizer(a: Trial, b: Trial) -> float | None:
         return None
     d2 = math.copysign(math.sqrt(under), width)
     denominator = b.slope - a.slope + 2.0 * d2
-    if denominator == 0.0:
-        return None
-    return b.step - width * (b.slope + d2 - d1) / denominator
+    found = b.step - width * (b.slope + d2 - d1) / denominator if denominator else math.inf
+    return found if math.isfinite(found) else None
 
 
 def backtrack(

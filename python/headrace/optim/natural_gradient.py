@@ -10,8 +10,9 @@ row of the model after a step d from the one before.
 
 References: S. Amari, "Natural gradient works efficiently in learning", 1998; J. Martens, "New insights and perspectives
 on the natural gradient method", arXiv:1412.1193, 2014 (true and empirical Fisher, damping); R. Pascanu and Y. Bengio,
-"Revisiting natural gradient for deep networks", ICLR 2014 (by CG, bound on KL). The gradient is the one given to the
-step. weight_decay is part of g and, as the curvature of its own term, of the matrix.
+"Revisiting natural gradient for deep networks", ICLR 2014 (a Krylov solver, bound on KL). The gradient is the one given
+to the step. weight_decay is part of g and, as the curvature of its own term, of the matrix. The step tries no loss: it
+is bounded by max_kl, not by a line search.
 """
 
 from __future__ import annotations

@@ -77,11 +77,11 @@ def _train(
 
 
 def goes_around_walls(spec: OptimizerSpec, options: Mapping[str, Any]) -> None:
-    """The loss is NaN or Inf beyond a wall near the start: every step stays inside, and the minimum is found.
+    """The loss is NaN, Inf or -Inf beyond a wall near the start: every step stays inside, and the minimum is found.
 
     Barrier: -log(1 - o) of the output of a linear model, beside a pull of strength 8 towards the wall: o = 7 / 8.
     """
-    for outside in (torch.nan, torch.inf):
+    for outside in (torch.nan, torch.inf, -torch.inf):
         problem = replace(least_squares(rows=40, features=3), losses=partial(_walled, outside))
         problem.x[:] = problem.x.abs().mean()
         optimizer = make(spec, problem.model, **options)
