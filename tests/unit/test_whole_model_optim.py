@@ -137,7 +137,14 @@ def test_conjugate_gradients_keep_every_1_3_to_the_j() -> None:
 
 
 @pytest.mark.parametrize(
-    "matrix", [torch.zeros(3, 3), -torch.eye(3), torch.full((3, 3), torch.nan), torch.full((3, 3), torch.inf)]
+    "matrix",
+    [
+        torch.zeros(3, 3),
+        1e-45 * torch.eye(3),
+        -torch.eye(3),
+        torch.full((3, 3), torch.nan),
+        torch.full((3, 3), torch.inf),
+    ],
 )
 def test_conjugate_gradients_find_nothing_in_bad_matrices(matrix: Tensor) -> None:
     assert conjugate_gradients(lambda v: matrix @ v, torch.ones(3), Stop(iterations=9)).path == []
@@ -209,6 +216,17 @@ def test_damping_leaves_a_fifth_of_the_curvature(sy: float, wanted: float) -> No
     )
     assert float(state["y"][0] @ s) == pytest.approx(wanted)
     assert state["rho"] == [pytest.approx(1.0 / wanted)]
+
+
+@pytest.mark.parametrize("lr", [3e38, 1e300])
+@pytest.mark.parametrize("name", WHOLE)
+def test_steps_out_of_the_range_of_float32_are_not_made(name: str, lr: float) -> None:
+    problem = perceptron(dtype=torch.float32)
+    before, value = weights(problem), problem.value()
+    no_bound = {"max_kl": None} if name == "natural_gradient" else {}
+    problem.step(optim.create(name, problem.model, lr=lr, **no_bound), torch.arange(problem.rows))
+    assert np.isfinite(weights(problem)).all()
+    assert problem.value() < value or np.array_equal(weights(problem), before)
 
 
 @pytest.mark.parametrize("name", WHOLE)

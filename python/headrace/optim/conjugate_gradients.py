@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from headrace.optim.flat import dot
+from headrace.optim.flat import dot, factor
 
 _APART = 1.3
 
@@ -92,8 +92,9 @@ def conjugate_gradients(
         curvature = dot(p, ap)
         if not 0.0 < curvature < math.inf:
             break
-        x.add_(p, alpha=rz / curvature)
-        r.sub_(ap, alpha=rz / curvature)
+        step = factor(rz / curvature, x)
+        x.add_(p, alpha=step)
+        r.sub_(ap, alpha=step)
         torch.div(r, m, out=z)
         rz_before, rz = rz, dot(r, z)
         p.mul_(rz / rz_before).add_(z)

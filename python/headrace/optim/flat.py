@@ -35,6 +35,11 @@ def dot(a: Tensor, b: Tensor) -> float:
     return float(torch.stack([torch.dot(x.double(), y.double()) for x, y in pairs]).sum())
 
 
+def factor(x: float, like: Tensor) -> float:
+    """x as a factor (`alpha`) of vectors: inf where their dtype does not hold it, for which torch would raise."""
+    return x if abs(x) <= torch.finfo(like.dtype).max else math.copysign(math.inf, x)
+
+
 class Layout:
     """Tensors of one dtype on one device as one vector [n].
 

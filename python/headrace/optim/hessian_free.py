@@ -32,7 +32,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, State
 from headrace.optim.conjugate_gradients import Solution, Stop, conjugate_gradients
 from headrace.optim.curvature import MAX_PROBES, Curvature
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.line_search import backtrack
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_KEYS, STATEFUL, OptimizerSpec, numbers
 
@@ -77,7 +77,7 @@ class HessianFree(WholeModelOptimizer):
             return None
         d, q, reached = _best(solution, objective, w)
         step = backtrack(
-            lambda a: reached if a == 1.0 else objective.value(w.add(d, alpha=a)),
+            lambda a: reached if a == 1.0 else objective.value(w.add(d, alpha=factor(a, w))),
             value, dot(gradient, d), options["lr"], _DECREASE, _RATE, _TRIALS,
         )  # fmt: skip
         model = q - 0.5 * damping * dot(d, d)
@@ -92,7 +92,7 @@ class HessianFree(WholeModelOptimizer):
         if step == 0.0:
             return None
         state["start"] = solution.path[-1][0]
-        return w.add(d, alpha=step)
+        return w.add(d, alpha=factor(step, w))
 
     def _solve(
         self, curvature: Curvature, gradient: Tensor, damping: float, options: Mapping[str, Any], state: State

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from headrace.errors import UserError
 from headrace.optim.base import Params, State
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.line_search import Line, Trial, strong_wolfe
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
 
@@ -128,11 +128,11 @@ class Pairs:
         along = []
         for s, y, rho in zip(reversed(self.s), reversed(self.y), reversed(self.rho), strict=True):
             along.append(rho * dot(s, q))
-            q.sub_(y, alpha=along[-1])
+            q.sub_(y, alpha=factor(along[-1], q))
         if self.y:
             q.mul_(1.0 / (self.rho[-1] * dot(self.y[-1], self.y[-1])))
         for s, y, rho in zip(self.s, self.y, self.rho, strict=True):
-            q.add_(s, alpha=along.pop() - rho * dot(y, q))
+            q.add_(s, alpha=factor(along.pop() - rho * dot(y, q), q))
         return q
 
     def add(self, s: Tensor, y: Tensor, bent: Tensor, options: Mapping[str, Any]) -> None:

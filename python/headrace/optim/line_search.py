@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from headrace.optim.flat import Objective, dot
+from headrace.optim.flat import Objective, dot, factor
 
 _GROWTH = (2.0, 10.0)
 _EDGE = 0.1
@@ -44,7 +44,7 @@ class Line:
 
     def __call__(self, step: float) -> Trial:
         self.trials += 1
-        at = self.origin.at.add(self.direction, alpha=step)
+        at = self.origin.at.add(self.direction, alpha=factor(step, self.direction))
         value, gradient = self.objective.value_and_gradient(at)
         slope = dot(gradient, self.direction) if math.isfinite(value) else math.nan
         return Trial(step, value, slope, at, gradient)

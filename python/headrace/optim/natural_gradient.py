@@ -27,7 +27,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, State
 from headrace.optim.conjugate_gradients import Stop, conjugate_gradients
 from headrace.optim.curvature import Curvature
-from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot
+from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
 
 FISHERS = ("true", "empirical")
@@ -72,7 +72,7 @@ class NaturalGradient(WholeModelOptimizer):
             step = min(step, math.sqrt(2.0 * options["max_kl"] / max(dot(d, fisher(d)), 1e-300)))
         self.last = {"step": step, "iterations": solution.iterations, "residual": solution.residual}
         state["start"] = d
-        return w.sub(d, alpha=step)
+        return w.sub(d, alpha=factor(step, w))
 
 
 SPEC = OptimizerSpec(
