@@ -90,7 +90,7 @@ def conjugate_gradients(
     while found.iterations < stop.iterations and found.residual > stop.residual:
         ap = product(p)
         curvature = dot(p, ap)
-        if not 0.0 < curvature < math.inf:
+        if not (rz > 0.0 and 0.0 < curvature < math.inf):
             break
         step = factor(rz / curvature, x)
         x.add_(p, alpha=step)
