@@ -21,13 +21,16 @@ from headrace.optim import (
     adam_8bit,
     adamw,
     amsgrad,
+    hessian_free,
     kfac,
     lamb,
     lars,
+    lbfgs,
     lion,
     momentum,
     muon,
     nadam,
+    natural_gradient,
     nesterov,
     rmsprop,
     rowwise_adagrad,
@@ -70,6 +73,9 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "lamb": lamb.SPEC,
     "shampoo": shampoo.SPEC,
     "soap": soap.SPEC,
+    "lbfgs": lbfgs.SPEC,
+    "hessian_free": hessian_free.SPEC,
+    "natural_gradient": natural_gradient.SPEC,
 }
 
 

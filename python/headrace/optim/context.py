@@ -38,8 +38,11 @@ class StepContext:
     collective: Collective | None = None
 
     def loss_at(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
-        """This rank's part of the global batch's mean loss, differentiable: summed over ranks it is the mean."""
-        return self.losses(self.outputs_at(params)).sum() / max(1, self.rows)
+        """This rank's part of the global batch's mean loss, differentiable: summed over ranks it is the mean.
+
+        A float64 sum: line searches compare values that differ in few digits.
+        """
+        return self.losses(self.outputs_at(params)).sum(dtype=torch.float64) / max(1, self.rows)
 
 
 def summed(tensors: list[Tensor], collective: Collective | None) -> list[Tensor]:
@@ -58,8 +61,8 @@ def value_and_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
         loss = ctx.loss_at(leaves)
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     filled = [torch.zeros_like(p) if g is None else g for p, g in zip(leaves.values(), grads, strict=True)]
-    *sums, value = summed([*filled, loss.detach().to(filled[0].dtype).reshape(1)], ctx.collective)
-    return float(value), dict(zip(leaves, sums, strict=True))
+    (value,) = summed([loss.detach().reshape(1)], ctx.collective)
+    return float(value), dict(zip(leaves, summed(filled, ctx.collective), strict=True))
 
 
 def value_at(ctx: StepContext, params: Named) -> float:

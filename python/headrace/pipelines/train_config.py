@@ -77,7 +77,7 @@ class RuleConfig:
     momentum: float | None = None
     betas: list[float] | None = None
     initial_accumulator: float | None = None
-    options: dict[str, float] = field(default_factory=dict)
+    options: dict[str, float | str | None] = field(default_factory=dict)
 
     def given(self) -> dict[str, Any]:
         """Name and the options that are set."""

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from headrace.testing.exams import adaptive, first_order, kfac, large_batch, matrices, shampoo, variance_reduction
+from headrace.testing.exams import (
+    adaptive,
+    first_order,
+    kfac,
+    large_batch,
+    matrices,
+    newton_products,
+    quasi_newton,
+    shampoo,
+    variance_reduction,
+)
 from headrace.testing.optim_exam import Exam
 
 EXAMS: dict[str, Exam] = {
@@ -13,4 +23,6 @@ EXAMS: dict[str, Exam] = {
     **kfac.EXAMS,
     **large_batch.EXAMS,
     **shampoo.EXAMS,
+    **quasi_newton.EXAMS,
+    **newton_products.EXAMS,
 }
