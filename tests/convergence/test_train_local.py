@@ -16,9 +16,12 @@ from headrace.catalog.fingerprint import key_sum
 from headrace.data.batch import Batch
 from headrace.data.plan import permutation
 from headrace.launch import LaunchOptions, RankFailed, Worker, launch, values
+from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.checkpoint import CheckpointStore
-from headrace.train.loop import FitConfig, Hooks, fit
+from headrace.train.fit_config import FitConfig
+from headrace.train.loop import Hooks, fit
+from headrace.train.precision import PrecisionConfig
 
 ROWS, BATCH, CARDS = 1000, 96, {"c1": 40, "c2": 7}
 
@@ -192,7 +195,7 @@ def test_lost_row_is_a_loud_error() -> None:
 
 
 def test_early_stopping_and_resume_after_it(tmp_path: Path) -> None:
-    cfg = FitConfig(epochs=40, eval_every=2, patience=2, schedule="linear", warmup=3)
+    cfg = FitConfig(epochs=40, eval_every=2, patience=2, schedule=ScheduleConfig(name="linear", warmup=3))
     result = run(Job(tmp_path, cfg=cfg))
     assert result["stopped"] == "early"
     assert run(Job(tmp_path, cfg=cfg))["sha"] == result["sha"]
@@ -207,4 +210,4 @@ def test_another_number_of_ranks_resumes(tmp_path: Path) -> None:
 
 
 def test_bf16_learns() -> None:
-    assert run(Job(cfg=FitConfig(epochs=3, bf16=True)))["metrics"]["auc"] > 0.75
+    assert run(Job(cfg=FitConfig(epochs=3, precision=PrecisionConfig(compute="bf16"))))["metrics"]["auc"] > 0.75

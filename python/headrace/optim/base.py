@@ -47,6 +47,10 @@ class Optimizer(torch.optim.Optimizer):
         """Bytes of all tensors kept between steps."""
         return _tensor_bytes(self.state_dict())
 
+    def averages(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters and the averages that evaluation and export use instead; none but from wrappers that average."""
+        return []
+
     def named(self) -> dict[str, Tensor]:
         """All parameters by the model's names.
 
@@ -136,6 +140,10 @@ class Combined(Optimizer):
         """See `Optimizer.step`."""
         for part in self.parts.values():
             part.step(ctx)
+
+    def averages(self) -> list[tuple[Tensor, Tensor]]:
+        """See `Optimizer.averages`."""
+        return [pair for part in self.parts.values() for pair in part.averages()]
 
     def state_dict(self) -> dict[str, Any]:
         """State of every part by its name."""

@@ -14,8 +14,10 @@ import torch
 from headrace import optim
 from headrace.comm.local import LocalGroup
 from headrace.optim import Optimizer, StepContext
+from headrace.optim.clipping import clip
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
+from headrace.train.precision import cast_parameters
 from headrace.train.replica import Replica
 
 _MEASURED = 4
@@ -63,6 +65,7 @@ def estimate(job: TrainJob, ranks: int, threads: int, launcher: str) -> Estimate
 
 def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     model = job.make_model().to(choose_device(job.device, 0))
+    cast_parameters(model.dense_parameters(), job.fit.precision)
     optimizer = optim.create_parts(model, job.optimizers)
     alone = LocalGroup(1).collective(0)
     replica = Replica(
@@ -73,11 +76,13 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     for step, batch in enumerate(islice(stream.epoch(0), _MEASURED)):
         start = time.perf_counter()
         on_device = batch.to(next(model.parameters()).device)
-        _, outputs = replica.backward(on_device, job.fit.bf16)
+        _, outputs = replica.backward(on_device, job.fit.precision, parts=job.fit.accumulate)
         replica.exchange(step, batch.rows)
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
-        one_batch = partial(_only, replica.context(on_device, batch.rows))  # a pass over all rows is not estimated
-        replica.update(replica.context(on_device, batch.rows, outputs, full_pass=one_batch), step)
+        clip(replica.params, job.fit.clipping)
+        context = partial(replica.context, on_device, batch.rows, job.fit.precision)
+        one_batch = partial(_only, context())  # a pass over all rows is not estimated
+        replica.update(context(outputs=outputs, full_pass=one_batch), step)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()

@@ -1,0 +1,143 @@
+"""Gradient clipping: of the global mean gradient, after the exchange, so that every rank clips alike.
+
+    value      g <- max(-c, min(c, g)), number by number
+    norm       g <- g min(1, c / |g|), |g| over all parameters together, rows of embedding tables included
+    adaptive   g_i <- g_i min(1, c max(|w_i|, eps) / |g_i|) for every unit i: a row of a matrix or table, a vector as
+               a whole, a number
+
+References: norm: R. Pascanu, T. Mikolov, Y. Bengio, "On the difficulty of training recurrent neural networks", ICML
+2013, algorithm 1. adaptive (AGC): A. Brock et al., "High-performance large-scale image recognition without
+normalization", ICML 2021, eq. 3, units as in its section 4.1 (rows of fan-in); the paper leaves out the last layer:
+name it in `exclude`. A row-sparse gradient is clipped as the dense one that it stands for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.errors import UserError
+from headrace.optim.options import known
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClippingConfig:
+    """How gradients are clipped.
+
+    Args:
+        rule: none, or a key of CLIPPINGS: value, norm, adaptive.
+        limit: c of the rule: largest number, largest global norm, largest ratio of a unit's gradient to its weights.
+        eps: of adaptive: a unit's norm counts as at least so much (units start from zero).
+        exclude: parameters that are left alone, by name (patterns of the shell: top.4.*).
+
+    Raises:
+        UserError: an unknown rule, or a limit that is not above 0.
+    """
+
+    rule: str = "none"
+    limit: float = 1.0
+    eps: float = 1e-3
+    exclude: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        known("train.clipping.rule", self.rule, ("none", *CLIPPINGS))
+        if not self.limit > 0.0 or not self.eps > 0.0:
+            raise UserError(f"clipping to {self.limit} (eps {self.eps})", "--train.clipping.limit above 0")
+
+
+class Clipped(NamedTuple):
+    """What clipping did.
+
+    Args:
+        norm: of the whole gradient before it (0 where nothing is clipped by configuration).
+        clipped: whether any number was changed.
+    """
+
+    norm: float = 0.0
+    clipped: bool = False
+
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+
+def clip(params: Mapping[str, Tensor], config: ClippingConfig) -> Clipped:
+    """Clip `param.grad` of parameters by name, in place; row-sparse gradients must be coalesced."""
+    return clip_gradients(params, {n: p.grad for n, p in params.items() if p.grad is not None}, config)
+
+
+@torch.no_grad()
+def clip_gradients(params: Mapping[str, Tensor], grads: Mapping[str, Tensor], config: ClippingConfig) -> Clipped:
+    """The same for gradients that are not in `param.grad`."""
+    if config.rule == "none":
+        return Clipped()
+    pairs = [
+        _rows(params[name], grad)
+        for name, grad in grads.items()
+        if not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+    ]
+    pairs = [(weights, grad) for weights, grad in pairs if grad.numel()]
+    norm = global_norm([grad for _, grad in pairs])
+    return Clipped(norm, CLIPPINGS[config.rule](pairs, norm, config))
+
+
+def _rows(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and gradient as dense tensors that share rows; the gradient is a view."""
+    if not grad.is_sparse:
+        return param, grad
+    return param.index_select(0, grad._indices()[0]), grad._values()
+
+
+def global_norm(tensors: list[Tensor]) -> float:
+    """Euclidean norm of all numbers together; does not overflow where numbers are finite."""
+    if not tensors:
+        return 0.0
+    norms = torch.stack([n.double() for n in torch._foreach_norm(tensors)])
+    norm = float(torch.linalg.vector_norm(norms))
+    if math.isfinite(norm):
+        return norm
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.double()) for t in tensors])))
+
+
+def _value(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
+    changed = any(float(grad.abs().max()) > config.limit for _, grad in pairs)
+    if changed:
+        for _, grad in pairs:
+            grad.clamp_(-config.limit, config.limit)
+    return changed
+
+
+def _norm(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
+    if not norm > config.limit:
+        return False
+    torch._foreach_mul_([grad for _, grad in pairs], config.limit / norm)
+    return True
+
+
+def _adaptive(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
+    changed = False
+    for weights, grad in pairs:
+        allowed = config.limit * _unit_norms(weights).clamp(min=config.eps)
+        found = _unit_norms(grad)
+        over = found > allowed
+        if bool(over.any()):
+            changed = True
+            grad.mul_(torch.where(over, allowed / found, torch.ones_like(found)))
+    return changed
+
+
+def _unit_norms(x: Tensor) -> Tensor:
+    """Norm of every row, kept for broadcasting; a vector is one unit."""
+    if x.dim() <= 1:
+        return torch.linalg.vector_norm(x)
+    return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
+
+
+CLIPPINGS: dict[str, Callable[[Pairs, float, ClippingConfig], bool]] = {
+    "value": _value, "norm": _norm, "adaptive": _adaptive,
+}  # fmt: skip
