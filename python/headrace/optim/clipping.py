@@ -31,9 +31,9 @@ class ClippingConfig:
     """How gradients are clipped.
 
     Args:
-        rule: none, or a key of CLIPPINGS: value, norm, adaptive.
-        limit: c of the rule: largest number, largest global norm, largest ratio of a unit's gradient to its weights.
-        eps: of adaptive: a unit's norm counts as at least so much (units start from zero).
+        rule: none; value (number by number); norm (global); adaptive (a unit's gradient against its weights: AGC).
+        limit: largest number, largest norm, or largest ratio of the norms of a unit's gradient and weights.
+        eps: of adaptive: the norm of a unit's weights counts as at least so much.
         exclude: parameters that are left alone, by name (patterns of the shell: top.4.*).
 
     Raises:
@@ -46,6 +46,7 @@ class ClippingConfig:
     exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "exclude", tuple(self.exclude))  # a list, from a file
         known("train.clipping.rule", self.rule, ("none", *CLIPPINGS))
         if not self.limit > 0.0 or not self.eps > 0.0:
             raise UserError(f"clipping to {self.limit} (eps {self.eps})", "--train.clipping.limit above 0")

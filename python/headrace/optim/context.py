@@ -15,7 +15,7 @@ Named = dict[str, Tensor]
 
 
 class NonFiniteStepError(ArithmeticError):
-    """A rule met NaN or Inf in what it computed itself, on all ranks alike, and has changed nothing: the loop decides."""
+    """A rule met NaN or Inf in what it computed itself, on all ranks alike, and has changed nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

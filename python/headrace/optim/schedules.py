@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from headrace.errors import UserError
-from headrace.optim.options import choose, known
+from headrace.free_options import FREE
+from headrace.optim.options import choose, described, known
 
 NEEDS_VALIDATION = "needs_validation"  # follows the validation loss; what it has seen is state
 SCHEDULE_TRAITS = (NEEDS_VALIDATION,)
@@ -236,24 +237,13 @@ SCHEDULES: dict[str, ScheduleSpec] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """A schedule with its warm-up.
-
-    Args:
-        name: a key of SCHEDULES.
-        by: the unit of the schedule's clock: step, or epoch (the rate stays within one).
-        warmup: steps in which rates rise linearly, before the schedule's clock starts.
-        warmup_epochs: the same in epochs; of the two only one is given.
-        options: of the schedule; SCHEDULES[name].defaults are the others.
-
-    Raises:
-        UserError: an unknown name, unit or option, or a value that makes no sense.
-    """
+    """A schedule with its warm-up; the help is made of SCHEDULES, below."""
 
     name: str = "constant"
     by: str = "step"
     warmup: int = 0
     warmup_epochs: float = 0.0
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, metadata=FREE)
 
     def __post_init__(self) -> None:
         known("train.schedule.name", self.name, SCHEDULES)
@@ -276,6 +266,21 @@ class ScheduleConfig:
         except ValueError as error:
             raise UserError(f"schedule {self.name}: {error}") from None
         return options
+
+
+ScheduleConfig.__doc__ = f"""A schedule with its warm-up.
+
+    Args:
+        name: one of {", ".join(SCHEDULES)}.
+        by: the unit of the schedule's clock: step, or epoch (the rate stays within one).
+        warmup: steps in which rates rise linearly, before the schedule's clock starts.
+        warmup_epochs: the same in epochs; of the two only one is given.
+        options: of the schedule, each a setting by its own name, as in --train.schedule.period 1000. With their
+            defaults: {"; ".join(f"{n}: {described(s.defaults)}" for n, s in SCHEDULES.items() if s.defaults)}.
+
+    Raises:
+        UserError: an unknown name, unit or option, or a value that makes no sense.
+    """
 
 
 class Rates(NamedTuple):

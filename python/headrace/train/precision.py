@@ -74,7 +74,7 @@ def cast_parameters(params: Iterable[torch.nn.Parameter], config: PrecisionConfi
         return
     for param in params:
         param.data = param.data.to(DTYPES[config.parameters])
-        param.grad_dtype = torch.float32  # type: ignore[attr-defined]
+        param.grad_dtype = torch.float32
 
 
 class LossScaler:
