@@ -71,7 +71,13 @@ class RuleConfig:
     options: dict[str, Any] = field(default_factory=dict, metadata=FREE)
 
     def given(self) -> dict[str, Any]:
-        """Arguments of `optim.create`."""
+        """Arguments of `optim.create`.
+
+        Raises:
+            UserError: an option that only the dense part has.
+        """
+        if own := [name for name in self.options if name in ("wrappers", "layer_decay", *WRAPPERS)]:
+            raise UserError(f"--optimizer.sparse.{own[0]}: tables have none", f"--optimizer.dense.{own[0]}")
         return {"name": self.name, **self.options}
 
 
