@@ -6,6 +6,7 @@ their order, dotted options. An unknown key is an error that names the nearest k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import io
@@ -23,6 +24,7 @@ from headrace.free_options import FreeOptions, free_dictionaries, merged
 
 T = TypeVar("T")
 ENV_PREFIX = "HEADRACE"
+_ENV_CONFIG = f"{ENV_PREFIX}_CONFIG"
 _BUILT_IN = {"config", "help", "print_config"}
 _DOT = "\ue000"  # stands for a dot inside a free dictionary's key, which jsonargparse would take for nesting
 _SECRET = re.compile(r"^secret:([\w.-]+)/([\w.-]+)$")
@@ -47,7 +49,8 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
 
     keys = dict(_all_keys(sections))
     free = FreeOptions(free_dictionaries(sections), keys)
-    args = _normalize(argv, keys, free)
+    from_environment = os.environ.get(_ENV_CONFIG)
+    args = _normalize(["--config", from_environment, *argv] if from_environment else argv, keys, free)
     sources = _check_arguments(args, keys, free) | _check_files(args, keys, free)
     args = free.take(args, os.environ, ENV_PREFIX)
     parser = ArgumentParser(prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False)
@@ -55,7 +58,8 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     for key, cls in sections.items():
         parser.add_class_arguments(cls, key or None)
     try:
-        namespace = parser.instantiate(parser.parse_args(args))
+        with _unset(_ENV_CONFIG):  # its file is among the arguments
+            namespace = parser.instantiate(parser.parse_args(args))
     except UserError:  # a dataclass that checks itself
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
@@ -112,6 +116,16 @@ def nearest(word: str, known: Sequence[str], cutoff: float = 0.6) -> str:
 def suggest(word: str, known: Sequence[str]) -> str:
     """`did you mean X?`, or the list of what is known."""
     return nearest(word, known, 0.5) or f"known: {', '.join(sorted(known))}"
+
+
+@contextlib.contextmanager
+def _unset(variable: str) -> Iterator[None]:
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def _pick(cls: type[T], namespace: Any) -> T:

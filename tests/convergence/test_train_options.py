@@ -283,6 +283,18 @@ def test_scaling_by_powers_of_two_leaves_float32_bits_alone() -> None:
     assert all(torch.equal(x, y) for x, y in zip(*made, strict=True))
 
 
+def test_rules_with_gradients_of_their_own_are_given_the_loops_clipping() -> None:
+    model, alone = models.create("logistic", CARDS, 13), LocalGroup(1).collective(0)
+    strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
+    replica = Replica(model, optim.create("sgd", model), strategy, alone)
+    batch = next(Source(0, 1).epoch(0))
+    ctx = replica.context(batch, BATCH, clipping=ClippingConfig(rule="value", limit=0.5))
+    grads = {name: torch.full(p.shape, 2.0) for name, p in model.named_parameters()}
+    assert ctx.clip is not None
+    ctx.clip(grads)
+    assert all(bool((g == 0.5).all()) for g in grads.values())
+
+
 def test_one_cycle_moves_the_momentum_of_rules_that_have_one() -> None:
     class Watched(optim.Optimizer):
         def __init__(self, inner: optim.Optimizer) -> None:

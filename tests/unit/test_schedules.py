@@ -12,7 +12,8 @@ import torch
 from torch.optim import lr_scheduler
 
 from headrace.errors import UserError
-from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, Plateau, Schedule, ScheduleConfig
+from headrace.optim.plateau import Plateau
+from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, Schedule, ScheduleConfig
 
 TOTAL = 40
 Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]

@@ -90,6 +90,9 @@ def test_environment_then_files_then_options(tmp_path: Path, monkeypatch: pytest
         "wrappers": {"sam": {"rho": 0.2, "adaptive": True}},
     }  # fmt: skip
     assert cfg.train.schedule.chosen() == {"every": 7, "gamma": 0.7}
+    monkeypatch.setenv("HEADRACE_CONFIG", str(file))
+    assert load().optimizer.dense.options["sam"] == {"rho": 0.2}
+    assert load("--optimizer.dense.lr", "5").optimizer.dense.options["lr"] == 5
     later = load("--optimizer.dense.lr", "9", "--config", str(file))
     assert later.optimizer.dense.options["lr"] == 2e-3  # the later wins, as for all settings
 

@@ -18,8 +18,8 @@ from headrace import optim
 from headrace.comm.local import LocalGroup
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS, WRAPPERS, averaged
+from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.context import NonFiniteStepError
-from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS, NEEDS_MODEL, NEEDS_OUTPUTS
 from headrace.optim.wrapper import AVERAGES
 from headrace.testing.problems import Problem, least_squares, logistic, perceptron
 
@@ -176,11 +176,7 @@ def test_averages_are_in_place_inside_and_the_weights_after_it() -> None:
     assert (flat(problem) == trained).all()
 
 
-_NOT_PLAIN = {NEEDS_MODEL, NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS}
-PLAIN = [name for name, spec in OPTIMIZERS.items() if not spec.traits & _NOT_PLAIN]
-
-
-@pytest.mark.parametrize("rule", PLAIN)
+@pytest.mark.parametrize("rule", OPTIMIZERS)
 def test_all_wrappers_around_any_rule_resume_to_the_same_bits(rule: str) -> None:
     whole, half = perceptron(dtype=torch.float32), perceptron(dtype=torch.float32)
     make = lambda problem: optim.create(rule, problem.model, wrappers=SETTINGS)  # noqa: E731
@@ -240,6 +236,17 @@ def test_two_ranks_make_the_step_of_one_and_hold_the_same_bits(wrapper: str) -> 
     assert (first[0] == second[0]).all()
     assert all((x == y).all() for x, y in zip(first[1], second[1], strict=True))
     assert bool(first[1]) == (AVERAGES in WRAPPERS[wrapper].traits)
+
+
+def test_sams_own_gradient_is_clipped_as_the_loop_clips() -> None:
+    problem = least_squares(noise=0.5)
+    optimizer = wrap(problem, {"sam": {"rho": 0.5}}, lr=1.0)
+    (problem.model.weight.grad,) = problem.full_gradient()
+    config = ClippingConfig(rule="norm", limit=0.01)
+    params = dict(problem.model.named_parameters())
+    ids = torch.arange(problem.rows)
+    optimizer.step(problem.context(ids, problem.rows, clip=lambda grads: clip_gradients(params, grads, config)))
+    assert np.linalg.norm(flat(problem)) == pytest.approx(0.01)
 
 
 def test_sam_with_a_bad_second_gradient_changes_nothing_and_says_so() -> None:

@@ -106,11 +106,13 @@ def global_norm(tensors: list[Tensor]) -> float:
 
 
 def _value(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
-    changed = any(float(grad.abs().max()) > config.limit for _, grad in pairs)
-    if changed:
-        for _, grad in pairs:
-            grad.clamp_(-config.limit, config.limit)
-    return changed
+    grads = [grad for _, grad in pairs]
+    largest = torch.stack([n.double() for n in torch._foreach_norm(grads, math.inf)]).max() if grads else 0.0
+    if not float(largest) > config.limit:
+        return False
+    torch._foreach_clamp_min_(grads, -config.limit)
+    torch._foreach_clamp_max_(grads, config.limit)
+    return True
 
 
 def _norm(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
@@ -121,15 +123,14 @@ def _norm(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
 
 
 def _adaptive(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
-    changed = False
+    changed = []  # looked at once, at the end: a GPU need not wait after every tensor
     for weights, grad in pairs:
         allowed = config.limit * _unit_norms(weights).clamp(min=config.eps)
         found = _unit_norms(grad)
         over = found > allowed
-        if bool(over.any()):
-            changed = True
-            grad.mul_(torch.where(over, allowed / found, torch.ones_like(found)))
-    return changed
+        grad.mul_(torch.where(over, allowed / found, torch.ones_like(found)))
+        changed.append(over.any())
+    return bool(changed) and bool(torch.stack(changed).any())
 
 
 def _unit_norms(x: Tensor) -> Tensor:

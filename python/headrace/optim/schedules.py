@@ -20,7 +20,9 @@ from typing import Any, NamedTuple
 
 from headrace.errors import UserError
 from headrace.free_options import FREE
+from headrace.optim import one_cycle
 from headrace.optim.options import choose, described, known
+from headrace.optim.plateau import Plateau
 
 NEEDS_VALIDATION = "needs_validation"  # follows the validation loss; what it has seen is state
 SCHEDULE_TRAITS = (NEEDS_VALIDATION,)
@@ -116,41 +118,6 @@ def _cycle(t: int, period: int, growth: float) -> tuple[float, float]:
     return into, length
 
 
-def one_cycle(at: At, **options: Any) -> float:
-    """1 / start_div up to 1, down to 1 / (start_div end_div)."""
-    low, end = 1.0 / options["start_div"], 1.0 / (options["start_div"] * options["end_div"])
-    return _one_cycle(at, (low, 1.0, end), options)
-
-
-def one_cycle_momentum(at: At, **options: Any) -> float | None:
-    """The other way round: high_momentum down to low_momentum, and back."""
-    if not options["cycle_momentum"]:
-        return None
-    high, low = options["high_momentum"], options["low_momentum"]
-    return _one_cycle(at, (high, low, high), options)
-
-
-def _one_cycle(at: At, corners: tuple[float, float, float], options: Mapping[str, Any]) -> float:
-    """Between corners; in three phases the way back from the second corner to the first takes as long as the way up."""
-    (first, peak, end), rise = corners, options["rise"]
-    up, last = rise * at.total - 1.0, at.total - 1.0
-    legs = [(up, first, peak), (last, peak, end)]
-    if options["three_phase"]:
-        legs = [(up, first, peak), (2.0 * rise * at.total - 2.0, peak, first), (last, first, end)]
-    begin = 0.0
-    for stop, a, b in legs[:-1]:
-        if at.t <= stop:
-            return _between(a, b, at.t, begin, stop, options["anneal"])
-        begin = stop
-    return _between(*legs[-1][1:], at.t, begin, last, options["anneal"])
-
-
-def _between(a: float, b: float, t: int, begin: float, stop: float, anneal: str) -> float:
-    """From a at `begin` to b at `stop`, and b after it."""
-    share = min(1.0, max(0.0, (t - begin) / (stop - begin))) if stop > begin else 1.0
-    return a + (b - a) * (share if anneal == "linear" else (1.0 - math.cos(math.pi * share)) / 2.0)
-
-
 def inverse_sqrt(at: At, timescale: int) -> float:
     """sqrt(k / (k + t)), k = timescale, or the length of warm-up where that is 0."""
     scale = timescale or max(1, at.warmup)
@@ -161,15 +128,6 @@ def _positive(**numbers: float) -> None:
     for name, number in numbers.items():
         if not number > 0:
             raise ValueError(f"{name} must be above 0, not {number}")
-
-
-def _check_one_cycle(*, rise: float, anneal: str, three_phase: bool, start_div: float, end_div: float,
-                     **options: Any) -> None:  # fmt: skip
-    _positive(start_div=start_div, end_div=end_div)
-    if not 0.0 < rise < (0.5 if three_phase else 1.0):
-        raise ValueError(f"rise must be a share of the run{' below a half' if three_phase else ''}, not {rise}")
-    if anneal not in ("cos", "linear"):
-        raise ValueError(f"anneal must be cos or linear, not {anneal!r}")
 
 
 def _check_cosine(period: int, growth: float, end: float) -> None:
@@ -213,13 +171,12 @@ SCHEDULES: dict[str, ScheduleSpec] = {
         defaults={"period": 0, "growth": 1.0, "end": 0.0}, check=_check_cosine,
     ),
     "one_cycle": ScheduleSpec(
-        factor=one_cycle, momentum=one_cycle_momentum, paper="Smith and Topin 2018",
+        factor=lambda at, **options: one_cycle.factor(at.t, at.total, **options),
+        momentum=lambda at, **options: one_cycle.momentum(at.t, at.total, **options),
+        paper="Smith and Topin 2018",
         rule="up to 1 in a share `rise` of the run, then down far below the start; momentum the other way round",
-        use="few epochs at high rates", check=_check_one_cycle,
-        defaults={
-            "rise": 0.3, "anneal": "cos", "three_phase": False, "start_div": 25.0, "end_div": 1e4,
-            "cycle_momentum": True, "low_momentum": 0.85, "high_momentum": 0.95,
-        },
+        use="few epochs at high rates", check=one_cycle.check,
+        defaults=one_cycle.DEFAULTS,
     ),
     "inverse_sqrt": ScheduleSpec(
         factor=inverse_sqrt, paper="Vaswani et al. 2017, section 5.3", rule="sqrt(k / (k + t))",
@@ -325,38 +282,3 @@ class Schedule:
         """Accept what `state_dict` gave."""
         if self._follower is not None and state:
             self._follower.load_state_dict(state)
-
-
-class Plateau:
-    """Lowers the rate where the validation loss stands still; patience and cooldown count evaluations.
-
-    As torch's ReduceLROnPlateau, with `end` the least factor instead of `min_lr`.
-    """
-
-    def __init__(
-        self, factor: float, patience: int, threshold: float, threshold_mode: str, cooldown: int, end: float
-    ) -> None:
-        self._factor, self._patience, self._cooldown, self._end = factor, patience, cooldown, end
-        self._threshold, self._relative = threshold, threshold_mode == "rel"
-        self.factor_now, self._best, self._bad, self._cooling = 1.0, math.inf, 0, 0
-
-    def judge(self, loss: float) -> None:
-        """Take a validation loss."""
-        limit = self._best * (1.0 - self._threshold) if self._relative else self._best - self._threshold
-        better = loss < limit
-        self._best, self._bad = (loss, 0) if better else (self._best, self._bad + 1)
-        if self._cooling:
-            self._cooling, self._bad = self._cooling - 1, 0
-        if self._bad > self._patience:
-            self.factor_now = max(self._end, self.factor_now * self._factor)
-            self._cooling, self._bad = self._cooldown, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """JSON."""
-        best = None if math.isinf(self._best) else self._best
-        return {"factor": self.factor_now, "best": best, "bad": self._bad, "cooling": self._cooling}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave."""
-        self.factor_now, self._bad, self._cooling = state["factor"], state["bad"], state["cooling"]
-        self._best = math.inf if state["best"] is None else state["best"]

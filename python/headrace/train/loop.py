@@ -81,7 +81,7 @@ class FitResult:
         seconds: of training, without evaluation and checkpoints, in this process's part of the run.
         rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's
             part of the run.
-        weights_sha256: of parameters and buffers, equal on all ranks.
+        weights_sha256: of parameters (as trained, not averaged) and buffers, equal on all ranks.
     """
 
     cursor: Cursor
