@@ -20,6 +20,7 @@ from headrace.comm.local import LocalGroup
 from headrace.data.batch import Batch
 from headrace.errors import UserError
 from headrace.launch import RankFailed, Worker
+from headrace.models.layers import SeededDropout
 from headrace.optim.clipping import ClippingConfig
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap
@@ -143,6 +144,17 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(ranks: int, overlap:
     for x, y in zip(whole["weights"], parts["weights"], strict=True):
         assert x == pytest.approx(y, rel=1e-4, abs=2e-6)
     assert whole["audits"] == parts["audits"]
+
+
+def test_every_part_of_every_step_has_a_dropout_mask_of_its_own() -> None:
+    model, alone = models.create("deepfm", CARDS, 13, hidden=(16,), dropout=0.1), LocalGroup(1).collective(0)
+    (layer,) = (m for m in model.modules() if isinstance(m, SeededDropout))
+    seeds: list[int] = []
+    layer.register_forward_pre_hook(lambda module, args: seeds.append(module.seed))
+    strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
+    parts = {"dense": {"name": "sgd"}, "sparse": {"name": "sgd"}}
+    fit(model, Source(0, 1), optim.create_parts(model, parts), strategy, alone, FitConfig(accumulate=3))
+    assert len(set(seeds)) == len(seeds) == 3 * (ROWS // BATCH)
 
 
 def test_a_batch_is_cut_into_rows_that_follow_each_other_padding_and_all() -> None:
