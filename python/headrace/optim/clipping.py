@@ -64,7 +64,15 @@ class Clipped(NamedTuple):
     clipped: bool = False
 
 
-Pairs = list[tuple[Tensor, Tensor]]
+class _Part(NamedTuple):
+    """A gradient's numbers (a view), and the parameter with the rows that they belong to (None: all)."""
+
+    param: Tensor
+    rows: Tensor | None
+    grad: Tensor
+
+    def weights(self) -> Tensor:
+        return self.param if self.rows is None else self.param.index_select(0, self.rows)
 
 
 def clip(params: Mapping[str, Tensor], config: ClippingConfig) -> Clipped:
@@ -77,21 +85,14 @@ def clip_gradients(params: Mapping[str, Tensor], grads: Mapping[str, Tensor], co
     """The same for gradients that are not in `param.grad`."""
     if config.rule == "none":
         return Clipped()
-    pairs = [
-        _rows(params[name], grad)
-        for name, grad in grads.items()
+    parts = [
+        _Part(params[name], g._indices()[0], g._values()) if g.is_sparse else _Part(params[name], None, g)
+        for name, g in grads.items()
         if not any(fnmatchcase(name, pattern) for pattern in config.exclude)
     ]
-    pairs = [(weights, grad) for weights, grad in pairs if grad.numel()]
-    norm = global_norm([grad for _, grad in pairs])
-    return Clipped(norm, CLIPPINGS[config.rule](pairs, norm, config))
-
-
-def _rows(param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and gradient as dense tensors that share rows; the gradient is a view."""
-    if not grad.is_sparse:
-        return param, grad
-    return param.index_select(0, grad._indices()[0]), grad._values()
+    parts = [part for part in parts if part.grad.numel()]
+    norm = global_norm([part.grad for part in parts])
+    return Clipped(norm, CLIPPINGS[config.rule](parts, norm, config))
 
 
 def global_norm(tensors: list[Tensor]) -> float:
@@ -105,8 +106,8 @@ def global_norm(tensors: list[Tensor]) -> float:
     return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(t.double()) for t in tensors])))
 
 
-def _value(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
-    grads = [grad for _, grad in pairs]
+def _value(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
+    grads = [part.grad for part in parts]
     largest = torch.stack([n.double() for n in torch._foreach_norm(grads, math.inf)]).max() if grads else 0.0
     if not float(largest) > config.limit:
         return False
@@ -115,20 +116,20 @@ def _value(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
     return True
 
 
-def _norm(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
+def _norm(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
     if not norm > config.limit:
         return False
-    torch._foreach_mul_([grad for _, grad in pairs], config.limit / norm)
+    torch._foreach_mul_([part.grad for part in parts], config.limit / norm)
     return True
 
 
-def _adaptive(pairs: Pairs, norm: float, config: ClippingConfig) -> bool:
+def _adaptive(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
     changed = []  # looked at once, at the end: a GPU need not wait after every tensor
-    for weights, grad in pairs:
-        allowed = config.limit * _unit_norms(weights).clamp(min=config.eps)
-        found = _unit_norms(grad)
+    for part in parts:
+        allowed = config.limit * _unit_norms(part.weights()).clamp(min=config.eps)
+        found = _unit_norms(part.grad)
         over = found > allowed
-        grad.mul_(torch.where(over, allowed / found, torch.ones_like(found)))
+        part.grad.mul_(torch.where(over, allowed / found, torch.ones_like(found)))
         changed.append(over.any())
     return bool(changed) and bool(torch.stack(changed).any())
 
@@ -140,6 +141,6 @@ def _unit_norms(x: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x, dim=tuple(range(1, x.dim())), keepdim=True)
 
 
-CLIPPINGS: dict[str, Callable[[Pairs, float, ClippingConfig], bool]] = {
+CLIPPINGS: dict[str, Callable[[list[_Part], float, ClippingConfig], bool]] = {
     "value": _value, "norm": _norm, "adaptive": _adaptive,
 }  # fmt: skip
