@@ -6,6 +6,7 @@ their order, dotted options. An unknown key is an error that names the nearest k
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import io
@@ -19,9 +20,11 @@ from typing import Any, TypeVar
 import yaml
 
 from headrace.errors import UserError
+from headrace.free_options import FreeOptions, free_dictionaries, merged
 
 T = TypeVar("T")
 ENV_PREFIX = "HEADRACE"
+_ENV_CONFIG = f"{ENV_PREFIX}_CONFIG"
 _BUILT_IN = {"config", "help", "print_config"}
 _DOT = "\ue000"  # stands for a dot inside a free dictionary's key, which jsonargparse would take for nesting
 _SECRET = re.compile(r"^secret:([\w.-]+)/([\w.-]+)$")
@@ -45,14 +48,20 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     from jsonargparse import ArgumentParser
 
     keys = dict(_all_keys(sections))
-    args = _normalize(argv, keys)
-    sources = _check_arguments(args, keys) | _check_files(args, keys)
+    free = FreeOptions(free_dictionaries(sections), keys)
+    from_environment = os.environ.get(_ENV_CONFIG)
+    args = _normalize(["--config", from_environment, *argv] if from_environment else argv, keys, free)
+    sources = _check_arguments(args, keys, free) | _check_files(args, keys, free)
+    args = free.take(args, os.environ, ENV_PREFIX)
     parser = ArgumentParser(prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file of settings; may be given again, later ones win")
     for key, cls in sections.items():
         parser.add_class_arguments(cls, key or None)
     try:
-        namespace = parser.instantiate(parser.parse_args(args))
+        with _unset(_ENV_CONFIG):  # its file is among the arguments
+            namespace = parser.instantiate(parser.parse_args(args))
+    except UserError:  # a dataclass that checks itself
+        raise
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise _in_the_users_words(error, sources) from None
     except Exception as error:  # argparse.ArgumentError is no ValueError
@@ -68,7 +77,7 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML; secrets stay references (`secret:scope/key`)."""
     buffer = io.StringIO()
-    yaml.safe_dump(_plain(dataclasses.asdict(config)), buffer, sort_keys=False)
+    yaml.safe_dump(_plain(merged(config)), buffer, sort_keys=False)
     return buffer.getvalue()
 
 
@@ -109,6 +118,16 @@ def suggest(word: str, known: Sequence[str]) -> str:
     return nearest(word, known, 0.5) or f"known: {', '.join(sorted(known))}"
 
 
+@contextlib.contextmanager
+def _unset(variable: str) -> Iterator[None]:
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
+
+
 def _pick(cls: type[T], namespace: Any) -> T:
     names = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     return cls(**{name: getattr(namespace, name) for name in names})
@@ -120,7 +139,7 @@ def _restore_dots(config: Any) -> None:
         value = getattr(config, name)
         if dataclasses.is_dataclass(value):
             _restore_dots(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and any(_DOT in str(key) for key in value):
             setattr(config, name, {str(key).replace(_DOT, "."): element for key, element in value.items()})
 
 
@@ -160,14 +179,15 @@ def _dictionary(key: str, keys: Mapping[str, Any]) -> str:
     return next((key[:at] for at in ends if "dict" in str(keys.get(key[:at], ""))), "")
 
 
-def _normalize(argv: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
+def _normalize(argv: Sequence[str], keys: Mapping[str, Any], free: FreeOptions) -> list[str]:
     """Let `--batch-size` mean `--batch_size`, and a bare `--plan` mean `--plan true`; keep `a.b` of `--conf.a.b`."""
     args = []
     for i, arg in enumerate(argv):
         name, equals, value = arg.partition("=")
-        if name.startswith("--") and _known(name[2:].replace("-", "_"), keys):
-            name = "--" + name[2:].replace("-", "_")
-        if name.startswith("--") and (parent := _dictionary(name[2:], keys)):
+        plain = name[2:].replace("-", "_")
+        if name.startswith("--") and (_known(plain, keys) or free.place(plain)[0]):
+            name = "--" + plain
+        if name.startswith("--") and not free.place(plain)[0] and (parent := _dictionary(name[2:], keys)):
             name = f"--{parent}." + name[len(parent) + 3 :].replace(".", _DOT)
         args.append(name + equals + value)
         if keys.get(name[2:]) is bool and not equals:
@@ -177,29 +197,29 @@ def _normalize(argv: Sequence[str], keys: Mapping[str, Any]) -> list[str]:
     return args
 
 
-def _check_arguments(args: Sequence[str], keys: Mapping[str, Any]) -> dict[str, str]:
+def _check_arguments(args: Sequence[str], keys: Mapping[str, Any], free: FreeOptions) -> dict[str, str]:
     sources = {}
     for arg in args:
         if not arg.startswith("--") or arg == "--":
             continue
         key = arg[2:].partition("=")[0]
-        if not _known(key, keys):
+        if not _known(key, keys) and not free.place(key)[0]:
             raise UserError(f"unknown option --{key}", nearest(key, list(keys)) or "--help lists the options")
         sources[key] = "command line"
     return sources
 
 
-def _check_files(args: Sequence[str], keys: Mapping[str, Any]) -> dict[str, str]:
+def _check_files(args: Sequence[str], keys: Mapping[str, Any], free: FreeOptions) -> dict[str, str]:
     sources: dict[str, str] = {}
     for i, arg in enumerate(args):
         if arg == "--config" and i + 1 < len(args):
-            sources |= _check_file(args[i + 1], keys)
+            sources |= _check_file(args[i + 1], keys, free)
         elif arg.startswith("--config="):
-            sources |= _check_file(arg.partition("=")[2], keys)
+            sources |= _check_file(arg.partition("=")[2], keys, free)
     return sources
 
 
-def _check_file(path: str, keys: Mapping[str, Any]) -> dict[str, str]:
+def _check_file(path: str, keys: Mapping[str, Any], free: FreeOptions) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
             root = yaml.compose(file, Loader=yaml.SafeLoader)
@@ -209,7 +229,7 @@ def _check_file(path: str, keys: Mapping[str, Any]) -> dict[str, str]:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}", "mend the line it names") from None
     sources = {}
     for key, line in _nodes(root, "", path, keys):
-        if not _known(key, keys):
+        if not _known(key, keys) and not free.place(key)[0]:
             guess = nearest(key, list(keys))
             raise UserError(f"{path}:{line}: unknown setting {key}", guess or "--print_config lists the settings")
         sources[key] = f"{path}:{line}"

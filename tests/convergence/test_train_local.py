@@ -2,81 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
+from convergence.local_rows import CARDS, ROWS, Source, run
 
 from headrace import models, optim
 from headrace.catalog.fingerprint import key_sum
-from headrace.data.batch import Batch
-from headrace.data.plan import permutation
-from headrace.launch import LaunchOptions, RankFailed, Worker, launch, values
+from headrace.launch import RankFailed, Worker
+from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.checkpoint import CheckpointStore
-from headrace.train.loop import FitConfig, Hooks, fit
-
-ROWS, BATCH, CARDS = 1000, 96, {"c1": 40, "c2": 7}
-
-
-@dataclass
-class Audit:
-    seen: int
-    dropped: int
-    key_sum: int
-    repeated: int = 0
-
-
-@dataclass
-class Source:
-    """Rows in memory, in an order of (seed, epoch) alone; rank r has the r-th part of every global batch."""
-
-    rank: int
-    size: int
-    rows: int = ROWS
-    spoil: tuple[int, int] | None = None  # (step, rank) whose dense values become NaN
-    lose: bool = False
-    seen: int = 0
-    keys: int = 0
-    data: dict[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        rng = np.random.default_rng(7)
-        dense = rng.normal(size=(self.rows, 13)).astype(np.float32)
-        sparse = np.stack([rng.integers(1, n, self.rows) for n in CARDS.values()], axis=1)
-        effect = rng.normal(size=40)
-        logit = dense[:, 0] + effect[sparse[:, 0]] - 0.5
-        label = (rng.random(self.rows) < 1 / (1 + np.exp(-logit))).astype(np.float32)
-        self.data = {"dense": dense, "sparse": sparse, "label": label, "key": np.arange(self.rows) << 40}
-
-    def steps(self, epoch: int) -> int:
-        return self.rows // BATCH
-
-    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
-        order = permutation(self.rows, 3, epoch)
-        self.seen = self.keys = 0
-        for step in range(start_step, self.steps(epoch)):
-            rows = order[step * BATCH : (step + 1) * BATCH][self.rank :: self.size]
-            batch = Batch({name: torch.from_numpy(value[rows]) for name, value in self.data.items()}, None, step)
-            if self.spoil == (step, self.rank):
-                batch.tensors["dense"][0, 0] = float("nan")
-            self._count(rows[1:] if self.lose else rows)
-            yield batch
-
-    def audit(self, epoch: int) -> Audit:
-        left = permutation(self.rows, 3, epoch)[self.steps(epoch) * BATCH :][self.rank :: self.size]
-        return Audit(self.seen, len(left), self.keys + key_sum(self.data["key"][left]))
-
-    def _count(self, rows: np.ndarray[Any, Any]) -> None:
-        self.seen += len(rows)
-        self.keys += key_sum(self.data["key"][rows])
-
-    def whole(self) -> list[Batch]:
-        return [Batch({name: torch.from_numpy(value[self.rank :: self.size]) for name, value in self.data.items()})]
+from headrace.train.fit_config import FitConfig
+from headrace.train.loop import Hooks, fit
+from headrace.train.precision import PrecisionConfig
 
 
 @dataclass
@@ -126,16 +67,6 @@ class Job:
             "skipped": result.cursor.skipped,
             "audits": [a.to_dict() for a in result.audits],
         }
-
-
-def run(job: Callable[[Worker], Any], ranks: int = 1, events: list[dict[str, Any]] | None = None) -> dict[str, Any]:
-    kept = events if events is not None else []
-    results = launch(
-        job, ranks, launcher="local", on_event=lambda rank, e: kept.append(e), timeout_s=120, options=LaunchOptions()
-    )
-    answers = values(results)
-    assert all(answer == answers[0] for answer in answers)
-    return answers[0]
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))
@@ -200,7 +131,7 @@ def test_lost_row_is_a_loud_error() -> None:
 
 
 def test_early_stopping_and_resume_after_it(tmp_path: Path) -> None:
-    cfg = FitConfig(epochs=40, eval_every=2, patience=2, schedule="linear", warmup=3)
+    cfg = FitConfig(epochs=40, eval_every=2, patience=2, schedule=ScheduleConfig(name="linear", warmup=3))
     result = run(Job(tmp_path, cfg=cfg))
     assert result["stopped"] == "early"
     assert run(Job(tmp_path, cfg=cfg))["sha"] == result["sha"]
@@ -215,4 +146,4 @@ def test_another_number_of_ranks_resumes(tmp_path: Path) -> None:
 
 
 def test_bf16_learns() -> None:
-    assert run(Job(cfg=FitConfig(epochs=3, bf16=True)))["metrics"]["auc"] > 0.75
+    assert run(Job(cfg=FitConfig(epochs=3, precision=PrecisionConfig(compute="bf16"))))["metrics"]["auc"] > 0.75

@@ -1,4 +1,4 @@
-"""Making optimizers, and the schedule: names, options, parts, errors. What optimizers do is in test_optim_exam."""
+"""Making optimizers: names, options, parts, errors. What optimizers do is in test_optim_exam."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from torch import nn
 
 from headrace import models, optim
 from headrace.errors import UserError
-from headrace.optim.schedules import factor
 from headrace.optim.spec import DENSE_ONLY
 
 PARTS = {"dense": {"name": "adamw", "lr": 0.01}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
@@ -40,8 +39,16 @@ def test_mistakes_are_named() -> None:
         optim.create("sgd", param, lr=-1.0)
     with pytest.raises(UserError, match=r"betas\[1\]"):
         optim.create("adam", param, betas=(0.9, 1.0))
-    with pytest.raises(UserError, match="one of constant, linear"):
-        factor("cosine", 0, 10)
+    with pytest.raises(UserError, match="lr must be of type float, like 0.001, not 'fast'"):
+        optim.create("adam", param, lr="fast")
+    with pytest.raises(UserError, match=r"betas must be a list like \[0.9, 0.999\]"):
+        optim.create("adam", param, betas=[0.9])
+    with pytest.raises(UserError, match=r"did you mean sam"):
+        optim.create("adam", param, wrappers={"samm": {}})
+    with pytest.raises(UserError, match=r"sam has no option 'lr'"):
+        optim.create("adam", param, wrappers={"sam": {"lr": 1.0}})
+    with pytest.raises(UserError, match=r"all rows of the embedding tables"):
+        optim.create("sgd", param, row_sparse=True, wrappers={"ema": {}})
 
 
 def _trained(model: nn.Module, optimizer: optim.Optimizer, steps: range) -> None:
@@ -81,9 +88,3 @@ def test_registry_is_described() -> None:
     for spec in optim.OPTIMIZERS.values():
         assert all((spec.paper, spec.rule, spec.use, spec.state, spec.cost))
         assert "lr" in spec.defaults
-
-
-def test_schedules() -> None:
-    assert [factor("constant", t, 10, 4) for t in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert factor("linear", 0, 10) == 1.0
-    assert [factor("linear", t, 10, 2) for t in (0, 1, 2, 6, 10)] == [0.5, 1.0, 1.0, 0.5, 0.0]

@@ -21,12 +21,14 @@ from headrace.optim import (
     adam_8bit,
     adamw,
     amsgrad,
+    ema,
     hessian_free,
     kfac,
     lamb,
     lars,
     lbfgs,
     lion,
+    lookahead,
     momentum,
     muon,
     nadam,
@@ -36,16 +38,22 @@ from headrace.optim import (
     rowwise_adagrad,
     sag,
     saga,
+    sam,
     sarah,
     scsg,
     sgd,
     shampoo,
     soap,
     svrg,
+    swa,
 )
 from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
-from headrace.optim.context import StepContext
+from headrace.optim.context import NonFiniteStepError, StepContext
+from headrace.optim.layer_decay import layer_groups
+from headrace.optim.master_weights import HALF, MasterWeights
+from headrace.optim.options import choose, known
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
+from headrace.optim.wrapper import WrapperSpec, averaged
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgd": sgd.SPEC,
@@ -56,27 +64,29 @@ OPTIMIZERS: dict[str, OptimizerSpec] = {
     "adadelta": adadelta.SPEC,
     "rmsprop": rmsprop.SPEC,
     "adam": adam.SPEC,
-    "adamw": adamw.SPEC,
-    "sag": sag.SPEC,
-    "saga": saga.SPEC,
-    "svrg": svrg.SPEC,
-    "sarah": sarah.SPEC,
-    "scsg": scsg.SPEC,
     "nadam": nadam.SPEC,
     "amsgrad": amsgrad.SPEC,
+    "adamw": adamw.SPEC,
+    "adam_8bit": adam_8bit.SPEC,
     "adafactor": adafactor.SPEC,
     "lion": lion.SPEC,
     "muon": muon.SPEC,
-    "kfac": kfac.SPEC,
-    "adam_8bit": adam_8bit.SPEC,
     "lars": lars.SPEC,
     "lamb": lamb.SPEC,
-    "shampoo": shampoo.SPEC,
-    "soap": soap.SPEC,
     "lbfgs": lbfgs.SPEC,
     "hessian_free": hessian_free.SPEC,
     "natural_gradient": natural_gradient.SPEC,
+    "kfac": kfac.SPEC,
+    "shampoo": shampoo.SPEC,
+    "soap": soap.SPEC,
+    "sag": sag.SPEC,
+    "svrg": svrg.SPEC,
+    "saga": saga.SPEC,
+    "sarah": sarah.SPEC,
+    "scsg": scsg.SPEC,
 }
+
+WRAPPERS: dict[str, WrapperSpec] = {"lookahead": lookahead.SPEC, "sam": sam.SPEC, "ema": ema.SPEC, "swa": swa.SPEC}
 
 
 def spec_of(name: str) -> OptimizerSpec:
@@ -98,37 +108,71 @@ def create(
     *,
     model: nn.Module | None = None,
     row_sparse: bool = False,
+    wrappers: Mapping[str, Mapping[str, Any]] | None = None,
+    layer_decay: float = 1.0,
     **options: Any,
 ) -> Optimizer:
-    """Make an optimizer.
+    """Make an optimizer; parameters of half precision get float32 masters (see master_weights).
 
     Args:
         name: a key of OPTIMIZERS.
         model_or_params: a model (all its parameters), or tensors, (name, tensor) pairs or torch parameter groups.
         model: whose parameters these are, for rules that look into its layers; taken from a model by itself.
         row_sparse: the gradients will be row-sparse; taken from a model by itself.
+        wrappers: options of each of WRAPPERS that goes around the rule, the innermost first.
+        layer_decay: see optim.layer_decay; 1: all layers have one rate.
         options: of the rule; OPTIMIZERS[name].defaults are the others.
 
     Raises:
-        UserError: unknown name or option, a value out of range, a dense-only rule for row-sparse gradients, or a rule
-            that needs the model without it.
+        UserError: unknown name or option, a value out of range or of another type, a dense-only rule for row-sparse
+            gradients, a rule that needs the model without it, or dress for parameters that cannot wear it.
     """
     spec = spec_of(name)
-    unknown = sorted(set(options) - set(spec.defaults))
-    if unknown:
-        raise UserError(f"optimizer {name} has no option {unknown[0]!r}", f"its options are {', '.join(spec.defaults)}")
+    chosen = choose(f"optimizer {name}", spec.defaults, options)
     params: Any = model_or_params
     if isinstance(model_or_params, nn.Module):
         model, params = model_or_params, model_or_params.named_parameters()
         row_sparse = row_sparse or bool(row_sparse_parameters(model_or_params))
     if row_sparse and ACCEPTS_SPARSE not in spec.traits:
         raise dense_only(name)
-    chosen = {**spec.defaults, **options}
-    if NEEDS_MODEL not in spec.traits:
-        return spec.factory(params, **chosen)
-    if model is None:
-        raise UserError(f"optimizer {name} looks into the model's layers", "give it the model: model=...")
-    return spec.factory(params, model=model, **chosen)
+    if NEEDS_MODEL in spec.traits:
+        if model is None:
+            raise UserError(f"optimizer {name} looks into the model's layers", "give it the model: model=...")
+        chosen["model"] = model
+    params = list(params)
+    dress = {key: choose(key, _wrapper(key, row_sparse).defaults, given) for key, given in (wrappers or {}).items()}
+
+    def make(params: Any) -> Optimizer:
+        if layer_decay != 1.0:
+            params = layer_groups(_named(params, "layer_decay"), chosen["lr"], layer_decay)
+        made = spec.factory(params, **chosen)
+        for key, own in dress.items():
+            made = WRAPPERS[key].factory(made, **own)
+        return made
+
+    if any(isinstance(pair, tuple) and pair[1].dtype in HALF for pair in params):
+        if NEEDS_MODEL in spec.traits or row_sparse:
+            raise UserError(
+                f"optimizer {name} cannot work on float32 masters of parameters of half precision",
+                "--train.precision.parameters float32",
+            )
+        return MasterWeights(_named(params, "master weights"), make)
+    return make(params)
+
+
+def _wrapper(name: str, row_sparse: bool) -> WrapperSpec:
+    known("optimizer.dense.wrappers", name, WRAPPERS)
+    if row_sparse:
+        raise UserError(
+            f"{name} would go through all rows of the embedding tables at every step", "--optimizer.dense.wrappers"
+        )
+    return WRAPPERS[name]
+
+
+def _named(params: list[Any], what: str) -> list[tuple[str, Any]]:
+    if not all(isinstance(pair, tuple) for pair in params):
+        raise UserError(f"{what}: parameters must have names", "give the model, or model.named_parameters()")
+    return params
 
 
 def create_parts(model: nn.Module, parts: Mapping[str, Mapping[str, Any]]) -> Combined:
@@ -165,6 +209,6 @@ def row_sparse_parameters(model: nn.Module) -> set[int]:
 
 
 __all__ = [
-    "OPTIMIZERS", "Combined", "Optimizer", "OptimizerSpec", "RuleOptimizer", "StepContext", "create", "create_parts",
-    "spec_of",
+    "OPTIMIZERS", "WRAPPERS", "Combined", "NonFiniteStepError", "Optimizer", "OptimizerSpec", "RuleOptimizer",
+    "StepContext", "WrapperSpec", "averaged", "create", "create_parts", "spec_of",
 ]  # fmt: skip

@@ -51,6 +51,10 @@ class Optimizer(torch.optim.Optimizer):
         """Bytes of all tensors kept between steps."""
         return tensor_bytes(self.state_dict())
 
+    def averages(self) -> list[tuple[Tensor, Tensor]]:
+        """Parameters and the averages that evaluation and export use instead; none but from wrappers that average."""
+        return []
+
     def named(self) -> dict[str, Tensor]:
         """All parameters by the model's names.
 
@@ -140,6 +144,10 @@ class Combined(Optimizer):
         """See `Optimizer.step`."""
         for part in self.parts.values():
             part.step(ctx)
+
+    def averages(self) -> list[tuple[Tensor, Tensor]]:
+        """See `Optimizer.averages`."""
+        return [pair for part in self.parts.values() for pair in part.averages()]
 
     def state_dict(self) -> dict[str, Any]:
         """State of every part by its name."""

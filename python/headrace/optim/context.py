@@ -14,6 +14,10 @@ from headrace.comm.sums import sum_in_rank_order
 Named = dict[str, Tensor]
 
 
+class NonFiniteStepError(ArithmeticError):
+    """A rule met NaN or Inf in what it computed itself, on all ranks alike, and has changed nothing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepContext:
     """One global batch as a rank sees it. Plain rules ignore it.
@@ -27,6 +31,8 @@ class StepContext:
         keys: row keys of this rank's rows [B], int64; -1 where a row is padding.
         full_pass: contexts that go through all training rows once, of them this rank's share, as many on every rank.
         collective: the way to the other ranks; None: there are none.
+        clip: what the loop does to gradients before a step, in place, by the model's names: for rules that take a
+            gradient of their own; None: nothing.
     """
 
     outputs_at: Callable[[Mapping[str, Tensor] | None], Tensor]
@@ -36,6 +42,7 @@ class StepContext:
     keys: Tensor | None = None
     full_pass: Callable[[], Iterator[StepContext]] | None = None
     collective: Collective | None = None
+    clip: Callable[[Named], object] | None = None
 
     def loss_at(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """This rank's part of the global batch's mean loss, differentiable: summed over ranks it is the mean.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from headrace.errors import UserError
 from headrace.pipelines import featurize_ctr, generate_criteo, ingest_criteo, train_ctr
-from headrace.pipelines.train_config import LoopSettings, ModelConfig, OptimizerConfig, RuleConfig
+from headrace.pipelines.train_config import DenseRuleConfig, LoopSettings, ModelConfig, OptimizerConfig, RuleConfig
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ CONTENDERS = (
     Contender("logistic", ModelConfig(name="logistic"), "at least 0.02 below"),
     Contender("no categories", dataclasses.replace(_DEEPFM, categories=False), "at least 0.05 below"),
 )
-_DENSE = RuleConfig(name="adam", lr=1e-3)
-_SPARSE = RuleConfig(name="rowwise_adagrad", lr=0.02, eps=1e-8, initial_accumulator=0.0)
+_DENSE = DenseRuleConfig(name="adam", options={"lr": 1e-3})
+_SPARSE = RuleConfig(name="rowwise_adagrad", options={"lr": 0.02, "eps": 1e-8, "initial_accumulator": 0.0})
 
 
 @dataclass(kw_only=True)

@@ -7,6 +7,7 @@ import dataclasses
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,18 @@ from typing import Any
 import yaml
 
 from headrace.errors import UserError
+from headrace.free_options import FREE
+from headrace.optim import OPTIMIZERS, WRAPPERS
+from headrace.optim.clipping import ClippingConfig
+from headrace.optim.options import described
+from headrace.optim.schedules import ScheduleConfig
+from headrace.optim.spec import ACCEPTS_SPARSE
+from headrace.train.precision import PrecisionConfig
 from headrace.train.tracking import TrackingConfig
 
 __all__ = [
-    "DataSettings", "LoopSettings", "ModelConfig", "OptimizerConfig", "RuleConfig", "TrackingConfig",
+    "ClippingConfig", "DataSettings", "DenseRuleConfig", "LoopSettings", "ModelConfig", "OptimizerConfig",
+    "PrecisionConfig", "RuleConfig", "ScheduleConfig", "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
@@ -56,33 +65,67 @@ class ModelConfig:
 
 @dataclass(kw_only=True)
 class RuleConfig:
-    """An optimizer; what is left out is the rule's own default.
+    """The optimizer of the embedding tables; the help is made of OPTIMIZERS, below."""
 
-    Args:
-        name: adam, adamw, adagrad, rowwise_adagrad, sgd, momentum or nesterov; embedding tables take those that update
-            touched rows only (rowwise_adagrad, adagrad, sgd).
-        lr: learning rate; null, here and below: the rule's own default.
-        weight_decay: so much of a parameter is added to its gradient (adamw: times lr, taken off the parameter).
-        eps: added to a denominator.
-        momentum: of momentum and nesterov.
-        betas: of the Adam family, as [0.9,0.999].
-        initial_accumulator: of the AdaGrad family.
-        options: further options by name.
-    """
-
-    name: str = "adam"
-    lr: float | None = None
-    weight_decay: float | None = None
-    eps: float | None = None
-    momentum: float | None = None
-    betas: list[float] | None = None
-    initial_accumulator: float | None = None
-    options: dict[str, float | str | None] = field(default_factory=dict)
+    name: str = "rowwise_adagrad"
+    options: dict[str, Any] = field(default_factory=dict, metadata=FREE)
 
     def given(self) -> dict[str, Any]:
-        """Name and the options that are set."""
-        settings = {k: v for k, v in dataclasses.asdict(self).items() if v is not None and k != "options"}
-        return settings | self.options
+        """Arguments of `optim.create`.
+
+        Raises:
+            UserError: an option that only the dense part has.
+        """
+        if own := [name for name in self.options if name in ("wrappers", "layer_decay", *WRAPPERS)]:
+            raise UserError(f"--optimizer.sparse.{own[0]}: tables have none", f"--optimizer.dense.{own[0]}")
+        return {"name": self.name, **self.options}
+
+
+@dataclass(kw_only=True)
+class DenseRuleConfig(RuleConfig):
+    """The optimizer of all other parameters; the help is made of OPTIMIZERS and WRAPPERS, below."""
+
+    name: str = "adam"
+    wrappers: list[str] = field(default_factory=list)
+    layer_decay: float = 1.0
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of `optim.create`.
+
+        Raises:
+            UserError: options of a wrapper that is not there.
+        """
+        if idle := [name for name in WRAPPERS if name in self.options and name not in self.wrappers]:
+            raise UserError(f"options of {idle[0]}, which is not there", f"--optimizer.dense.wrappers [{idle[0]}]")
+        rule = {name: value for name, value in self.options.items() if name not in self.wrappers}
+        around = {name: self.options.get(name, {}) for name in self.wrappers}
+        return {"name": self.name, **rule, "wrappers": around, "layer_decay": self.layer_decay}
+
+
+def _options_of(specs: Mapping[str, Any], prefix: str) -> str:
+    """`sgd: lr 0.01, weight_decay 0.0; adam: ...`, for help."""
+    return "; ".join(f"{prefix}{name}: {described(spec.defaults) or 'none'}" for name, spec in specs.items())
+
+
+_TABLE_RULES = {name: spec for name, spec in OPTIMIZERS.items() if ACCEPTS_SPARSE in spec.traits}
+
+RuleConfig.__doc__ = f"""The optimizer of the embedding tables.
+
+    Args:
+        name: one of {", ".join(_TABLE_RULES)} (rules that update touched rows only).
+        options: of the rule, each a setting by its own name, as in --optimizer.sparse.lr 0.02. With their defaults:
+            {_options_of(_TABLE_RULES, "")}.
+    """
+DenseRuleConfig.__doc__ = f"""The optimizer of all other parameters.
+
+    Args:
+        name: one of {", ".join(OPTIMIZERS)}.
+        options: of the rule, each a setting by its own name, as in --optimizer.dense.lr 0.01. With their defaults:
+            {_options_of(OPTIMIZERS, "")}. And of wrappers, as in --optimizer.dense.sam.rho 0.1:
+            {_options_of(WRAPPERS, "")}.
+        wrappers: around the rule, the innermost first, as in [sam,ema]: of {", ".join(WRAPPERS)}.
+        layer_decay: each layer's rate is so many times that of the next; 1: one rate.
+    """
 
 
 @dataclass(kw_only=True)
@@ -94,8 +137,8 @@ class OptimizerConfig:
         sparse: for embedding tables (row-sparse gradients).
     """
 
-    dense: RuleConfig = field(default_factory=lambda: RuleConfig(name="adam"))
-    sparse: RuleConfig = field(default_factory=lambda: RuleConfig(name="rowwise_adagrad"))
+    dense: DenseRuleConfig = field(default_factory=DenseRuleConfig)
+    sparse: RuleConfig = field(default_factory=RuleConfig)
 
 
 @dataclass(kw_only=True)
@@ -112,11 +155,13 @@ class LoopSettings:
         keep_checkpoints: how many of the newest stay.
         log_every: steps between figures of the loss.
         on_nonfinite: stop or skip, when a loss or gradient is not a number.
-        schedule: constant or linear (falls to 0).
-        warmup: steps over which learning rates rise.
+        accumulate: parts that a rank's rows of a batch go through in: less memory, the same step.
         patience: stop after so many evaluations without a better logloss; 0 never.
         overlap: on or off: exchange dense gradients while backward runs; auto: where ranks are on several machines.
             The bits are the same.
+        schedule: of the learning rates.
+        clipping: of the gradients.
+        precision: types of numbers.
     """
 
     batch_size: int = 0
@@ -127,10 +172,12 @@ class LoopSettings:
     keep_checkpoints: int = 2
     log_every: int = 20
     on_nonfinite: str = "stop"
-    schedule: str = "constant"
-    warmup: int = 0
+    accumulate: int = 1
     patience: int = 0
     overlap: str = "auto"
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    clipping: ClippingConfig = field(default_factory=ClippingConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
 
 
 @dataclass(kw_only=True)
@@ -157,16 +204,23 @@ def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
         UserError: a key that the configuration has not.
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
+    free = next((f.name for f in fields.values() if f.metadata.get("free")), "")
+    unknown = {name: value for name, value in values.items() if name not in fields}
+    if unknown and not free:
         raise UserError(
-            f"{cls.__name__} has no setting {unknown[0]!r}", "the run was made by another version of headrace"
+            f"{cls.__name__} has no setting {sorted(unknown)[0]!r}", "the run was made by another version of headrace"
         )
-    made = {}
+    made: dict[str, Any] = {free: unknown} if free else {}
     for name, value in values.items():
+        if name in unknown:
+            continue
         factory = fields[name].default_factory
         nested = factory() if factory is not dataclasses.MISSING else None
-        made[name] = from_dict(type(nested), value) if dataclasses.is_dataclass(nested) else value
+        if dataclasses.is_dataclass(nested):
+            if not isinstance(value, dict):
+                raise UserError(f"setting {name} was {value!r}", "the run was made by another version of headrace")
+            value = from_dict(type(nested), value)
+        made[name] = value
     return cls(**made)
 
 

@@ -36,6 +36,7 @@ from headrace.report import Report
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+    from headrace.train.fit_config import FitConfig
     from headrace.train.job import TrainJob
 
 SPLITS = ("train", "validation", "test")
@@ -60,7 +61,6 @@ class Config:
         data: how rows become batches.
         tracking: where the run is recorded.
         reduction: ordered (the same bits under every launcher) or ring.
-        bf16: forward and backward under bfloat16 autocast.
         device: auto (a GPU where there is one), cpu, cuda.
         threads: torch threads of a rank; 0: cores of this machine divided by ranks. Bits depend on it.
         resume: run id or path to go on with, or auto: the newest that has not ended. Its own settings are used.
@@ -81,7 +81,6 @@ class Config:
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     reduction: str = "ordered"
-    bf16: bool = False
     device: str = "auto"
     threads: int = 0
     resume: str = ""
@@ -142,7 +141,6 @@ def check(cfg: Config) -> None:
         UserError: naming the setting.
     """
     from headrace.models import MODELS
-    from headrace.optim import create
     from headrace.strategies import OVERLAP, REDUCERS
 
     for setting, value, known in (
@@ -155,12 +153,24 @@ def check(cfg: Config) -> None:
             raise UserError(f"--{setting} {value!r} is not one of {', '.join(known)}")
     if cfg.ranks < 1 or cfg.ranks > cfg.data.lanes:
         raise UserError(f"--ranks {cfg.ranks} with {cfg.data.lanes} lanes", "1 rank or more, at most --data.lanes")
+    fit_config(cfg)
+    _check_optimizers(cfg)
+
+
+def _check_optimizers(cfg: Config) -> None:
+    """Make the optimizers for a model of the run's layers and tables of a few rows."""
     import torch
 
-    probe = [torch.nn.Parameter(torch.zeros(1))]
-    for part in ("dense", "sparse"):
-        options = getattr(cfg.optimizer, part).given()
-        create(options.pop("name"), probe, row_sparse=part == "sparse" and cfg.model.categories, **options)
+    from headrace.models import create as create_model
+    from headrace.optim import create, create_parts
+    from headrace.train.precision import cast_parameters
+
+    parts = {"dense": cfg.optimizer.dense.given(), "sparse": cfg.optimizer.sparse.given()}
+    options = {name: value for name, value in dataclasses.asdict(cfg.model).items() if name != "standardize"}
+    probe = create_model(options.pop("name"), {"c1": 3, "c2": 3}, 2, **options)
+    cast_parameters(probe.dense_parameters(), cfg.train.precision)
+    create_parts(probe, parts)
+    create(**parts["sparse"], model_or_params=[torch.nn.Parameter(torch.zeros(1))])  # also where there are no tables
 
 
 def require_table(cfg: Config) -> None:
@@ -208,13 +218,8 @@ def automatic_batch(rows: int, lanes: int) -> int:
 def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> TrainJob:
     """The run as values that are sent to the ranks."""
     from headrace.data.stream import DataConfig
-    from headrace.train.job import FAST_STEPS, TrainJob
-    from headrace.train.loop import FitConfig
+    from headrace.train.job import TrainJob
 
-    loop = dataclasses.asdict(cfg.train)
-    batch_size, keep, overlap = (loop.pop(name) for name in ("batch_size", "keep_checkpoints", "overlap"))
-    if cfg.fast:
-        loop |= {"epochs": 1, "max_steps": FAST_STEPS, "checkpoint_every": 4, "eval_every": 4, "log_every": 1}
     metadata = tables["train"].metadata
     model = _model_settings(cfg, tables["train"])
     kept = ("transform", "vocabulary_version", "bronze_version", "split")
@@ -226,16 +231,32 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         model=model,
         optimizers={part: getattr(cfg.optimizer, part).given() for part in ("dense", "sparse")},
         data=DataConfig(seed=cfg.seed, **dataclasses.asdict(cfg.data)),
-        batch_size=batch_size,
-        fit=FitConfig(**loop, bf16=cfg.bf16, seed=cfg.seed),
+        batch_size=cfg.train.batch_size,
+        fit=fit_config(cfg),
         reduction=cfg.reduction,
         device=cfg.device,
         directory=str(directory),
-        keep=keep,
-        overlap=overlap,
+        keep=cfg.train.keep_checkpoints,
+        overlap=cfg.train.overlap,
         about=about,
         fast=cfg.fast,
     )
+
+
+def fit_config(cfg: Config) -> FitConfig:
+    """Settings of the loop.
+
+    Raises:
+        UserError: one that makes no sense.
+    """
+    from headrace.train.fit_config import FitConfig
+    from headrace.train.job import FAST_STEPS
+
+    others = ("batch_size", "keep_checkpoints", "overlap")
+    loop = {f.name: getattr(cfg.train, f.name) for f in dataclasses.fields(cfg.train) if f.name not in others}
+    if cfg.fast:
+        loop |= {"epochs": 1, "max_steps": FAST_STEPS, "checkpoint_every": 4, "eval_every": 4, "log_every": 1}
+    return FitConfig(**loop, seed=cfg.seed)
 
 
 def _model_settings(cfg: Config, table: PinnedTable) -> dict[str, Any]:
@@ -334,7 +355,8 @@ def _finish(
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
-    report.results |= {name: first[name] for name in ("epochs", "steps", "skipped_steps", "audits", "stopped")}
+    report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
+    report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")
     monitor.finish()
     (directory / "report.json").write_text(report.to_json(), encoding="utf-8")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headrace.free_options import merged
 from headrace.report import Report
 from headrace.train.events import Event, EventLog, read_events
 from headrace.train.report_html import figures, warnings_of, write_report
@@ -38,7 +38,7 @@ class Monitor:
     def __enter__(self) -> Monitor:
         tags = {"model": self.cfg.model.name, "launcher": self.cfg.launcher, "ranks": str(self.cfg.ranks)}
         tags |= {"vocabulary_version": str(self.job.about.get("vocabulary_version"))}
-        self.tracker.start(asdict(self.cfg), tags, self.job.tables)
+        self.tracker.start(merged(self.cfg), tags, self.job.tables)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
@@ -61,7 +61,7 @@ class Monitor:
         events = read_events(self.directory / "events.jsonl")
         for text in warnings_of(self.last.get("test") or self.last.get("validation") or {}):
             self.report.warn(text)
-        facts = {"results": self.report.results, "settings": asdict(self.cfg), "versions": dict(self.job.about)}
+        facts = {"results": self.report.results, "settings": merged(self.cfg), "versions": dict(self.job.about)}
         write_report(self.directory / "report.html", self.directory.name, facts, events)
         for name, figure in figures(events).items():
             self.tracker.figure(name, figure)
@@ -127,3 +127,8 @@ class Monitor:
     def _on_nonfinite(self, event: Event) -> None:
         ranks = ", ".join(map(str, event["ranks"]))
         self.report.warn(f"step {event['step']}: loss or gradient not finite on rank {ranks}: {event['action']}")
+
+    def _on_overflow(self, event: Event) -> None:
+        self.report.say(
+            f"step {event['step']}: fp16 overflowed, left out; scale of the loss now {event['loss_scale']:g}"
+        )

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from headrace.comm import LocalGroup
 from headrace.errors import UserError
 from headrace.optim import Optimizer, OptimizerSpec, StepContext
-from headrace.optim.schedules import factor
+from headrace.optim.schedules import Schedule, ScheduleConfig
 from headrace.optim.spec import (
     ACCEPTS_SPARSE,
     NEEDS_CLOSURE,
@@ -186,10 +186,10 @@ def reaches_minima(name: str, spec: OptimizerSpec, exam: Exam) -> None:
             continue
         assert problem.minimum is not None
         optimizer = make(spec, problem.model, **run.options)
-        bases = [group["lr"] for group in optimizer.param_groups]
+        bases, schedule = [group["lr"] for group in optimizer.param_groups], Schedule(ScheduleConfig(name=run.schedule))
         for step, ids in enumerate(problem.batches(run.batch or problem.rows, run.steps)):
             for group, base in zip(optimizer.param_groups, bases, strict=True):
-                group["lr"] = base * factor(run.schedule, step, run.steps)
+                group["lr"] = base * schedule.rates(step, 1, run.steps).factor
             problem.step(optimizer, ids)
         gap = problem.value() - problem.minimum
         assert gap <= run.gap, f"{name}, {what}: {gap:.3g} above the minimum after {run.steps} steps, not {run.gap:.3g}"

@@ -28,6 +28,8 @@ class Cursor:
         rows_before: of this epoch, seen by all ranks before the resume.
         keys_before: their key sum.
         skipped: steps left out because of bad numbers.
+        overflows: steps left out because fp16 overflowed.
+        clipped: steps whose gradient was clipped.
         best: lowest validation logloss.
         stale: evaluations since then.
         evaluation_due: a stop came before the evaluation that belongs here.
@@ -41,6 +43,8 @@ class Cursor:
     rows_before: int = 0
     keys_before: int = 0
     skipped: int = 0
+    overflows: int = 0
+    clipped: int = 0
     best: float | None = None
     stale: int = 0
     evaluation_due: bool = False

@@ -13,8 +13,10 @@ import torch
 from headrace import optim
 from headrace.comm.local import LocalGroup
 from headrace.optim import Optimizer
+from headrace.optim.clipping import clip
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
+from headrace.train.precision import cast_parameters
 from headrace.train.replica import Replica
 
 _MEASURED = 4
@@ -62,6 +64,7 @@ def estimate(job: TrainJob, ranks: int, threads: int, launcher: str) -> Estimate
 
 def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     model = job.make_model().to(choose_device(job.device, 0))
+    cast_parameters(model.dense_parameters(), job.fit.precision)
     optimizer = optim.create_parts(model, job.optimizers)
     alone = LocalGroup(1).collective(0)
     replica = Replica(
@@ -72,14 +75,16 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     device = next(model.parameters()).device
     batches = list(islice(stream.epoch(0), _MEASURED))
     # A pass over all rows is not estimated: one over these stands for it, so that rules find rows by their keys.
-    these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows), batches)
+    these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows, job.fit.precision), batches)
     for step, batch in enumerate(batches):
         start = time.perf_counter()
         on_device = batch.to(device)
-        _, outputs = replica.backward(on_device, job.fit.bf16)
+        _, outputs = replica.backward(on_device, job.fit.precision, parts=job.fit.accumulate)
         replica.exchange(step, batch.rows)
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
-        replica.update(replica.context(on_device, batch.rows, outputs, full_pass=these), step)
+        clip(replica.params, job.fit.clipping)
+        context = replica.context(on_device, batch.rows, job.fit.precision, outputs=outputs, full_pass=these)
+        replica.update(context, step)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()

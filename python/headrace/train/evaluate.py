@@ -17,6 +17,7 @@ from headrace.comm.base import Collective
 from headrace.data.batch import Batch
 from headrace.train import metrics
 from headrace.train.metrics import Metrics
+from headrace.train.precision import PrecisionConfig
 
 _ASK_EVERY = 16
 
@@ -45,7 +46,7 @@ def evaluate(
     batches: Iterable[Batch],
     collective: Collective,
     *,
-    bf16: bool = False,
+    precision: PrecisionConfig | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """Score all batches (the same number on every rank) and gather.
@@ -61,7 +62,7 @@ def evaluate(
         for number, batch in enumerate(batches):
             if number % _ASK_EVERY == 0 and agreed(should_stop(), collective):
                 return None
-            scores.append(_score(model, batch.to(device), bf16))
+            scores.append(_score(model, batch.to(device), precision or PrecisionConfig()))
     finally:
         model.train(training)
     everyone = collective.allgather(torch.from_numpy(np.concatenate(scores)))
@@ -71,9 +72,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def _score(model: nn.Module, batch: Batch, bf16: bool) -> np.ndarray[Any, Any]:
+def _score(model: nn.Module, batch: Batch, precision: PrecisionConfig) -> np.ndarray[Any, Any]:
     label = batch.tensors["label"]
-    with torch.autocast(label.device.type, torch.bfloat16, enabled=bf16):
+    with precision.autocast(label.device.type):
         logits = model(**batch.inputs())
     pairs = torch.stack((logits.float(), label), dim=1)
     return np.asarray((pairs if batch.mask is None else pairs[batch.mask]).cpu().numpy())

@@ -27,7 +27,9 @@ from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
 from headrace.train.export import save_model
-from headrace.train.loop import FitConfig, FitResult, Hooks, fit
+from headrace.train.fit_config import FitConfig
+from headrace.train.loop import FitResult, Hooks, fit
+from headrace.train.precision import cast_parameters
 
 FAST_STEPS = 8
 _EVALUATION_BATCH = 8192
@@ -89,6 +91,7 @@ class TrainJob:
         device = choose_device(self.device, worker.local_rank)
         with worker.alone():
             model = self.make_model().to(device)
+        cast_parameters(model.dense_parameters(), self.fit.precision)
         optimizer = optim.create_parts(model, self.optimizers)
         strategy = self.make_strategy(model, collective)
         train = self.stream("train", collective.rank, collective.size, planned=True)
@@ -96,13 +99,15 @@ class TrainJob:
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
         try:
             result = fit(model, train, optimizer, strategy, collective, self.fit, worker_events, self._hooks(worker))
-            test = None if result.stopped == "asked" else self._test(model, worker)
+            with optim.averaged(optimizer):
+                test = None if result.stopped == "asked" else self._test(model, worker)
         finally:
             train.close()
             strategy.close()
         if test is not None and collective.rank == 0:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
-            save_model(model, Path(self.directory), dict(self.model), dict(self.about))
+            with optim.averaged(optimizer):
+                save_model(model, Path(self.directory), dict(self.model), dict(self.about))
         return summary(result, test, collective)
 
     def make_model(self) -> models.ClickModel:
@@ -150,7 +155,11 @@ class TrainJob:
 
     def _test(self, model: models.ClickModel, worker: Worker) -> Evaluation | None:
         return evaluate(
-            model, self._batches("test", worker), worker.collective, bf16=self.fit.bf16, should_stop=worker.should_stop
+            model,
+            self._batches("test", worker),
+            worker.collective,
+            precision=self.fit.precision,
+            should_stop=worker.should_stop,
         )
 
 
@@ -184,6 +193,8 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> 
         "epochs": result.cursor.epoch,
         "steps": result.cursor.global_step,
         "skipped_steps": result.cursor.skipped,
+        "overflow_steps": result.cursor.overflows,
+        "clipped_steps": result.cursor.clipped,
         "rows_per_second": result.rows_per_second,
         "train_seconds": result.seconds,
         "weights_sha256": result.weights_sha256,

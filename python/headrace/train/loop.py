@@ -1,8 +1,6 @@
 """The training loop: one for one rank and many.
 
-    every step: forward, backward of the SUM of losses over this rank's rows -> control word (loss, rows, bad?, stop?)
-    gathered from all ranks -> strategy.on_gradients (sums over ranks) -> divided by the global number of rows ->
-    optimizers -> strategy.on_parameters
+    epochs of steps (train.step) -> evaluations, checkpoints, a wish to stop -> the audit of every epoch
 
 All ranks see a bad number and a wish to stop in the same step. What the loop read is proved at the end of every epoch:
 the sum of splitmix64 of the keys of all rows seen and dropped, over all ranks, must be the table's.
@@ -10,7 +8,6 @@ the sum of splitmix64 of the keys of all rows seen and dropped, over all ranks, 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -23,17 +20,17 @@ from headrace.catalog.fingerprint import MODULUS
 from headrace.comm.base import Collective
 from headrace.data.batch import Batch
 from headrace.errors import UserError
-from headrace.models.layers import reseed_dropout
-from headrace.optim import Optimizer, StepContext
-from headrace.optim.schedules import factor
+from headrace.optim import Optimizer, averaged
+from headrace.optim.schedules import NEEDS_VALIDATION
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.cursor import Cursor, EpochAudit, close_epoch, total
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event
+from headrace.train.fit_config import FitConfig
 from headrace.train.replica import Replica, weights_sha256
+from headrace.train.step import Outcome, Stepper
 
-NONFINITE = ("stop", "skip")
 _SHOWN_BATCHES = 3
 
 
@@ -47,47 +44,6 @@ class Batches(Protocol):
     def steps(self, epoch: int) -> int: ...
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]: ...
     def audit(self, epoch: int) -> Any: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """Settings of the loop.
-
-    Args:
-        epochs: passes over the data.
-        max_steps: end an epoch after so many steps (0: whole epochs; the audit needs whole ones).
-        eval_every: steps between evaluations; 0 evaluates at the end of every epoch only.
-        checkpoint_every: steps between checkpoints; 0 saves at the end of every epoch only.
-        checkpoint_minutes: save as well when so many minutes have passed (rank 0's clock); 0 never.
-        log_every: steps between `step` events.
-        on_nonfinite: "stop" (checkpoint of the state before the step, then an error) or "skip" (the step is left out
-            and counted).
-        schedule: of the learning rates, see optim.schedules.
-        warmup: steps.
-        patience: stop after so many evaluations in a row without a better validation logloss; 0 never.
-        bf16: forward and backward under bfloat16 autocast; parameters and updates stay float32.
-        seed: of dropout.
-    """
-
-    epochs: int = 1
-    max_steps: int = 0
-    eval_every: int = 0
-    checkpoint_every: int = 0
-    checkpoint_minutes: float = 10.0
-    log_every: int = 20
-    on_nonfinite: str = "stop"
-    schedule: str = "constant"
-    warmup: int = 0
-    patience: int = 0
-    bf16: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.on_nonfinite not in NONFINITE:
-            raise UserError(f"train.on_nonfinite is {self.on_nonfinite!r}", f"one of {', '.join(NONFINITE)}")
-        if self.epochs < 1:
-            raise UserError(f"{self.epochs} epochs asked for", "--train.epochs 1 or more")
-        factor(self.schedule, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +81,7 @@ class FitResult:
         seconds: of training, without evaluation and checkpoints, in this process's part of the run.
         rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's
             part of the run.
-        weights_sha256: of parameters and buffers, equal on all ranks.
+        weights_sha256: of parameters (as trained, not averaged) and buffers, equal on all ranks.
     """
 
     cursor: Cursor
@@ -169,7 +125,7 @@ class _Loop:
     ) -> None:
         self.replica, self.batches, self.cfg, self.on_event, self.hooks = replica, batches, cfg, on_event, hooks
         self.collective = replica.collective
-        self.device = next(replica.model.parameters()).device
+        self.step = Stepper(replica, cfg, self.hooks.should_stop, self.hooks.training)
         self.cursor = Cursor()
         self.evaluation: Evaluation | None = None
         self.audits: list[EpochAudit] = []
@@ -179,6 +135,11 @@ class _Loop:
 
     def run(self) -> FitResult:
         """See `fit`."""
+        if NEEDS_VALIDATION in self.cfg.schedule.spec.traits and self.hooks.validation is None:
+            raise UserError(
+                f"schedule {self.cfg.schedule.name} follows the validation loss, and there are no validation rows",
+                "another --train.schedule.name, or a split with validation rows",
+            )
         self._resume()
         self.replica.model.train()
         while self.cursor.epoch < self.cfg.epochs and not self.stopped:
@@ -195,6 +156,7 @@ class _Loop:
         if saved is None:
             return
         self.cursor = Cursor.from_dict(saved["cursor"])
+        self.step.load_state_dict(saved.get("step", {}))
         self.audits = [EpochAudit(**entry) for entry in saved["audits"]]
         self.stopped = "early" if self.cursor.stale >= self.cfg.patience > 0 else ""
         self.on_event({"type": "resume", "epoch": self.cursor.epoch, "step": self.cursor.global_step})
@@ -271,66 +233,42 @@ class _Loop:
 
     def _timed_step(self, batch: Batch) -> bool:
         start = time.perf_counter()
-        loss, rows, asked = self._step(batch.to(self.device))
+        done = self.step(batch.to(self.replica.device), self.cursor.global_step, self._steps())
         self.seconds += time.perf_counter() - start
-        self.rows += rows
+        self.rows += done.rows
+        if done.bad:
+            self._refuse(done.bad)
+        elif done.overflow:
+            self._overflow()
+        self.cursor.clipped += done.clipped.clipped
         if self.cursor.global_step < _SHOWN_BATCHES:
             self._show(batch)
         self.cursor.advance(batch)
         if self.cursor.global_step % self.cfg.log_every == 0:
-            self.on_event(
-                {
-                    "type": "step",
-                    "step": self.cursor.global_step,
-                    "epoch": self.cursor.epoch,
-                    "loss": loss / max(1, rows),
-                    "rows_per_second": self.rows / self.seconds,
-                    "rows": self.cfg.log_every * rows,
-                }
-            )
-        return asked
+            self.on_event(self._figures(done))
+        return done.asked
+
+    def _figures(self, done: Outcome) -> Event:
+        """The `step` event."""
+        figures = {
+            "type": "step",
+            "step": self.cursor.global_step,
+            "epoch": self.cursor.epoch,
+            "loss": done.loss / max(1, done.rows),
+            "rows_per_second": self.rows / self.seconds,
+            "rows": self.cfg.log_every * done.rows,
+            "lr": self.replica.optimizer.param_groups[0]["lr"],
+        }
+        if self.cfg.clipping.rule != "none":
+            figures |= {"gradient_norm": done.clipped.norm, "clipped_steps": self.cursor.clipped}
+        if self.step.scaler.active:
+            figures |= {"loss_scale": self.step.scaler.scale, "overflow_steps": self.cursor.overflows}
+        return figures
 
     def _show(self, batch: Batch) -> None:
         """The global batch's fingerprint, equal at any number of ranks."""
         summed = total(self.collective, batch.fingerprint)[0] % MODULUS
         self.on_event({"type": "batches", "step": self.cursor.global_step, "fingerprint": f"{summed:016x}"})
-
-    def _step(self, batch: Batch) -> tuple[float, int, bool]:
-        """One update; global loss sum, global rows, whether any rank asks to stop."""
-        replica, step = self.replica, self.cursor.global_step
-        reseed_dropout(replica.model, self.cfg.seed, step, self.collective.rank)
-        replica.set_lr(factor(self.cfg.schedule, step, self.cfg.epochs * self._steps(), self.cfg.warmup))
-        loss, outputs = replica.backward(batch, self.cfg.bf16)
-        loss, rows, bad, asked = self._agree(loss, batch.rows, replica.bad_gradient())
-        if not bad:
-            replica.exchange(step, rows)
-            bad = [self.collective.rank] if replica.bad_gradient() else []
-            if not bad:
-                full_pass = self._full_pass if self.hooks.training is not None else None
-                replica.update(replica.context(batch, rows, outputs, full_pass=full_pass), step)
-        if bad:
-            self._refuse(bad)
-            return 0.0, rows, asked
-        return loss, rows, asked
-
-    def _full_pass(self) -> Iterator[StepContext]:
-        assert self.hooks.training is not None
-        for batch in self.hooks.training():
-            yield self.replica.context(batch.to(self.device), batch.rows)
-
-    def _agree(self, loss: float, rows: int, bad: bool) -> tuple[float, int, list[int], bool]:
-        """Sum of losses and of rows in rank order, ranks with bad numbers, whether anyone wants to stop."""
-        own = torch.tensor(
-            [[loss, rows, float(bad or not math.isfinite(loss)), float(self.hooks.should_stop())]], dtype=torch.float64
-        )
-        everyone = (
-            own
-            if self.collective.size == 1
-            else torch.cat(self.collective.allgather(own, rows=[1] * self.collective.size))
-        )
-        words = everyone.tolist()
-        bad_ranks = [rank for rank, word in enumerate(words) if word[2]]
-        return sum(w[0] for w in words), int(sum(w[1] for w in words)), bad_ranks, any(w[3] for w in words)
 
     def _refuse(self, ranks: list[int]) -> None:
         self.on_event(
@@ -348,17 +286,24 @@ class _Loop:
             "lower --optimizer.dense.lr and --optimizer.sparse.lr, or leave such steps out: --train.on_nonfinite skip",
         )
 
+    def _overflow(self) -> None:
+        """The batch is passed over, with a lower scale of the loss from the next step on."""
+        self.replica.clear()
+        self.cursor.overflows += 1
+        self.on_event({"type": "overflow", "step": self.cursor.global_step, "loss_scale": self.step.scaler.scale})
+
     def _evaluate(self) -> None:
         if self.hooks.validation is None:
             return
         self.cursor.evaluation_due = True
-        result = evaluate(
-            self.replica.model,
-            self.hooks.validation(),
-            self.collective,
-            bf16=self.cfg.bf16,
-            should_stop=self.hooks.should_stop,
-        )
+        with averaged(self.replica.optimizer):
+            result = evaluate(
+                self.replica.model,
+                self.hooks.validation(),
+                self.collective,
+                precision=self.cfg.precision,
+                should_stop=self.hooks.should_stop,
+            )
         if result is None:
             self.stopped = "asked"
             return
@@ -366,6 +311,7 @@ class _Loop:
         self.evaluation = result
         self.on_event({"type": "eval", "split": "validation", "step": self.cursor.global_step, **result.to_dict()})
         self.cursor.judge(result.metrics.logloss)
+        self.step.schedule.judge(result.metrics.logloss)
         if self.cursor.stale >= self.cfg.patience > 0:
             self.stopped = "early"
 
@@ -376,6 +322,7 @@ class _Loop:
         start = time.monotonic()
         state = {
             "cursor": self.cursor.to_dict(self.collective),
+            "step": self.step.state_dict(),
             "audits": [a.to_dict() for a in self.audits],
             "about": self.hooks.about,
         }

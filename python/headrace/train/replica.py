@@ -4,7 +4,9 @@ back."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,10 +15,14 @@ from torch import Tensor, nn
 from headrace.comm.base import Collective
 from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
+from headrace.models.embedding import sum_rows
 from headrace.optim import Optimizer, StepContext
+from headrace.optim.clipping import ClippingConfig, clip_gradients
+from headrace.optim.schedules import Rates
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from headrace.train.events import Event
+from headrace.train.precision import PrecisionConfig
 
 
 class Replica:
@@ -30,18 +36,41 @@ class Replica:
         if left:
             raise UserError(f"the optimizer has not got parameter {left[0]}", "give every parameter to the optimizer")
 
-    def backward(self, batch: Batch, bf16: bool) -> tuple[float, Tensor]:
-        """Gradients of the sum of losses over this rank's rows; the sum and the logits."""
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def backward(
+        self,
+        batch: Batch,
+        precision: PrecisionConfig,
+        *,
+        scale: float = 1.0,
+        parts: int = 1,
+        before_part: Callable[[int], None] = lambda part: None,
+    ) -> tuple[float, Tensor]:
+        """Gradients of `scale` times the sum of losses over this rank's rows; the sum and the logits [B].
+
+        Rows go through in `parts` pieces whose gradients are added up; `before_part(number)` is called before each.
+        Only the last backward is the strategy's, which may send what is whole then.
+        """
         self.clear()
-        with torch.autocast(batch.tensors[LABEL].device.type, torch.bfloat16, enabled=bf16):
-            logits = self.model(**batch.inputs())
-        loss = losses_of(logits.float(), batch).sum()
-        with self.strategy.backward():
-            loss.backward()
+        loss, outputs = 0.0, []
+        pieces = split(batch, parts)
+        for number, piece in enumerate(pieces):
+            before_part(number)
+            with precision.autocast(self.device.type):
+                logits = self.model(**piece.inputs())
+            losses = losses_of(logits.float(), piece).sum()
+            with self.strategy.backward() if number == len(pieces) - 1 else nullcontext():
+                (losses if scale == 1.0 else losses * scale).backward()
+            loss += float(losses.detach())
+            outputs.append(logits.detach())
         for param in self.params.values():
             if param.grad is not None and param.grad.is_sparse:
                 param.grad = as_coalesced(param.grad)
-        return float(loss.detach()), logits.detach()
+        return loss, outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def bad_gradient(self) -> bool:
         """Whether a gradient of this rank holds NaN or Inf; every number is looked at only where the sum is bad."""
@@ -53,12 +82,13 @@ class Replica:
                 return True
         return False
 
-    def exchange(self, step: int, rows: int) -> None:
-        """Replace gradients by what the strategy makes of all ranks', divided by the global number of rows."""
+    def exchange(self, step: int, rows: int, scale: float = 1.0) -> None:
+        """Replace gradients by what the strategy makes of all ranks', divided by scale and the global number of
+        rows."""
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         for name, grad in self.strategy.on_gradients(grads, step).items():
             values = grad._values() if grad.is_sparse else grad
-            values.div_(max(1, rows))
+            values.div_(max(1, rows) * scale)
             self.params[name].grad = grad
 
     def update(self, ctx: StepContext, step: int) -> None:
@@ -71,17 +101,40 @@ class Replica:
         for param in self.params.values():
             param.grad = None
 
-    def set_lr(self, factor: float) -> None:
-        """Scale every group's base learning rate."""
+    def set_rates(self, rates: Rates) -> None:
+        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
         for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
+            if rates.momentum is None:
+                continue
+            if "momentum" in group:
+                group["momentum"] = rates.momentum
+            elif "betas" in group:
+                group["betas"] = (rates.momentum, *group["betas"][1:])
 
-    def context(self, batch: Batch, rows: int, outputs: Tensor | None = None, **more: Any) -> StepContext:
-        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over."""
+    def context(
+        self,
+        batch: Batch,
+        rows: int,
+        precision: PrecisionConfig | None = None,
+        *,
+        outputs: Tensor | None = None,
+        full_pass: Callable[[], Iterator[StepContext]] | None = None,
+        clipping: ClippingConfig | None = None,
+    ) -> StepContext:
+        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over.
+
+        Computed in float32, in one piece, but where the parameters themselves are of half precision.
+        """
+        half = precision if precision is not None and precision.parameters != "float32" else PrecisionConfig()
 
         def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
-            values = dict(params or {})
-            return torch.func.functional_call(self.model, values, kwargs=batch.inputs()).float()
+            with half.autocast(self.device.type):
+                values = dict(params or {})
+                return torch.func.functional_call(self.model, values, kwargs=batch.inputs()).float()
+
+        def clip(grads: Mapping[str, Tensor]) -> object:
+            return clip_gradients(self.params, grads, clipping) if clipping is not None else None
 
         return StepContext(
             outputs_at=outputs_at,
@@ -89,8 +142,9 @@ class Replica:
             rows=rows,
             outputs=outputs,
             keys=batch.tensors.get(KEY),
+            full_pass=full_pass,
             collective=self.collective,
-            **more,
+            clip=clip,
         )
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
@@ -137,14 +191,23 @@ def losses_of(logits: Tensor, batch: Batch) -> Tensor:
     return losses if batch.mask is None else torch.where(batch.mask, losses, torch.zeros_like(losses))
 
 
+def split(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in `parts` pieces of consecutive rows, or one a row where it has fewer; at least one."""
+    parts = max(1, min(parts, len(batch)))
+    if parts == 1:
+        return [batch]
+    cut = {name: tensor.tensor_split(parts) for name, tensor in batch.tensors.items()}
+    masks = [None] * parts if batch.mask is None else batch.mask.tensor_split(parts)
+    return [replace(batch, tensors={n: t[i] for n, t in cut.items()}, mask=masks[i]) for i in range(parts)]
+
+
 def as_coalesced(grad: Tensor) -> Tensor:
-    """Autograd forgets that a gradient is coalesced: say it again where rows are distinct and rise, else make it so."""
-    ids = grad._indices()[0]
-    if bool((ids[1:] > ids[:-1]).all()):
-        return torch.sparse_coo_tensor(
-            grad._indices(), grad._values(), grad.shape, is_coalesced=True, check_invariants=False
-        )
-    return grad.coalesce()
+    """Autograd forgets that a gradient is coalesced: say it again where rows are distinct and rise, else make it so,
+    in an order that does not depend on the number of threads."""
+    ids, rows = grad._indices()[0], grad._values()
+    if not bool((ids[1:] > ids[:-1]).all()):
+        ids, rows = sum_rows(ids, rows)
+    return torch.sparse_coo_tensor(ids[None], rows, grad.shape, is_coalesced=True, check_invariants=False)
 
 
 def weights_sha256(model: nn.Module, collective: Collective | None = None) -> str:

@@ -1,0 +1,129 @@
+"""One update over all ranks, and what is kept from step to step beside model and optimizer.
+
+    rates of the schedule -> forward, backward of the scaled SUM of losses, part by part -> control word (loss, rows,
+    bad gradient?, stop?) of all ranks -> strategy.on_gradients -> divided by scale and global rows -> clipped ->
+    optimizer -> strategy.on_parameters
+
+Every decision is taken from numbers that all ranks hold: all make the step, or none does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from headrace.data.batch import Batch
+from headrace.models.layers import reseed_dropout
+from headrace.optim import NonFiniteStepError, StepContext
+from headrace.optim.clipping import Clipped, clip
+from headrace.optim.schedules import Schedule
+from headrace.train.cursor import total
+from headrace.train.fit_config import FitConfig
+from headrace.train.precision import LossScaler
+from headrace.train.replica import Replica
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step; the same on every rank.
+
+    Args:
+        loss: sum over the global batch's rows; 0 where the step was not made.
+        rows: of the global batch.
+        asked: whether any rank asks to stop.
+        bad: ranks with bad numbers; the step was not made.
+        overflow: it was not made because fp16 overflowed, and the scale is lower now.
+        clipped: what clipping did.
+    """
+
+    loss: float
+    rows: int
+    asked: bool
+    bad: list[int] = field(default_factory=list)
+    overflow: bool = False
+    clipped: Clipped = field(default_factory=Clipped)
+
+
+class Stepper:
+    """Makes steps.
+
+    Args:
+        replica: what is trained.
+        cfg: of the loop.
+        should_stop: whether a stop was asked for on this rank.
+        training: makes batches of all training rows once, or None.
+    """
+
+    def __init__(
+        self, replica: Replica, cfg: FitConfig, should_stop: Callable[[], bool],
+        training: Callable[[], Iterable[Batch]] | None,
+    ) -> None:  # fmt: skip
+        self.replica, self.cfg, self.should_stop, self.training = replica, cfg, should_stop, training
+        self.collective = replica.collective
+        self.schedule, self.scaler = Schedule(cfg.schedule), LossScaler(cfg.precision)
+
+    def __call__(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
+        """Step number `step` of the run (from 0) on this rank's part of a global batch."""
+        replica, scaler = self.replica, self.scaler
+        if not scaler.begun:
+            scaler.begin(total(self.collective, batch.rows)[0])
+        replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
+        loss, outputs = replica.backward(
+            batch, self.cfg.precision, scale=scaler.scale, parts=self.cfg.accumulate,
+            before_part=lambda part: self._reseed(step, part),
+        )  # fmt: skip
+        words = self._gather(loss, batch.rows, replica.bad_gradient())
+        rows, asked = int(sum(w[1] for w in words)), any(w[3] for w in words)
+        lost = [rank for rank, w in enumerate(words) if not math.isfinite(w[0])]
+        bad = [rank for rank, w in enumerate(words) if w[2]]
+        if not lost and not bad:
+            replica.exchange(step, rows, scaler.scale)
+            bad = [self.collective.rank] if replica.bad_gradient() else []
+        if lost or bad:
+            overflow = not lost and scaler.overflow()
+            return Outcome(0.0, rows, asked, [] if overflow else sorted({*lost, *bad}), overflow)
+        clipped = clip(replica.params, self.cfg.clipping)
+        try:
+            replica.update(self._context(batch, rows, outputs), step)
+        except NonFiniteStepError:
+            return Outcome(0.0, rows, asked, list(range(self.collective.size)))
+        scaler.passed()
+        return Outcome(sum(w[0] for w in words), rows, asked, clipped=clipped)
+
+    def _reseed(self, step: int, part: int) -> None:
+        """Masks of its own for every part."""
+        reseed_dropout(
+            self.replica.model, self.cfg.seed, step * self.cfg.accumulate + part, self.collective.rank
+        )  # fmt: skip
+
+    def _context(self, batch: Batch, rows: int, outputs: torch.Tensor) -> StepContext:
+        full_pass = self._full_pass if self.training is not None else None
+        return self.replica.context(
+            batch, rows, self.cfg.precision, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping
+        )
+
+    def _full_pass(self) -> Iterator[StepContext]:
+        assert self.training is not None
+        for batch in self.training():
+            yield self.replica.context(batch.to(self.replica.device), batch.rows, self.cfg.precision)
+
+    def _gather(self, loss: float, rows: int, bad: bool) -> list[list[float]]:
+        """Everyone's [loss, rows, bad gradient, stop], in rank order."""
+        own = torch.tensor([[loss, rows, float(bad), float(self.should_stop())]], dtype=torch.float64)
+        size = self.collective.size
+        everyone = own if size == 1 else torch.cat(self.collective.allgather(own, rows=[1] * size))
+        words: list[list[float]] = everyone.tolist()
+        return words
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON: what plateau has seen, the scale of the loss."""
+        return {"schedule": self.schedule.state_dict(), "scaler": self.scaler.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave; nothing, from a checkpoint of before there was any."""
+        self.schedule.load_state_dict(state.get("schedule", {}))
+        self.scaler.load_state_dict(state.get("scaler", {}))
