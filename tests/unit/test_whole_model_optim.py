@@ -223,7 +223,7 @@ def test_damping_leaves_a_fifth_of_the_curvature(sy: float, wanted: float) -> No
 def test_steps_out_of_the_range_of_float32_are_not_made(name: str, lr: float) -> None:
     problem = perceptron(dtype=torch.float32)
     before, value = weights(problem), problem.value()
-    no_bound = {"max_kl": None} if name == "natural_gradient" else {}
+    no_bound = {"max_kl": float("inf")} if name == "natural_gradient" else {}
     problem.step(optim.create(name, problem.model, lr=lr, **no_bound), torch.arange(problem.rows))
     assert np.isfinite(weights(problem)).all()
     assert problem.value() < value or np.array_equal(weights(problem), before)
@@ -248,7 +248,9 @@ def test_float32_reaches_what_float32_can_tell(name: str) -> None:
     problem = logistic(condition=100.0)
     problem.model.float()
     problem.x, problem.y = problem.x.float(), problem.y.float()
-    optimizer = optim.create(name, problem.model, **({"lr": 1.0, "max_kl": None} if name == "natural_gradient" else {}))
+    optimizer = optim.create(
+        name, problem.model, **({"lr": 1.0, "max_kl": float("inf")} if name == "natural_gradient" else {})
+    )
     values = problem.train(optimizer, batch=problem.rows, steps=30)
     assert problem.minimum is not None
     assert abs(values[-1] - problem.minimum) < 2e-7

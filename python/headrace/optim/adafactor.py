@@ -2,7 +2,7 @@
 
     G: the gradient, [n, m]; tensors of more dimensions are flattened to [shape[0], the rest]; b2_t = 1 - t^-beta2_decay
     R <- b2_t R + (1 - b2_t) mean over columns of (G^2 + eps),     C <- the same over rows
-    V = R C^T / mean(R),     U = G / sqrt(V),     U <- U / max(1, RMS(U) / clip)
+    V = R C^T / mean(R),     U = G / sqrt(V),     U <- U / max(1, RMS(U) / clip_threshold)
     w <- w - step U,     or with momentum M <- momentum M + (1 - momentum) step U,  w <- w - M
     relative_step:  step = max(eps_scale, RMS(w)) min(lr, 1 / sqrt(t));     otherwise step = lr
 
@@ -49,7 +49,7 @@ class Adafactor(RuleOptimizer):
             rate = rate * _rms(param).clamp(min=options["eps_scale"])
         weight = state["t"] ** -options["beta2_decay"]
         update = (_factored if "r" in state else _plain)(grad, state, weight, options["eps"])
-        step = rate / (_rms(update) / options["clip"]).clamp(min=1.0)
+        step = rate / (_rms(update) / options["clip_threshold"]).clamp(min=1.0)
         if "m" not in state:
             param.addcmul_(update, step, value=-1.0)
             return
@@ -98,7 +98,7 @@ SPEC = OptimizerSpec(
     cost="18 numbers moved a parameter",
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
-        "lr": 1e-2, "relative_step": True, "beta2_decay": 0.8, "eps": 1e-30, "eps_scale": 1e-3, "clip": 1.0,
+        "lr": 1e-2, "relative_step": True, "beta2_decay": 0.8, "eps": 1e-30, "eps_scale": 1e-3, "clip_threshold": 1.0,
         "momentum": 0.0, "weight_decay": 0.0, "decoupled": True,
     },
 )  # fmt: skip

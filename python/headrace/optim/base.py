@@ -20,7 +20,7 @@ _NOT_NEGATIVE = (
     "lr", "eps", "weight_decay", "initial_accumulator", "momentum_decay", "beta2_decay", "eps_scale", "ns_steps",
     "adam_scale", "adam_eps",
 )  # fmt: skip
-_POSITIVE = ("clip",)
+_POSITIVE = ("clip_threshold",)
 _SHARES = ("momentum", "betas", "rho", "alpha", "adam_betas")
 
 

@@ -3,10 +3,10 @@
     d = (F + (weight_decay + damping) I)^-1 g   by CG from the last solution
     w <- w - min(lr, sqrt(2 max_kl / d.F d)) d
 
-F is the model's Fisher matrix ("true": G of `curvature`, which it is where the loss is a negative log-likelihood with
-the outputs as natural parameters: binary and softmax cross-entropy of logits, squared errors) or the empirical one,
-the mean of rows' g_i g_i^T; both of the step's batch. d.F d / 2 is to second order the Kullback-Leibler divergence a
-row of the model after a step d from the one before.
+F is the model's Fisher matrix ("gauss_newton": G of `curvature`, which is the Fisher matrix where the loss is a
+negative log-likelihood with the outputs as natural parameters: binary and softmax cross-entropy of logits, squared
+errors) or the empirical one, the mean of rows' g_i g_i^T; both of the step's batch. d.F d / 2 is to second order the
+Kullback-Leibler divergence a row of the model after a step d from the one before.
 
 References: S. Amari, "Natural gradient works efficiently in learning", 1998; J. Martens, "New insights and perspectives
 on the natural gradient method", arXiv:1412.1193, 2014 (true and empirical Fisher, damping); R. Pascanu and Y. Bengio,
@@ -30,7 +30,7 @@ from headrace.optim.curvature import Curvature
 from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
 
-FISHERS = ("true", "empirical")
+FISHERS = ("gauss_newton", "empirical")
 
 
 class NaturalGradient(WholeModelOptimizer):
@@ -38,14 +38,14 @@ class NaturalGradient(WholeModelOptimizer):
 
     Args:
         params: (name, tensor) pairs, or a group of them.
-        options: lr, fisher ("true", "empirical"), damping, max_kl (None: no bound), cg_iterations (at most),
+        options: lr, fisher ("gauss_newton", "empirical"), damping, max_kl (inf: no bound), cg_iterations (at most),
             cg_tolerance (of the residual, beside that of 0), weight_decay.
     """
 
     name = "natural_gradient"
 
     def __init__(self, params: Params, **options: Any) -> None:
-        check_above_zero(options, "damping", *(["max_kl"] if options["max_kl"] is not None else []))
+        check_above_zero(options, "damping", *(["max_kl"] if math.isfinite(options["max_kl"]) else []))
         check_counts(options, "cg_iterations")
         if options["fisher"] not in FISHERS:
             raise UserError(f"natural_gradient has no fisher {options['fisher']!r}", f"one of {', '.join(FISHERS)}")
@@ -56,7 +56,7 @@ class NaturalGradient(WholeModelOptimizer):
     ) -> Tensor | None:
         """See `WholeModelOptimizer.move`."""
         curvature = Curvature(objective, w)
-        fisher = curvature.gauss_newton if options["fisher"] == "true" else curvature.empirical_fisher
+        fisher = curvature.gauss_newton if options["fisher"] == "gauss_newton" else curvature.empirical_fisher
         added = options["weight_decay"] + options["damping"]
         solution = conjugate_gradients(
             lambda v: fisher(v).add_(v, alpha=added),
@@ -68,7 +68,7 @@ class NaturalGradient(WholeModelOptimizer):
             return None
         d, _ = solution.path[-1]
         step = options["lr"]
-        if options["max_kl"] is not None:
+        if math.isfinite(options["max_kl"]):
             step = min(step, math.sqrt(2.0 * options["max_kl"] / max(dot(d, fisher(d)), 1e-300)))
         self.last = {"step": step, "iterations": solution.iterations, "residual": solution.residual}
         state["start"] = d
@@ -85,7 +85,7 @@ SPEC = OptimizerSpec(
     cost="cg_iterations products, each the price of a gradient; the graph of forward and backward kept meanwhile",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE}),
     defaults={
-        "lr": 0.1, "fisher": "true", "damping": 1e-3, "max_kl": 0.01, "cg_iterations": 50, "cg_tolerance": 1e-3,
+        "lr": 0.1, "fisher": "gauss_newton", "damping": 1e-3, "max_kl": 0.01, "cg_iterations": 50, "cg_tolerance": 1e-3,
         "weight_decay": 0.0,
     },
 )  # fmt: skip

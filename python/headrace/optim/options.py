@@ -73,9 +73,11 @@ def _typed(value: Any, default: Any) -> Any:
     if isinstance(default, str) and not isinstance(value, str):
         raise TypeError
     if isinstance(default, tuple | list):
-        if isinstance(value, str) or (default and len(value) != len(default)):
+        names = bool(default) and all(isinstance(each, str) for each in default)  # as many as wanted
+        if isinstance(value, str) or (default and not names and len(value) != len(default)):
             raise ValueError
-        like = default or [0.0 if any(isinstance(v, float) for v in value) else v for v in value]
+        some = default[:1] * len(value) if names else default
+        like = some or [0.0 if any(isinstance(v, float) for v in value) else v for v in value]
         return type(default)(_typed(v, d) for v, d in zip(value, like, strict=True))
     return value
 

@@ -76,6 +76,7 @@ class Exam:
         whole: further checks, each with a reference of its own; called without arguments.
         reductions: (options of ours, factory of torch's optimizer from parameters).
         variants: changes of `options`, for options that the rule has branches for: followed, resumed and weighed alike.
+        steps_together: steps in which three ranks must be as one; few for rules that magnify rounding (truncated CG).
         rosenbrock: a run in Rosenbrock's valley.
         logistic: a run on the ill-conditioned logistic regression.
     """
@@ -83,6 +84,7 @@ class Exam:
     options: Mapping[str, Any]
     rosenbrock: Run | None
     logistic: Run
+    steps_together: int = 5
     rule: Callable[..., Rule] | None = None
     whole: Sequence[Callable[[], None]] = ()
     reductions: Sequence[tuple[Mapping[str, Any], Callable[[Any], torch.optim.Optimizer]]] = field(
@@ -219,7 +221,9 @@ def agrees_over_ranks(name: str, spec: OptimizerSpec, exam: Exam) -> None:
         problem = perceptron()
         try:
             collective = None if rank is None else group.collective(rank)
-            problem.train(make(spec, problem.model, **exam.options), batch=16, steps=5, collective=collective)
+            problem.train(
+                make(spec, problem.model, **exam.options), batch=16, steps=exam.steps_together, collective=collective
+            )
         except BaseException as error:
             group.abort(f"rank {rank}: {error!r}")
             raise

@@ -224,7 +224,7 @@ def leaves_others_to_the_fallback() -> None:
     with torch.no_grad():
         table.weight.copy_(torch.tensor(weights))
     optimizer = make(kfac.SPEC, table, fallback_lr=0.02, momentum=0.7, weight_decay=0.1)
-    rule = momentum(lr=0.02, momentum=0.7, weight_decay=0.1)
+    rule = momentum(lr=0.02, momentum=0.7, weight_decay=0.1, decoupled=False)
     for _ in range(5):
         grad = generator.normal(size=weights.shape)
         table.weight.grad = torch.tensor(grad)

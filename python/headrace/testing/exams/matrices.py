@@ -40,7 +40,9 @@ def adafactor(
     return rule
 
 
-def _update(gradients: list[Array], *, beta2_decay: float, eps: float, eps_scale: float, clip: float) -> Array:
+def _update(
+    gradients: list[Array], *, beta2_decay: float, eps: float, eps_scale: float, clip_threshold: float
+) -> Array:
     """U of the newest gradient: V is a weighted sum over all of them, as a matrix R 1 1^T C / (1^T R)."""
     betas = [1.0 - t**-beta2_decay for t in range(1, len(gradients) + 1)]
     weights = [(1.0 - betas[i]) * np.prod(betas[i + 1 :]) for i in range(len(betas))]
@@ -48,7 +50,7 @@ def _update(gradients: list[Array], *, beta2_decay: float, eps: float, eps_scale
     if v.ndim > 1:
         v = np.outer(v.sum(axis=1), v.sum(axis=0)) / v.sum()
     u = gradients[-1] / np.sqrt(v)
-    return np.asarray(u / max(1.0, float(np.sqrt((u**2).mean())) / clip))
+    return np.asarray(u / max(1.0, float(np.sqrt((u**2).mean())) / clip_threshold))
 
 
 def muon(lr: float, momentum: float, nesterov: bool, ns_steps: int, eps: float, match_rms: bool, **more: Any) -> Rule:
@@ -122,7 +124,13 @@ EXAMS: dict[str, Exam] = {
     "adafactor": Exam(
         rule=adafactor,
         options=options(
-            relative_step=True, beta2_decay=0.7, eps=1e-3, eps_scale=0.5, clip=0.9, momentum=0.0, decoupled=True
+            relative_step=True,
+            beta2_decay=0.7,
+            eps=1e-3,
+            eps_scale=0.5,
+            clip_threshold=0.9,
+            momentum=0.0,
+            decoupled=True,
         ),
         variants=[
             {"decoupled": False},
@@ -134,7 +142,7 @@ EXAMS: dict[str, Exam] = {
         reductions=[
             ({"lr": 0.02, "eps": 1e-40}, partial(torch.optim.Adafactor, lr=0.02, eps=(1e-30, 1e-3))),
             (
-                {"lr": 0.02, "eps": 1e-40, "clip": 2.0, "beta2_decay": 0.5},
+                {"lr": 0.02, "eps": 1e-40, "clip_threshold": 2.0, "beta2_decay": 0.5},
                 partial(torch.optim.Adafactor, lr=0.02, eps=(1e-30, 1e-3), d=2.0, beta2_decay=-0.5),
             ),
         ],
