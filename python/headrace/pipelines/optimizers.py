@@ -75,10 +75,14 @@ def render() -> str:
     lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for name, spec in OPTIMIZERS.items():
         cells = [f"[{name}](#{name})", f"`{spec.rule}`", spec.state, _bytes(spec), spec.cost, _tables(spec), spec.use]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in [*cells, spec.paper])} |")
+        lines.append(f"| {' | '.join(map(_cell, [*cells, spec.paper]))} |")
     for name, spec in OPTIMIZERS.items():
         lines += [f"\n## {name}\n", *(f"- {line}" for line in _facts(spec))]
     return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|")
 
 
 def _facts(spec: OptimizerSpec) -> Iterator[str]:
