@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from headrace.catalog.scratch import FOLDER
 from headrace.catalog.spec import load
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.features import triple_negatives
+from headrace.features import graph_relations, triple_negatives
 from headrace.features.csr import EdgeType, manifest, open_csr
 from headrace.features.negatives import Known, Negatives, Options, Triples
 from headrace.features.neighbourhoods import open_rows
@@ -34,6 +35,14 @@ I64 = npt.NDArray[np.int64]
 
 
 run = partial(results, graph="wiki")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_relations_are_many() -> Iterator[None]:
+    """Relations are joined by themselves above 64, which take long to keep apart."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph_relations, "MAX_SEPARATE", RELATIONS - 1)
+        yield
 
 
 @pytest.fixture(scope="module")
