@@ -265,7 +265,12 @@ def test_killed_between_its_tables_a_crawl_counts_as_not_compared(
 
 @pytest.mark.parametrize(
     ("table_name", "arguments"),
-    [("silver/dedup_report", 1), ("silver/minhash_bands", 1), ("silver/duplicates", 1), ("silver/dedup_report", 2)],
+    [
+        pytest.param("silver/dedup_report", 1, marks=pytest.mark.campaign),
+        pytest.param("silver/minhash_bands", 1, marks=pytest.mark.campaign),
+        pytest.param("silver/duplicates", 1, marks=pytest.mark.campaign),
+        ("silver/dedup_report", 2),
+    ],
 )
 def test_of_two_at_once_one_ends_and_the_other_is_whole(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table_name: str, arguments: int

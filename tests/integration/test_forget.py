@@ -190,6 +190,7 @@ def ids(lake: Path) -> list[tuple[int, str]]:
     return sorted({(row["file_ordinal"], row["batch_id"]) for row in table(lake, "meta/ledger")})
 
 
+@pytest.mark.campaign
 def test_who_is_still_at_work_on_it_commits_nothing(
     spark: SparkSession, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -225,32 +226,37 @@ def test_who_is_still_at_work_on_it_commits_nothing(
     assert "close" not in {event for event, ordinal, *_ in events(lake) if ordinal < 2}
 
 
-def test_every_source(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
-    """Ratings, a graph and a crawl: read with the wrong settings, forgotten without naming a source; one read again."""
+@pytest.mark.parametrize(
+    "name",
+    ["ratings", pytest.param("edges", marks=pytest.mark.campaign), pytest.param("crawl", marks=pytest.mark.campaign)],
+)
+def test_every_source(spark: SparkSession, lake: Path, tmp_path: Path, name: str) -> None:
+    """Read with the wrong settings, forgotten without naming a source, read again."""
     ratings = write(tmp_path / "r/ratings.csv", ["userId,movieId,rating,timestamp", "1,2,9.5,3", "1,3,8.5,4"])
     edges = write(tmp_path / "g/edges.csv", ["1,2,x", "2,3,y"])
     made = generate_crawl.Config(dest=str(tmp_path / "c"), pages=8, formats="warc", bad=0.5).generation()
     generated_crawl.write_file(made, 0, tmp_path / "c")
     crawl = next((tmp_path / "c").rglob("*.warc.gz"))
-    wrong = [
-        (ingest_ratings, {"source": ratings, "max_rating": 5.0}, None),
-        (ingest_graph, {"source": edges, "graph": "g", "columns": "src=0,dst=1,weight=2"}, None),
-        (ingest_commoncrawl, {"source": crawl, "types": "request"}, {"types": "response"}),
-    ]
-    for module, settings, right in wrong:
-        first, _ = run(spark, module, lake=lake, **settings)
-        assert first["rows_quarantined"] > 0
-        gone, _ = run(spark, forget, lake=lake, file=settings["source"])
-        assert gone["rows_removed"] == first["rows_committed"]
-        assert gone["rows_removed_from_quarantine"] == first["rows_quarantined"]
-        name = gone["source"]
-        assert table(lake, f"bronze/{name}") == [] and table(lake, f"quarantine/{name}") == []
-        if right is None:
-            continue
-        again, _ = run(spark, module, lake=lake, **settings | right)
-        assert again["rows_committed"] > 0
-        assert len(table(lake, f"bronze/{name}")) == again["rows_committed"]
-        assert len(table(lake, f"quarantine/{name}")) == again["rows_quarantined"]
+    module, settings, right = {
+        "ratings": (ingest_ratings, {"source": ratings, "max_rating": 5.0}, {"max_rating": 10.0}),
+        "edges": (
+            ingest_graph,
+            {"source": edges, "graph": "g", "columns": "src=0,dst=1,weight=2"},
+            {"columns": "src=0,dst=1"},
+        ),
+        "crawl": (ingest_commoncrawl, {"source": crawl, "types": "request"}, {"types": "response"}),
+    }[name]
+    first, _ = run(spark, module, lake=lake, **settings)
+    assert first["rows_quarantined"] > 0
+    gone, _ = run(spark, forget, lake=lake, file=settings["source"])
+    assert gone["rows_removed"] == first["rows_committed"]
+    assert gone["rows_removed_from_quarantine"] == first["rows_quarantined"]
+    name = gone["source"]
+    assert table(lake, f"bronze/{name}") == [] and table(lake, f"quarantine/{name}") == []
+    again, _ = run(spark, module, lake=lake, **settings | right)
+    assert again["rows_committed"] > 0
+    assert len(table(lake, f"bronze/{name}")) == again["rows_committed"]
+    assert len(table(lake, f"quarantine/{name}")) == again["rows_quarantined"]
 
 
 def test_what_was_made_of_the_rows(spark: SparkSession, lake: Path, tmp_path: Path) -> None:

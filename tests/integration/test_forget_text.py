@@ -79,8 +79,9 @@ def extract(spark: SparkSession, lake: Path) -> Report:
     return featurize(spark, lake, "extract")
 
 
+@pytest.mark.parametrize("read_again", [False, pytest.param(True, marks=pytest.mark.campaign)])
 def test_a_forgotten_file_takes_its_documents_with_it_and_a_second_reading_brings_them_once(
-    spark: SparkSession, crawls: tuple[Path, Path]
+    spark: SparkSession, crawls: tuple[Path, Path], read_again: bool
 ) -> None:
     lake, old = crawls
     assert keys_of(spark, lake, CORPUS.name) == [FIRST, SECOND] and keys_of(spark, lake, "silver/duplicates") == [
@@ -97,6 +98,8 @@ def test_a_forgotten_file_takes_its_documents_with_it_and_a_second_reading_bring
     assert keys_of(spark, lake, CORPUS.name) == [SECOND, SECOND] and keys_of(spark, lake, "silver/duplicates") == []
     for table in ("silver/minhash_bands", "silver/dedup_report"):
         assert {row["crawl"] for row in read(spark, load(table), lake).collect()} == {NEW}
+    if not read_again:
+        return
     run(spark, ingest_commoncrawl, lake=lake, source=old.parent)
     report = featurize(spark, lake, "extract,judge,dedup,corpus")
     assert "documents_forgotten" not in report.results and not report.warnings

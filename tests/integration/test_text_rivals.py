@@ -177,6 +177,7 @@ def test_two_who_extract_the_same_batch_bring_it_once(
     assert not (lake / "_work").exists()
 
 
+@pytest.mark.campaign
 def test_who_appends_after_another_judged_does_not_say_that_all_is_judged_its_way(
     spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +186,7 @@ def test_who_appends_after_another_judged_does_not_say_that_all_is_judged_its_wa
     assert set(rows_of(spark, lake)) == KEYS and judged(lake) == "mixed"
 
 
+@pytest.mark.campaign
 def test_a_rebuild_beside_an_extraction_loses_nothing(
     spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
