@@ -22,6 +22,7 @@ from headrace.errors import UserError
 from headrace.launch import RankFailed, Worker
 from headrace.models.layers import SeededDropout
 from headrace.optim.clipping import ClippingConfig
+from headrace.optim.context import value_and_gradient
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap
 from headrace.train.checkpoint import CheckpointStore
@@ -29,6 +30,8 @@ from headrace.train.fit_config import FitConfig
 from headrace.train.loop import Hooks, fit
 from headrace.train.precision import PrecisionConfig, cast_parameters
 from headrace.train.replica import Replica, split
+from headrace.train.report_html import figures
+from headrace.train.tracking import metrics_of
 
 ONE = FitConfig(log_every=1)
 EVERYTHING = FitConfig(
@@ -305,6 +308,48 @@ def test_rules_with_gradients_of_their_own_are_given_the_loops_clipping() -> Non
     assert ctx.clip is not None
     ctx.clip(grads)
     assert all(bool((g == 0.5).all()) for g in grads.values())
+
+
+@pytest.mark.parametrize("compute", ["bf16", "fp16"])
+def test_what_rules_evaluate_is_float32_also_where_parameters_are_half(compute: str) -> None:
+    """The mean over a large batch has gradients far below fp16's least number, and nothing scales them here."""
+    rows, made = 2**24, []
+    batch, alone = next(Source(0, 1).epoch(0)), LocalGroup(1).collective(0)
+    for half in (True, False):
+        model = models.create("deepfm", CARDS, 13, embedding_dim=4, hidden=(16,), seed=1)
+        cast_parameters(model.dense_parameters(), PrecisionConfig(compute=compute, parameters=compute))
+        if not half:
+            for param in model.dense_parameters():
+                param.data = param.data.float()
+        strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
+        ctx = Replica(model, optim.create("sgd", model.parameters()), strategy, alone).context(batch, rows)
+        given = {name: p.detach().float() for name, p in model.named_parameters() if name.startswith("deep.0")}
+        loss, grads = value_and_gradient(ctx, given)
+        made.append((loss, *grads.values(), ctx.outputs_at(None)))
+    assert all(torch.equal(x, y) for x, y in zip(made[0][1:], made[1][1:], strict=True))
+    assert made[0][0] == made[1][0]
+    assert all(t.dtype == torch.float32 and bool((t != 0).any()) for t in made[0][1:])
+
+
+def test_a_step_that_was_left_out_has_neither_loss_nor_norm() -> None:
+    clipping = ClippingConfig(rule="norm", limit=1e9)
+    cfg = dataclasses.replace(ONE, on_nonfinite="skip", clipping=clipping)
+    events: list[dict[str, Any]] = []
+    run(Job(cfg, source={"spoil": (3, 0)}), 1, events)
+    steps = {e["step"]: e for e in events if e["type"] == "step"}
+    assert {number for number, e in steps.items() if "loss" not in e} == {4}
+    assert "gradient_norm" not in steps[4]
+    assert steps[4]["clipped_steps"] == 0
+    assert all(e["loss"] > 0 and e["gradient_norm"] > 0 for number, e in steps.items() if number != 4)
+    (line,) = figures(events)["loss"].axes[0].lines
+    assert 4.0 not in line.get_xdata()
+    assert len(line.get_xdata()) == len(steps) - 1
+    assert "train/loss" not in metrics_of(steps[4])
+    overflown: list[dict[str, Any]] = []
+    precision = PrecisionConfig(compute="fp16", initial_scale=2.0**40)
+    run(Job(dataclasses.replace(ONE, precision=precision)), 1, overflown)
+    left_out = {e["step"] + 1 for e in overflown if e["type"] == "overflow"}
+    assert left_out == {e["step"] for e in overflown if e["type"] == "step" and "loss" not in e} != set()
 
 
 def test_one_cycle_moves_the_momentum_of_rules_that_have_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from distributed.ctr_lake import make_ctr_lake
+from distributed.ctr_lake import make_ctr_lake, small_config, small_job
 
 from headrace.config import parse, to_yaml
 from headrace.errors import UserError
@@ -17,7 +18,14 @@ from headrace.optim import OPTIMIZERS, WRAPPERS, create
 from headrace.optim.schedules import SCHEDULES
 from headrace.optim.spec import ACCEPTS_SPARSE
 from headrace.pipelines import cli, train_ctr
-from headrace.pipelines.train_config import DenseRuleConfig, OptimizerConfig, RuleConfig, from_dict, resumed
+from headrace.pipelines.train_config import (
+    DenseRuleConfig,
+    OptimizerConfig,
+    RuleConfig,
+    find_run,
+    from_dict,
+    resumed,
+)
 from headrace.report import Report
 from headrace.train.events import read_events
 from headrace.train.export import load_model
@@ -147,11 +155,77 @@ def test_a_run_of_before_is_told_apart_from_a_broken_one() -> None:
         ("--train.clipping.lmit 0", "did you mean train.clipping.limit"),
         ("--train.accumulate 0", "1 .the batch in one piece. or more"),
         ("--train.precision.parameters bf16", "--train.precision.compute bf16"),
+        (
+            "--train.clipping.exclude [deep.2.*,depp.0.weight]",
+            r"exclude 'depp\.0\.weight' is the name of no parameter\n  -> there are deep\.0\.weight",
+        ),
+        (
+            "--optimizer.dense.name lamb --optimizer.dense.exclude [embedding.*]",  # of the other part
+            r"--optimizer\.dense\.exclude 'embedding\.\*' is the name of no parameter",
+        ),
+        ("--train.log_every 0", r"--train\.log_every 0\n  -> 1"),
+        ("--train.eval_every -1", r"--train\.eval_every -1\n  -> 0 or more"),
+        (
+            "--train.schedule.name inverse_sqrt --train.schedule.timescale -5",
+            "timescale must be a number of at least 0",
+        ),
+        ("--train.schedule.name linear --train.schedule.end -0.1", "end must be a number of at least 0, not -0.1"),
+        ("--train.scaling cubic --train.base_batch 256", "one of none, linear, sqrt"),
+        ("--train.scaling linear", "the batch that the learning rates were tuned at"),
+        ("--train.base_batch 256", "linear or sqrt"),
     ],
 )
 def test_a_mistake_is_told_before_anything_starts(words: str, told: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=told):
         train_ctr.check(load(*words.split()))
+
+
+def test_patterns_of_names_that_are_there_are_taken() -> None:
+    words = '--optimizer.dense.name lars --optimizer.dense.exclude ["*.bias"] --optimizer.dense.layer_decay 0.9'
+    train_ctr.check(load(*words.split(), "--train.clipping.exclude", "[embedding.*,deep.*.weight]"))
+
+
+def test_rates_tuned_at_another_batch_are_carried_to_the_runs(tmp_path: Path) -> None:
+    lake = make_ctr_lake(tmp_path / "lake", {"train": 300, "validation": 50, "test": 50})
+    words = (
+        f"--lake {lake} --launcher local --threads 1 --device cpu --model.embedding_dim 2 --model.hidden [4] "
+        "--train.batch_size 128 --tracking.enabled false --optimizer.dense.name kfac --optimizer.dense.fallback_lr 0.01"
+    ).split()
+    scaling = ["--train.scaling", "sqrt", "--train.base_batch", "32"]
+    cfg = load(*words, *scaling)
+    train_ctr.check(cfg)
+    job = small_job(cfg, tmp_path / "run")
+    plain = small_job(load(*words), tmp_path / "plain")
+    assert job.optimizers["dense"] == plain.optimizers["dense"] | {"lr": 0.2, "fallback_lr": 0.02}  # sqrt(128 / 32)
+    assert job.optimizers["sparse"]["lr"] == pytest.approx(2 * 0.02)
+    said = io.StringIO()
+    results = train_ctr.run(None, cfg, Report("train-ctr", out=said)).results
+    assert "sqrt from 32: dense 0.2, sparse 0.04" in said.getvalue()
+    (run,) = (lake / "runs").iterdir()
+    saved = yaml.safe_load((run / "config.yaml").read_text())
+    assert saved["train"]["scaling"] == "sqrt"
+    assert "lr" not in saved["optimizer"]["dense"]
+    again = train_ctr.run(None, load("--lake", str(lake), "--resume", run.name), Report("train-ctr")).results
+    assert again["weights_sha256"] == results["weights_sha256"]  # scaled once, not twice
+    assert "base_batch" in (run / "report.html").read_text()
+
+
+def test_a_stop_while_test_is_evaluated_leaves_the_run_to_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lake = make_ctr_lake(tmp_path / "lake", {"train": 300, "validation": 50, "test": 50})
+    cfg = small_config(lake)
+    with monkeypatch.context() as patched:
+        patched.setattr("headrace.train.job.evaluate", lambda *args, **options: None)  # as when a stop was asked for
+        results = train_ctr.run(None, cfg, Report("train-ctr")).results
+    (run,) = (lake / "runs").iterdir()
+    assert (results["stopped"], results["exit_status"]) == ("asked", 143)
+    assert not (run / "report.json").exists()
+    assert find_run(str(lake), "auto") == run
+    done = train_ctr.run(None, load("--lake", str(lake), "--resume", "auto"), Report("train-ctr")).results
+    assert done["stopped"] == ""
+    assert done["test_logloss"] > 0
+    assert (run / "model" / "model.safetensors").exists()
 
 
 def test_parts_can_be_made_in_python_as_on_the_command_line() -> None:

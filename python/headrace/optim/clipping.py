@@ -16,13 +16,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.errors import UserError
+from headrace.optim.name_patterns import named_by
 from headrace.optim.options import known
 
 
@@ -88,7 +88,7 @@ def clip_gradients(params: Mapping[str, Tensor], grads: Mapping[str, Tensor], co
     parts = [
         _Part(params[name], g._indices()[0], g._values()) if g.is_sparse else _Part(params[name], None, g)
         for name, g in grads.items()
-        if not any(fnmatchcase(name, pattern) for pattern in config.exclude)
+        if not named_by(config.exclude, name)
     ]
     parts = [part for part in parts if part.grad.numel()]
     norm = global_norm([part.grad for part in parts])

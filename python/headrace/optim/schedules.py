@@ -130,12 +130,27 @@ def _positive(**numbers: float) -> None:
             raise ValueError(f"{name} must be above 0, not {number}")
 
 
+def _not_negative(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if not 0 <= number < math.inf:
+            raise ValueError(f"{name} must be a number of at least 0, not {number}")
+
+
+def _check_polynomial(power: float, end: float) -> None:
+    _positive(power=power)
+    _not_negative(end=end)
+
+
 def _check_cosine(period: int, growth: float, end: float) -> None:
-    if period < 0 or growth < 1.0:
+    if period < 0 or not growth >= 1.0:
         raise ValueError(f"period must be at least 0 and growth at least 1, not {period} and {growth}")
+    _not_negative(end=end)
 
 
-def _check_plateau(*, factor: float, threshold_mode: str, patience: int, cooldown: int, **options: Any) -> None:
+def _check_plateau(
+    *, factor: float, threshold_mode: str, patience: int, cooldown: int, end: float, **options: Any
+) -> None:
+    _not_negative(end=end)
     if not 0.0 < factor < 1.0 or patience < 0 or cooldown < 0:
         raise ValueError("factor must be between 0 and 1, patience and cooldown at least 0")
     if threshold_mode not in ("rel", "abs"):
@@ -160,10 +175,11 @@ SCHEDULES: dict[str, ScheduleSpec] = {
     ),
     "linear": ScheduleSpec(
         factor=linear, paper="Devlin et al. 2019 (BERT)", rule="1 - t / total", use=_FALLS, defaults={"end": 0.0},
+        check=_not_negative,
     ),
     "polynomial": ScheduleSpec(
         factor=polynomial, paper="Liu et al. 2015 (ParseNet)", rule="(1 - t / total)^power", use=_FALLS,
-        defaults={"power": 2.0, "end": 0.0}, check=lambda power, end: _positive(power=power),
+        defaults={"power": 2.0, "end": 0.0}, check=_check_polynomial,
     ),
     "cosine": ScheduleSpec(
         factor=cosine, paper="Loshchilov and Hutter 2017 (SGDR, eq. 5)", rule="(1 + cos(pi t / T)) / 2, restarted",
@@ -181,6 +197,7 @@ SCHEDULES: dict[str, ScheduleSpec] = {
     "inverse_sqrt": ScheduleSpec(
         factor=inverse_sqrt, paper="Vaswani et al. 2017, section 5.3", rule="sqrt(k / (k + t))",
         use="after warm-up, for a run whose end is open", defaults={"timescale": 0},
+        check=_not_negative,
     ),
     "plateau": ScheduleSpec(
         factor=constant, paper="-", rule="times `factor` after `patience` evaluations without a better loss",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from itertools import islice
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.errors import UserError
+from headrace.optim.name_patterns import named_by
 
 _LEAST = 1e-16  # squares of a layer whose norm is smaller leave float32's range
 
@@ -43,10 +43,7 @@ def excluded(params: Sequence[Tensor], options: Mapping[str, Any]) -> list[bool]
             "make it from the model, or from model.named_parameters()",
         )
     names = {id(p): name for p, name in zip(options["params"], options["param_names"], strict=True)}
-    return [
-        s or any(fnmatchcase(names[id(p)], pattern) for pattern in patterns)
-        for p, s in zip(params, short, strict=True)
-    ]  # fmt: skip
+    return [s or named_by(patterns, names[id(p)]) for p, s in zip(params, short, strict=True)]
 
 
 def ratio(numerator: float, denominator: float) -> float:

@@ -148,6 +148,9 @@ class LoopSettings:
     Args:
         batch_size: rows of a global batch, over all ranks; 0 chooses: 4096, or less where an epoch would have under
             100 steps.
+        scaling: none, linear or sqrt: carry both optimizers' learning rates from batches of base_batch rows to
+            batch_size: lr batch_size / base_batch (SGD, momentum), or by the square root of it (LAMB, Adam).
+        base_batch: rows of the batch that the learning rates were tuned at; with scaling only.
         epochs: passes over the training rows.
         eval_every: steps between evaluations on validation; 0: at the end of an epoch.
         checkpoint_every: steps between checkpoints; 0: at the end of an epoch.
@@ -165,6 +168,8 @@ class LoopSettings:
     """
 
     batch_size: int = 0
+    scaling: str = "none"
+    base_batch: int = 0
     epochs: int = 1
     eval_every: int = 0
     checkpoint_every: int = 0

@@ -123,6 +123,10 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     cfg.threads = cfg.threads or max(1, (os.cpu_count() or 1) // cfg.ranks)
     directory = directory or Path(cfg.lake).absolute() / "runs" / new_run_id(cfg.model.name)
     job = make_job(cfg, tables, directory)
+    if cfg.train.scaling != "none":
+        rates = ", ".join(f"{part} {options['lr']:g}" for part, options in job.optimizers.items())
+        rule = f"{cfg.train.scaling} from {cfg.train.base_batch:,}"
+        report.say(f"learning rates for batches of {job.batch_size:,} rows, {rule}: {rates}")
     if cfg.plan:
         return _plan(cfg, job, report)
     directory.mkdir(parents=True, exist_ok=True)
@@ -141,6 +145,7 @@ def check(cfg: Config) -> None:
         UserError: naming the setting.
     """
     from headrace.models import MODELS
+    from headrace.optim.scaling import SCALINGS
     from headrace.strategies import OVERLAP, REDUCERS
 
     for setting, value, known in (
@@ -148,11 +153,17 @@ def check(cfg: Config) -> None:
         ("reduction", cfg.reduction, tuple(REDUCERS)),
         ("model.name", cfg.model.name, tuple(MODELS)),
         ("train.overlap", cfg.train.overlap, OVERLAP),
+        ("train.scaling", cfg.train.scaling, SCALINGS),
     ):
         if value not in known:
             raise UserError(f"--{setting} {value!r} is not one of {', '.join(known)}")
     if cfg.ranks < 1 or cfg.ranks > cfg.data.lanes:
         raise UserError(f"--ranks {cfg.ranks} with {cfg.data.lanes} lanes", "1 rank or more, at most --data.lanes")
+    if cfg.train.base_batch < 0 or (cfg.train.scaling == "none") != (cfg.train.base_batch == 0):
+        raise UserError(
+            f"--train.scaling {cfg.train.scaling} with --train.base_batch {cfg.train.base_batch}",
+            "linear or sqrt with the batch that the learning rates were tuned at, or neither",
+        )
     fit_config(cfg)
     _check_optimizers(cfg)
 
@@ -163,13 +174,18 @@ def _check_optimizers(cfg: Config) -> None:
 
     from headrace.models import create as create_model
     from headrace.optim import create, create_parts
+    from headrace.optim.name_patterns import check_patterns
     from headrace.train.precision import cast_parameters
 
     parts = {"dense": cfg.optimizer.dense.given(), "sparse": cfg.optimizer.sparse.given()}
     options = {name: value for name, value in dataclasses.asdict(cfg.model).items() if name != "standardize"}
     probe = create_model(options.pop("name"), {"c1": 3, "c2": 3}, 2, **options)
     cast_parameters(probe.dense_parameters(), cfg.train.precision)
-    create_parts(probe, parts)
+    made = create_parts(probe, parts)
+    check_patterns("train.clipping.exclude", cfg.train.clipping.exclude, [name for name, _ in probe.named_parameters()])
+    for part, optimizer in made.parts.items():
+        names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
+        check_patterns(f"optimizer.{part}.exclude", optimizer.param_groups[0].get("exclude", ()), names)
     create(**parts["sparse"], model_or_params=[torch.nn.Parameter(torch.zeros(1))])  # also where there are no tables
 
 
@@ -229,7 +245,7 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
     return TrainJob(
         tables=tables,
         model=model,
-        optimizers={part: getattr(cfg.optimizer, part).given() for part in ("dense", "sparse")},
+        optimizers={part: _scaled(getattr(cfg.optimizer, part).given(), cfg.train) for part in ("dense", "sparse")},
         data=DataConfig(seed=cfg.seed, **dataclasses.asdict(cfg.data)),
         batch_size=cfg.train.batch_size,
         fit=fit_config(cfg),
@@ -243,6 +259,21 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
     )
 
 
+def _scaled(given: dict[str, Any], loop: LoopSettings) -> dict[str, Any]:
+    """Arguments of `optim.create` with learning rates for the run's batch."""
+    from headrace.optim import spec_of
+    from headrace.optim.scaling import scaled
+
+    if loop.scaling == "none":
+        return given
+    rates = {
+        name: value
+        for name, value in {**spec_of(given["name"]).defaults, **given}.items()
+        if (name == "lr" or name.endswith("_lr")) and value is not None
+    }
+    return given | {n: scaled(loop.scaling, float(rate), loop.batch_size, loop.base_batch) for n, rate in rates.items()}
+
+
 def fit_config(cfg: Config) -> FitConfig:
     """Settings of the loop.
 
@@ -252,7 +283,7 @@ def fit_config(cfg: Config) -> FitConfig:
     from headrace.train.fit_config import FitConfig
     from headrace.train.job import FAST_STEPS
 
-    others = ("batch_size", "keep_checkpoints", "overlap")
+    others = ("batch_size", "scaling", "base_batch", "keep_checkpoints", "overlap")
     loop = {f.name: getattr(cfg.train, f.name) for f in dataclasses.fields(cfg.train) if f.name not in others}
     if cfg.fast:
         loop |= {"epochs": 1, "max_steps": FAST_STEPS, "checkpoint_every": 4, "eval_every": 4, "log_every": 1}

@@ -105,7 +105,8 @@ class Monitor:
         self.report.say(f"global batch {event['step'] + 1}: fingerprint {event['fingerprint']}")
 
     def _on_step(self, event: Event) -> None:
-        self.bar.update(event["rows"], f"loss {event['loss']:.4f}, {event['rows_per_second']:,.0f} rows/s")
+        loss = f"loss {event['loss']:.4f}" if "loss" in event else "step left out"
+        self.bar.update(event["rows"], f"{loss}, {event['rows_per_second']:,.0f} rows/s")
 
     def _on_eval(self, event: Event) -> None:
         figures = event["metrics"]

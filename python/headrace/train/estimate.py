@@ -1,21 +1,28 @@
-"""What a run would cost, before it runs: rows, steps, memory, bytes on the wire, minutes from a few measured steps."""
+"""What a run would cost, before it runs: rows, steps, memory, bytes on the wire, minutes from a few measured steps.
+
+Rules may do more than these steps show: by their traits it is said what is not in the figures.
+"""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from headrace import optim
 from headrace.comm.local import LocalGroup
-from headrace.optim import Optimizer
+from headrace.optim import OPTIMIZERS, WRAPPERS, Combined, NonFiniteStepError, Optimizer, StepContext
 from headrace.optim.clipping import clip
+from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
+from headrace.train.loop import NONFINITE_REMEDY, NonFiniteError
 from headrace.train.precision import cast_parameters
 from headrace.train.replica import Replica
 
@@ -25,7 +32,7 @@ _START_S = {"local": 1.0, "horovod": 20.0, "torch": 15.0}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of one run; bytes are a rank's."""
+    """Figures of one run; bytes are a rank's. `not_in_it` says what rules do beside what was measured."""
 
     rows: int
     steps_per_epoch: int
@@ -36,6 +43,7 @@ class Estimate:
     wire_bytes_per_step: int
     seconds_per_step: float
     minutes: float
+    not_in_it: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """For people."""
@@ -49,6 +57,7 @@ class Estimate:
             f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank",
             f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
             f"estimated       {self.minutes:,.1f} minutes",
+            *(f"not in it       {text}" for text in self.not_in_it),
         ]
 
 
@@ -71,24 +80,30 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         model, optimizer, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
     )
     stream = job.stream("train", 0, ranks, planned=True)
-    seconds, touched = [0.0], 0
+    seconds: list[float] = []
+    backward: list[float] = []
+    touched = 0
     device = next(model.parameters()).device
     batches = list(islice(stream.epoch(0), _MEASURED))
     # A pass over all rows is not estimated: one over these stands for it, so that rules find rows by their keys.
-    these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows, job.fit.precision), batches)
+    these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows), batches)
     for step, batch in enumerate(batches):
         start = time.perf_counter()
         on_device = batch.to(device)
         _, outputs = replica.backward(on_device, job.fit.precision, parts=job.fit.accumulate)
+        backward.append(time.perf_counter() - start)
         replica.exchange(step, batch.rows)
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
         clip(replica.params, job.fit.clipping)
-        context = replica.context(on_device, batch.rows, job.fit.precision, outputs=outputs, full_pass=these)
-        replica.update(context, step)
+        context = replica.context(
+            on_device, batch.rows, outputs=outputs, full_pass=these, clipping=job.fit.clipping
+        )  # fmt: skip
+        _update(replica, context, step, job.fit.on_nonfinite)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
-    per_step = min(seconds[2:] or seconds[1:] or seconds)
+    per_step = fmean(seconds[1:] or seconds or [0.0])  # the first has what is done once; others may differ by the rule
+    one_pass = steps * min(backward, default=0.0)
     evaluated = job.tables["validation"].rows * job.fit.epochs + job.tables["test"].rows
     total = per_step * job.fit.epochs * steps + 0.5 * per_step * evaluated / max(1, job.batch_size) + _START_S[launcher]
     return Estimate(
@@ -101,20 +116,65 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         wire_bytes_per_step=_wire(model, ranks, touched),
         seconds_per_step=per_step,
         minutes=total / 60.0,
+        not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
     )
 
 
+def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str) -> None:
+    try:
+        replica.update(context, step)
+    except NonFiniteStepError as error:
+        if on_nonfinite != "skip":
+            raise NonFiniteError(
+                f"the loss or a gradient is not a finite number in measured step {step}: {error}", NONFINITE_REMEDY
+            ) from error
+
+
+def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
+    """What each rule does beside what was measured; a pass over all rows takes so many minutes, the first step so many
+    seconds."""
+    for part in optimizer.parts:
+        given = job.optimizers[part]
+        name = given["name"]
+        rule, around = OPTIMIZERS[name], [WRAPPERS[wrapper] for wrapper in given.get("wrappers", {})]
+        options = {**rule.defaults, **given}
+        if NEEDS_FULL_PASS in rule.traits:
+            yield f"passes over all rows, about {minutes:,.1f} minutes each or more ({name}: {rule.cost})"
+        if NEEDS_FULL_PASS in rule.traits and NEEDS_KEYS in rule.traits:
+            yield f"memory that grows with the rows ({name}: {rule.state})"
+        due = {key: options[key] for key in rule.defaults if key.endswith("interval")}
+        intervals = [f"{key} {value}" for key, value in due.items() if float(value) > 1]
+        if intervals:
+            yield (
+                f"work at intervals ({name}: {', '.join(intervals)}): the first step, with what is due then, took "
+                f"{1e3 * first:,.1f} ms"
+            )
+        if NEEDS_CLOSURE in rule.traits.union(*(spec.traits for spec in around)):
+            yield f"what {_with(name, given)} exchanges beside the gradient"
+            if job.fit.accumulate > 1:
+                yield (
+                    f"memory of a rank's whole batch: {_with(name, given)} evaluates it in one piece, whatever "
+                    "--train.accumulate"
+                )
+
+
+def _with(name: str, given: Mapping[str, Any]) -> str:
+    """`adam with sam`."""
+    around = ", ".join(given.get("wrappers", {}))
+    return f"{name} with {around}" if around else name
+
+
 def _model_bytes(model: Any, optimizer: Optimizer) -> int:
-    """Parameters, dense gradients, optimizer state."""
+    """Parameters, dense gradients (float32), optimizer state."""
     return (
         sum(p.nbytes for p in model.parameters())
-        + sum(p.nbytes for p in model.dense_parameters())
+        + sum(4 * p.numel() for p in model.dense_parameters())
         + optimizer.state_bytes()
     )
 
 
 def _wire(model: Any, ranks: int, touched: int) -> int:
     """Dense gradients go round a ring; the touched rows (id and values) go to every other rank."""
-    dense = sum(p.nbytes for p in model.dense_parameters())
+    dense = sum(4 * p.numel() for p in model.dense_parameters())  # float32, also of parameters of half precision
     row = sum(8 + 4 * p.shape[1] for p in model.sparse_parameters())
     return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * touched * row

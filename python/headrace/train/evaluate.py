@@ -19,7 +19,7 @@ from headrace.train import metrics
 from headrace.train.metrics import Metrics
 from headrace.train.precision import PrecisionConfig
 
-_ASK_EVERY = 16
+ASK_EVERY = 16  # batches
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def evaluate(
     model.eval()
     try:
         for number, batch in enumerate(batches):
-            if number % _ASK_EVERY == 0 and agreed(should_stop(), collective):
+            if number % ASK_EVERY == 0 and agreed(should_stop(), collective):
                 return None
             scores.append(_score(model, batch.to(device), precision or PrecisionConfig()))
     finally:

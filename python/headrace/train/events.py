@@ -1,8 +1,8 @@
 """What a run says while it goes on: JSON objects with a `type`, one a line in events.jsonl, in the order they happened.
 
-start, resume, batches (fingerprint of the first global batches), step (loss, rows a second), eval, epoch (the audit),
-checkpoint, damaged (a checkpoint passed over), reset (state of another number of ranks), nonfinite (a bad step),
-overflow (a step left out by fp16, with the next scale of the loss).
+start, resume, batches (fingerprint of the first global batches), step (loss, rows a second; no loss where the step was
+left out), eval, epoch (the audit), checkpoint, damaged (a checkpoint passed over), reset (state of another number of
+ranks), nonfinite (a bad step), overflow (a step left out by fp16, with the next scale of the loss).
 """
 
 from __future__ import annotations

@@ -55,3 +55,8 @@ class FitConfig:
             raise UserError(f"{self.epochs} epochs asked for", "--train.epochs 1 or more")
         if self.accumulate < 1:
             raise UserError(f"--train.accumulate {self.accumulate}", "1 (the batch in one piece) or more")
+        if self.log_every < 1:
+            raise UserError(f"--train.log_every {self.log_every}", "1 (figures of every step) or more")
+        for name in ("max_steps", "eval_every", "checkpoint_every", "checkpoint_minutes", "patience"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"--train.{name} {getattr(self, name)}", "0 or more")

@@ -187,9 +187,9 @@ def describe(model: models.ClickModel) -> dict[str, Any]:
 
 
 def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> dict[str, Any]:
-    """A rank's value: JSON."""
+    """A rank's value: JSON. Without figures of the test data a stop was asked for, maybe while they were made."""
     return {
-        "stopped": result.stopped,
+        "stopped": result.stopped if test is not None else "asked",
         "epochs": result.cursor.epoch,
         "steps": result.cursor.global_step,
         "skipped_steps": result.cursor.skipped,

@@ -32,6 +32,9 @@ from headrace.train.replica import Replica, weights_sha256
 from headrace.train.step import Outcome, Stepper
 
 _SHOWN_BATCHES = 3
+NONFINITE_REMEDY = (
+    "lower --optimizer.dense.lr and --optimizer.sparse.lr, or leave such steps out: --train.on_nonfinite skip"
+)
 
 
 class NonFiniteError(UserError):
@@ -179,12 +182,12 @@ class _Loop:
         for batch in stream:
             if self.cursor.step >= steps:
                 break
-            asked = self._timed_step(batch)
+            done = self._timed_step(batch)
             last = self.cursor.step == steps
-            if not last:
-                self._after_step(asked)
-            elif asked:
-                self.stopped = "asked"
+            if last or done.unfinished:
+                self.stopped = "asked" if done.asked else ""
+            else:
+                self._after_step(done.asked)
             if self.stopped or last:
                 break
         if self.cursor.step == steps:
@@ -231,9 +234,12 @@ class _Loop:
             self.on_event({"type": "epoch", **audit.to_dict()})
         return audit
 
-    def _timed_step(self, batch: Batch) -> bool:
+    def _timed_step(self, batch: Batch) -> Outcome:
         start = time.perf_counter()
         done = self.step(batch.to(self.replica.device), self.cursor.global_step, self._steps())
+        if done.unfinished:
+            self.replica.clear()
+            return done
         self.seconds += time.perf_counter() - start
         self.rows += done.rows
         if done.bad:
@@ -246,21 +252,23 @@ class _Loop:
         self.cursor.advance(batch)
         if self.cursor.global_step % self.cfg.log_every == 0:
             self.on_event(self._figures(done))
-        return done.asked
+        return done
 
     def _figures(self, done: Outcome) -> Event:
-        """The `step` event."""
+        """The `step` event; without loss and norm of the gradient where the step was not made."""
         figures = {
             "type": "step",
             "step": self.cursor.global_step,
             "epoch": self.cursor.epoch,
-            "loss": done.loss / max(1, done.rows),
             "rows_per_second": self.rows / self.seconds,
             "rows": self.cfg.log_every * done.rows,
             "lr": self.replica.optimizer.param_groups[0]["lr"],
         }
+        if done.made:
+            figures["loss"] = done.loss / max(1, done.rows)
         if self.cfg.clipping.rule != "none":
-            figures |= {"gradient_norm": done.clipped.norm, "clipped_steps": self.cursor.clipped}
+            figures |= {"gradient_norm": done.clipped.norm} if done.made else {}
+            figures["clipped_steps"] = self.cursor.clipped
         if self.step.scaler.active:
             figures |= {"loss_scale": self.step.scaler.scale, "overflow_steps": self.cursor.overflows}
         return figures
@@ -283,7 +291,7 @@ class _Loop:
         raise NonFiniteError(
             f"the loss or a gradient is not a finite number in step {self.cursor.global_step} "
             f"on rank {', '.join(map(str, ranks))}",
-            "lower --optimizer.dense.lr and --optimizer.sparse.lr, or leave such steps out: --train.on_nonfinite skip",
+            NONFINITE_REMEDY,
         )
 
     def _overflow(self) -> None:

@@ -18,6 +18,7 @@ from headrace.errors import UserError
 from headrace.models.embedding import sum_rows
 from headrace.optim import Optimizer, StepContext
 from headrace.optim.clipping import ClippingConfig, clip_gradients
+from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
@@ -116,7 +117,6 @@ class Replica:
         self,
         batch: Batch,
         rows: int,
-        precision: PrecisionConfig | None = None,
         *,
         outputs: Tensor | None = None,
         full_pass: Callable[[], Iterator[StepContext]] | None = None,
@@ -124,14 +124,15 @@ class Replica:
     ) -> StepContext:
         """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over.
 
-        Computed in float32, in one piece, but where the parameters themselves are of half precision.
+        Computed in float32, in one piece: nothing scales the gradients that rules take of it, so in fp16 they would
+        vanish. Parameters of half precision are made float32 for it.
         """
-        half = precision if precision is not None and precision.parameters != "float32" else PrecisionConfig()
+        half = {name: p for name, p in self.model.named_parameters() if p.dtype in HALF}
 
         def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
-            with half.autocast(self.device.type):
-                values = dict(params or {})
-                return torch.func.functional_call(self.model, values, kwargs=batch.inputs()).float()
+            given = params or {}
+            values = {name: p.float() for name, p in half.items() if name not in given} | dict(given)
+            return torch.func.functional_call(self.model, values, kwargs=batch.inputs())
 
         def clip(grads: Mapping[str, Tensor]) -> object:
             return clip_gradients(self.params, grads, clipping) if clipping is not None else None

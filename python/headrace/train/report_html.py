@@ -50,7 +50,7 @@ def figures(events: Iterable[Event]) -> dict[str, Figure]:
     listed = list(events)
     evaluations = [event for event in listed if event.get("type") == "eval"]
     made = {}
-    steps = [(event["step"], event["loss"]) for event in listed if event.get("type") == "step"]
+    steps = [(event["step"], event["loss"]) for event in listed if event.get("type") == "step" and "loss" in event]
     if steps:
         made["loss"] = _lines("training loss", "step", "mean logloss", {"training": steps})
     for name in ("auc", "logloss"):

@@ -4,7 +4,8 @@
     bad gradient?, stop?) of all ranks -> strategy.on_gradients -> divided by scale and global rows -> clipped ->
     optimizer -> strategy.on_parameters
 
-Every decision is taken from numbers that all ranks hold: all make the step, or none does.
+Every decision is taken from numbers that all ranks hold: all make the step, or none does. A rule that goes through all
+rows may take long: meanwhile a wish to stop is looked for as well, and the step is then not made.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from headrace.optim import NonFiniteStepError, StepContext
 from headrace.optim.clipping import Clipped, clip
 from headrace.optim.schedules import Schedule
 from headrace.train.cursor import total
+from headrace.train.evaluate import ASK_EVERY, agreed
 from headrace.train.fit_config import FitConfig
 from headrace.train.precision import LossScaler
 from headrace.train.replica import Replica
@@ -37,6 +39,7 @@ class Outcome:
         asked: whether any rank asks to stop.
         bad: ranks with bad numbers; the step was not made.
         overflow: it was not made because fp16 overflowed, and the scale is lower now.
+        unfinished: it was not made because a stop was asked for meanwhile: the resumed run makes it.
         clipped: what clipping did.
     """
 
@@ -45,7 +48,17 @@ class Outcome:
     asked: bool
     bad: list[int] = field(default_factory=list)
     overflow: bool = False
+    unfinished: bool = False
     clipped: Clipped = field(default_factory=Clipped)
+
+    @property
+    def made(self) -> bool:
+        """Whether the parameters were updated."""
+        return not (self.bad or self.overflow or self.unfinished)
+
+
+class _StopAskedError(Exception):
+    """A stop was asked for during a pass over all rows, on all ranks alike."""
 
 
 class Stepper:
@@ -91,6 +104,8 @@ class Stepper:
             replica.update(self._context(batch, rows, outputs), step)
         except NonFiniteStepError:
             return Outcome(0.0, rows, asked, list(range(self.collective.size)))
+        except _StopAskedError:
+            return Outcome(0.0, rows, True, unfinished=True)
         scaler.passed()
         return Outcome(sum(w[0] for w in words), rows, asked, clipped=clipped)
 
@@ -102,14 +117,15 @@ class Stepper:
 
     def _context(self, batch: Batch, rows: int, outputs: torch.Tensor) -> StepContext:
         full_pass = self._full_pass if self.training is not None else None
-        return self.replica.context(
-            batch, rows, self.cfg.precision, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping
-        )
+        return self.replica.context(batch, rows, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping)
 
     def _full_pass(self) -> Iterator[StepContext]:
+        """Rules change nothing of weight before they have gone through all of it: what they kept is kept anew."""
         assert self.training is not None
-        for batch in self.training():
-            yield self.replica.context(batch.to(self.replica.device), batch.rows, self.cfg.precision)
+        for number, batch in enumerate(self.training(), 1):
+            if number % ASK_EVERY == 0 and agreed(self.should_stop(), self.collective):
+                raise _StopAskedError
+            yield self.replica.context(batch.to(self.replica.device), batch.rows)
 
     def _gather(self, loss: float, rows: int, bad: bool) -> list[list[float]]:
         """Everyone's [loss, rows, bad gradient, stop], in rank order."""

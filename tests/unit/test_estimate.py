@@ -1,0 +1,79 @@
+"""What --plan says: bytes of float32 gradients, what rules do beside the measured steps, a bad number in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed.ctr_lake import make_ctr_lake, small_config, small_job
+
+from headrace.errors import UserError
+from headrace.pipelines.train_config import DenseRuleConfig, LoopSettings, OptimizerConfig, PrecisionConfig
+from headrace.train.estimate import Estimate, estimate
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_ctr_lake(tmp_path_factory.mktemp("lake"), {"train": 1000, "validation": 100, "test": 100})
+
+
+def planned(lake: Path, tmp_path: Path, dense: dict[str, Any] | None = None, **train: Any) -> Estimate:
+    rule = DenseRuleConfig(**({"name": "sgd"} | (dense or {})))
+    settings = LoopSettings(batch_size=64, **train)
+    cfg = small_config(lake, optimizer=OptimizerConfig(dense=rule), train=settings)
+    return estimate(small_job(cfg, tmp_path / "run"), ranks=2, threads=1, launcher="local")
+
+
+def test_gradients_are_float32_whatever_parameters_are(lake: Path, tmp_path: Path) -> None:
+    plain, half = tmp_path / "plain", tmp_path / "half"
+    plain.mkdir()
+    half.mkdir()
+    a = planned(lake, plain)
+    b = planned(lake, half, precision=PrecisionConfig(compute="bf16", parameters="bf16"))
+    assert a.wire_bytes_per_step == b.wire_bytes_per_step
+    dense = a.parameters - a.embedding_bytes // 4
+    assert b.memory_bytes == a.memory_bytes + 2 * dense  # parameters 2 bytes less, masters 4 more, gradients as before
+    assert a.not_in_it == b.not_in_it == ()
+
+
+@pytest.mark.parametrize(
+    ("dense", "train", "said"),
+    [
+        ({"name": "svrg"}, {}, ["passes over all rows", "a pass over all rows every inner_epochs", "exchanges"]),
+        ({"name": "saga"}, {}, ["passes over all rows", "memory that grows with the rows", "exchanges"]),
+        ({"name": "shampoo"}, {}, ["work at intervals (shampoo: interval 10)"]),
+        ({"name": "kfac"}, {"accumulate": 2}, ["inverse_interval 10", "exchanges", "kfac evaluates it in one piece"]),
+        ({"name": "adam", "wrappers": ["sam"]}, {"accumulate": 2}, ["exchanges", "adam with sam evaluates it"]),
+        ({"name": "adam", "wrappers": ["ema"]}, {"accumulate": 2}, []),
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_is_not_in_the_figures_is_said(
+    lake: Path, tmp_path: Path, dense: dict[str, Any], train: dict[str, Any], said: list[str]
+) -> None:
+    made = planned(lake, tmp_path, dense, **train)
+    shown = [line for line in made.lines() if line.startswith("not in it ")]
+    assert bool(shown) == bool(said)
+    for words in said:
+        assert any(words in line for line in shown), (words, shown)
+    assert ("one piece" in str(shown)) == any("evaluates" in words for words in said)
+
+
+def test_a_bad_number_in_a_measured_step_is_told_in_words(lake: Path, tmp_path: Path) -> None:
+    dense = {"name": "adam", "wrappers": ["sam"], "options": {"sam": {"rho": 1e30}}}
+    with pytest.raises(UserError, match=r"not a finite number in measured step 0(.|\n)*--optimizer\.dense\.lr"):
+        planned(lake, tmp_path, dense)
+    other = tmp_path / "other"
+    other.mkdir()
+    assert planned(lake, other, dense, on_nonfinite="skip").seconds_per_step > 0
