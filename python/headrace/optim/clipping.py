@@ -17,13 +17,16 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.errors import UserError
 from headrace.optim.options import known
+
+if TYPE_CHECKING:
+    from headrace.optim.base import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,20 @@ class ClippingConfig:
         known("train.clipping.rule", self.rule, ("none", *CLIPPINGS))
         if not self.limit > 0.0 or not self.eps > 0.0:
             raise UserError(f"clipping to {self.limit} (eps {self.eps})", "--train.clipping.limit above 0")
+
+
+def check_clipping(config: ClippingConfig, optimizer: Optimizer) -> None:
+    """Refuse to clip what a rule does not step along, or corrects by gradients that are not clipped.
+
+    Raises:
+        UserError: a rule with trait own_gradient, and gradients are to be clipped.
+    """
+    if config.rule != "none" and (own := optimizer.with_own_gradient()):
+        raise UserError(
+            f"optimizer {own[0]} evaluates or corrects gradients itself: clipping would not reach them, or bias its "
+            "steps",
+            "--train.clipping.rule none, or another optimizer",
+        )
 
 
 class Clipped(NamedTuple):

@@ -163,13 +163,14 @@ def _check_optimizers(cfg: Config) -> None:
 
     from headrace.models import create as create_model
     from headrace.optim import create, create_parts
+    from headrace.optim.clipping import check_clipping
     from headrace.train.precision import cast_parameters
 
     parts = {"dense": cfg.optimizer.dense.given(), "sparse": cfg.optimizer.sparse.given()}
     options = {name: value for name, value in dataclasses.asdict(cfg.model).items() if name != "standardize"}
     probe = create_model(options.pop("name"), {"c1": 3, "c2": 3}, 2, **options)
     cast_parameters(probe.dense_parameters(), cfg.train.precision)
-    create_parts(probe, parts)
+    check_clipping(cfg.train.clipping, create_parts(probe, parts))
     create(**parts["sparse"], model_or_params=[torch.nn.Parameter(torch.zeros(1))])  # also where there are no tables
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -12,7 +13,7 @@ import torch
 
 from headrace import optim
 from headrace.comm.local import LocalGroup
-from headrace.optim import Optimizer
+from headrace.optim import NonFiniteStepError, Optimizer
 from headrace.optim.clipping import clip
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
@@ -84,7 +85,8 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
         clip(replica.params, job.fit.clipping)
         context = replica.context(on_device, batch.rows, job.fit.precision, outputs=outputs, full_pass=these)
-        replica.update(context, step)
+        with suppress(NonFiniteStepError):
+            replica.update(context, step)
         seconds.append(time.perf_counter() - start)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()

@@ -102,12 +102,15 @@ class Replica:
             param.grad = None
 
     def set_rates(self, rates: Rates) -> None:
-        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
+        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given.
+
+        A momentum of 0 stays 0: the rule keeps no buffer then, and row-sparse gradients could not have one.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
             if rates.momentum is None:
                 continue
-            if "momentum" in group:
+            if group.setdefault("initial_momentum", group.get("momentum", 0.0)) > 0.0:
                 group["momentum"] = rates.momentum
             elif "betas" in group:
                 group["betas"] = (rates.momentum, *group["betas"][1:])
@@ -121,8 +124,10 @@ class Replica:
         outputs: Tensor | None = None,
         full_pass: Callable[[], Iterator[StepContext]] | None = None,
         clipping: ClippingConfig | None = None,
+        scale: float = 1.0,
     ) -> StepContext:
-        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over.
+        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over, `scale` that of
+        `backward`.
 
         Computed in float32, in one piece, but where the parameters themselves are of half precision.
         """
@@ -145,6 +150,7 @@ class Replica:
             full_pass=full_pass,
             collective=self.collective,
             clip=clip,
+            scale=scale,
         )
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:

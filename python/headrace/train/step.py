@@ -103,8 +103,9 @@ class Stepper:
     def _context(self, batch: Batch, rows: int, outputs: torch.Tensor) -> StepContext:
         full_pass = self._full_pass if self.training is not None else None
         return self.replica.context(
-            batch, rows, self.cfg.precision, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping
-        )
+            batch, rows, self.cfg.precision, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping,
+            scale=self.scaler.scale,
+        )  # fmt: skip
 
     def _full_pass(self) -> Iterator[StepContext]:
         assert self.training is not None
