@@ -24,6 +24,7 @@ from headrace.models.layers import SeededDropout
 from headrace.optim.clipping import ClippingConfig
 from headrace.optim.context import value_and_gradient
 from headrace.optim.schedules import ScheduleConfig
+from headrace.optim.spec import OWN_GRADIENT
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.fit_config import FitConfig
@@ -34,6 +35,7 @@ from headrace.train.report_html import figures
 from headrace.train.tracking import metrics_of
 
 ONE = FitConfig(log_every=1)
+OWN = [name for name, spec in optim.OPTIMIZERS.items() if OWN_GRADIENT in spec.traits]
 EVERYTHING = FitConfig(
     epochs=2, checkpoint_every=4, eval_every=3, log_every=1, accumulate=3,
     schedule=ScheduleConfig(name="plateau", warmup=5, options={"patience": 0, "threshold": 0.5, "factor": 0.5}),
@@ -184,6 +186,15 @@ def test_everything_together_resumes_to_the_same_bits(tmp_path: Path, stop_at: i
     assert again == steps[-len(again) :]
     assert whole["cursor"][1] > 0  # fp16 overflowed from the first scale, and the scale came down
     assert len({e["loss_scale"] for e in events if e["type"] == "step"}) > 2
+
+
+@pytest.mark.parametrize("wrapper", ["lookahead", "ema", "swa"])
+def test_wrappers_around_a_rule_that_moves_parameters_between_its_groups_resume(tmp_path: Path, wrapper: str) -> None:
+    """K-FAC hands layers that are never called (DeepFM's vectors of dense columns) to its fallback in step 0."""
+    job = Job(FitConfig(epochs=2, checkpoint_every=4), tmp_path / "whole", {wrapper: {}}, dense="kfac")
+    whole = run(job)
+    assert run(dataclasses.replace(job, directory=tmp_path / "cut", stop_at=6))["stopped"] == "asked"
+    assert run(dataclasses.replace(job, directory=tmp_path / "cut")) == whole
 
 
 def test_how_often_it_clipped_is_told() -> None:
@@ -372,6 +383,62 @@ def test_one_cycle_moves_the_momentum_of_rules_that_have_one() -> None:
     assert min(dense) == pytest.approx(0.85)
     assert dense[-1] == pytest.approx(0.95)
     assert {step[1] for step in optimizer.seen} == {None}
+
+
+def test_one_cycle_leaves_a_momentum_of_0_alone(tmp_path: Path) -> None:
+    """Tables under SGD get no buffer, which could not be saved and would move rows without gradient."""
+    source, alone = Source(0, 1), LocalGroup(1).collective(0)
+    model = models.create("deepfm", CARDS, 13, embedding_dim=4, hidden=(16,), seed=1)
+    optimizer = optim.create_parts(model, {"dense": {"name": "momentum"}, "sparse": {"name": "sgd"}})
+    cfg = FitConfig(schedule=ScheduleConfig(name="one_cycle"))
+    strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
+    hooks = Hooks(store=CheckpointStore(tmp_path, 2))
+    fit(model, source, optimizer, strategy, alone, cfg, hooks=hooks)
+    dense, sparse = optimizer.param_groups
+    assert dense["momentum"] == pytest.approx(0.95)
+    assert sparse["momentum"] == 0.0
+    assert optimizer.parts["sparse"].state_bytes() == 0
+
+
+class Scales(optim.Optimizer):
+    """Notes the scale that steps are told."""
+
+    def __init__(self, inner: optim.Optimizer) -> None:
+        torch.optim.Optimizer.__init__(self, [dict(group) for group in inner.param_groups], {})
+        self.inner, self.seen = inner, []
+
+    def step(self, ctx: optim.StepContext | None = None) -> None:
+        assert ctx is not None
+        self.seen.append(ctx.scale)
+        self.inner.step(ctx)
+
+
+def test_rules_are_told_the_scale_of_the_loss() -> None:
+    alone = LocalGroup(1).collective(0)
+    model = models.create("deepfm", CARDS, 13, embedding_dim=4, hidden=(16,), seed=1)
+    optimizer = Scales(optim.create_parts(model, {"dense": {"name": "sgd"}, "sparse": {"name": "sgd"}}))
+    cfg = FitConfig(max_steps=6, precision=PrecisionConfig(compute="fp16", initial_scale=2.0**10, growth_every=2))
+    fit(
+        model,
+        Source(0, 1),
+        optimizer,
+        STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone),
+        alone,
+        cfg,
+    )
+    assert optimizer.seen == [8.0, 8.0, 16.0, 16.0, 32.0, 32.0]  # the first: of the mean of 96 rows
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_clipping_is_refused_for_rules_with_gradients_of_their_own(name: str) -> None:
+    alone = LocalGroup(1).collective(0)
+    model = models.create("deepfm", CARDS, 13, embedding_dim=4, hidden=(16,), seed=1)
+    dense = {"name": name, "wrappers": {"ema": {}}}
+    optimizer = optim.create_parts(model, {"dense": dense, "sparse": {"name": "sgd"}})
+    strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
+    cfg = FitConfig(clipping=ClippingConfig(rule="value"))
+    with pytest.raises(UserError, match=rf"{name} .*\n  -> --train\.clipping\.rule none"):
+        fit(model, Source(0, 1), optimizer, strategy, alone, cfg)
 
 
 def test_plateau_without_validation_is_refused() -> None:

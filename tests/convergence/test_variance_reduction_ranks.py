@@ -16,6 +16,7 @@ from headrace import models, optim
 from headrace.comm.base import Collective
 from headrace.data.batch import PAD_KEY, Batch
 from headrace.launch import LaunchOptions, RankFailed, Worker, launch, values
+from headrace.optim.spec import NEEDS_FULL_PASS
 from headrace.optim.variance_reduced import VarianceReduced
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.testing.problems import least_squares, perceptron
@@ -103,6 +104,8 @@ class Job:
     directory: Path | None = None
     stop_at: int = 10_000
     dropout: float = 0.0
+    on_nonfinite: str = "stop"
+    spoiled: int = 0  # the first so many passes over all rows see a bad one
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         options = {"embedding_dim": 2, "hidden": (4,), "dropout": self.dropout, "seed": 1}
@@ -120,11 +123,25 @@ class Job:
             steps += 1
             return steps > self.stop_at
 
+        passes = 0
+
+        def training() -> Iterator[Batch]:
+            nonlocal passes
+            passes += 1
+            whole = Source(worker.rank, worker.size)
+            if passes <= self.spoiled:
+                whole.data["dense"][7, 1] = np.nan  # of one rank's rows
+            return whole.epoch(99)
+
         store = CheckpointStore(self.directory) if self.directory else None
-        hooks = Hooks(training=lambda: Source(worker.rank, worker.size).epoch(99), store=store, should_stop=asked)
-        result = fit(model, source, optimizer, strategy, worker.collective, FitConfig(epochs=3), worker.emit, hooks)
+        hooks = Hooks(training=training, store=store, should_stop=asked)
+        cfg = FitConfig(epochs=3, on_nonfinite=self.on_nonfinite)
+        result = fit(model, source, optimizer, strategy, worker.collective, cfg, worker.emit, hooks)
         weights = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).tolist()
-        return {"weights": weights, "sha": result.weights_sha256, "linear": optimizer.parts["dense"].kept.get("linear")}
+        linear = optimizer.parts["dense"].kept.get("linear")
+        return {
+            "weights": weights, "sha": result.weights_sha256, "linear": linear, "skipped": result.cursor.skipped,
+        }  # fmt: skip
 
 
 def run(job: Job, ranks: int) -> dict[str, Any]:
@@ -143,6 +160,23 @@ def test_the_loop_stopped_and_resumed_gives_the_same_bits(tmp_path: Path, model:
     assert whole["linear"] == ({"logistic": True, "deepfm": False}[model] if name in ("sag", "saga") else None)
     assert np.isfinite(whole["weights"]).all()
     np.testing.assert_allclose(whole["weights"], run(Job(model, name), 1)["weights"], atol=2e-5)
+
+
+PASSES = [name for name in NAMES if NEEDS_FULL_PASS in optim.OPTIMIZERS[name].traits]
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_bad_row_in_a_pass_is_skipped_by_all_ranks(name: str) -> None:
+    made = run(Job("deepfm", name, spoiled=1, on_nonfinite="skip"), 2)
+    assert made["skipped"] == 1
+    assert np.isfinite(made["weights"]).all()
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_bad_row_in_a_pass_stops_all_ranks_with_a_clean_checkpoint(name: str, tmp_path: Path) -> None:
+    with pytest.raises(RankFailed, match="not a finite number in step 0 on rank 0, 1"):
+        run(Job("deepfm", name, tmp_path, spoiled=1), 2)
+    assert run(Job("deepfm", name, tmp_path), 2) == run(Job("deepfm", name), 2)
 
 
 def test_dropout_is_refused_before_anything_runs() -> None:

@@ -8,6 +8,7 @@ import gc
 import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +21,10 @@ from headrace import optim
 from headrace.comm import LocalCollective, LocalGroup
 from headrace.errors import UserError
 from headrace.optim import kfac, kfac_layers
+from headrace.optim.kfac_damping import adapted, reduction_ratio
 from headrace.optim.kfac_dealing import deal
 from headrace.optim.kfac_factors import mean_eigenvalue, pack, packed_shape, unpack
-from headrace.optim.kfac_fisher import add_pass, loss_roots
+from headrace.optim.kfac_fisher import _signs, add_pass, loss_roots
 from headrace.optim.kfac_layers import Layer, Sums, find_layers
 from headrace.optim.kfac_step import LayersOptimizer
 from headrace.testing.optim_exam import make
@@ -252,6 +254,25 @@ def test_padding_and_accumulated_backwards_change_nothing(fisher: str) -> None:
         assert all(torch.allclose(p, q, rtol=1e-10, atol=1e-13) for p, q in zip(made, plain, strict=True))
 
 
+@pytest.mark.parametrize("fisher", ["empirical", "gauss_newton", "sampled"])
+def test_a_scaled_loss_makes_the_same_step(fisher: str) -> None:
+    """As under fp16: losses times a power of two in backward, gradients divided by it, bit for bit."""
+
+    def stepped(scale: float) -> list[Tensor]:
+        problem = perceptron()
+        optimizer = make(kfac.SPEC, problem.model, fisher=fisher)
+        for ids in problem.batches(16, 3):
+            optimizer.zero_grad()
+            (problem.losses(problem.model(problem.x[ids]), problem.y[ids]).sum() * scale).backward()
+            for param in problem.model.parameters():
+                assert param.grad is not None
+                param.grad /= 16 * scale
+            optimizer.step(problem.context(ids, 16, scale=scale))
+        return [p.detach() for p in problem.model.parameters()]
+
+    assert all(torch.equal(p, q) for p, q in zip(stepped(2.0**20), stepped(1.0), strict=True))
+
+
 # --- roots of the loss
 
 
@@ -295,6 +316,20 @@ def test_signs_drawn_make_the_fisher_matrix_on_average_and_exactly_with_one_outp
     assert torch.equal(factor(clicks, "gauss_newton", 0), factor(clicks, "sampled", 5))
 
 
+def test_signs_are_of_a_row_a_step_and_an_output() -> None:
+    x = _random(500, 70)
+    problem = Problem(nn.Identity(), x, (x > 0).double(), lambda o, t: log_losses(o, t).sum(1))
+    whole, half = (problem.context(torch.arange(n, 500), 500) for n in (0, 250))
+    signs = _signs(whole, 70, 3)
+    assert torch.equal(signs.abs(), torch.ones(500, 70, dtype=F64))
+    assert torch.equal(_signs(half, 70, 3), signs[250:])
+    alike = torch.cat([signs.T @ signs / 500, (signs * _signs(whole, 70, 4)).mean(0, keepdim=True)])
+    alike[:70].fill_diagonal_(0.0)
+    assert float(alike.abs().max()) < 5 / 500**0.5  # 5 standard deviations
+    with pytest.raises(UserError, match="fisher gauss_newton"):
+        _signs(replace(whole, keys=None), 70, 3)
+
+
 # --- one optimizer for a model
 
 
@@ -331,6 +366,13 @@ def test_other_parameters_take_the_fallback_in_one_optimizer(fallback: str) -> N
     assert {name.split(".")[0] for name in optimizer.parts["rest"].named()} == {"table", "norm", "out", "grouped"}
     values = problem.train(optimizer, batch=32, steps=60)
     assert values[-1] < 0.2 * values[0]
+
+
+def test_the_fallbacks_rate_falls_with_depth_as_that_of_layers() -> None:
+    optimizer = optim.create("kfac", _mixed_problem().model, lr=0.5, fallback_lr=0.02, layer_decay=0.8)
+    layers, rest = (optimizer.parts[part].param_groups for part in ("layers", "rest"))
+    assert [group["lr"] for group in rest] == pytest.approx([group["lr"] * 0.04 for group in layers])
+    assert (rest[0]["lr"], rest[-1]["lr"]) == (pytest.approx(0.02 * 0.8 ** (len(rest) - 1)), pytest.approx(0.02))
 
 
 class _ByOtherMeans(nn.Module):
@@ -409,6 +451,41 @@ def test_a_model_may_be_copied_and_an_optimizer_forgotten() -> None:
     gc.collect()
     problem.model(problem.x).sum().backward()
     assert float(layer.take().positions) == 0.0
+
+
+@pytest.mark.parametrize("after", [0.0, float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("way", [-1.0, 1.0], ids=["down", "up"])
+def test_damping_rises_after_a_step_uphill_and_where_the_loss_is_no_number(way: float, after: float) -> None:
+    """A small step along the gradient, as momentum may make it, is foretold well, and yet no reason to trust more."""
+    problem = perceptron()
+    ctx = problem.context(torch.arange(96), 96)
+    before = {name: p.detach() for name, p in problem.model.named_parameters()}
+    moved = {name: p + way * 1e-3 * g for (name, p), g in zip(before.items(), problem.full_gradient(), strict=True)}
+    losses = ctx.losses
+
+    def spoiled(outputs: Tensor) -> Tensor:
+        here = losses(outputs)
+        return here if torch.equal(outputs, ctx.outputs_at(before)) or not after else here + after
+
+    ratio = reduction_ratio(replace(ctx, losses=spoiled), before, moved, dict.fromkeys(before, 0.0), 0.1)
+    assert (adapted(1.0, ratio, 5) < 1.0) == (way < 0.0 and after == 0.0)
+    assert (adapted(1.0, ratio, 5) > 1.0) == (way > 0.0 or after != 0.0)
+
+
+def test_damping_follows_the_batchs_own_gradient() -> None:
+    """Whatever became of the one that the step was given."""
+    dampings = []
+    for factor in (1.0, 100.0):
+        problem = perceptron()
+        optimizer = make(kfac.SPEC, problem.model, damping_interval=1, kl_clip=0.0, lr=1e-3 / factor, momentum=0.0)
+        ids = torch.arange(96)
+        problem.losses(problem.model(problem.x), problem.y).mean().backward()
+        for param in problem.model.parameters():
+            assert param.grad is not None
+            param.grad *= factor
+        optimizer.step(problem.context(ids, 96))
+        dampings.append(optimizer.param_groups[0]["damping"])
+    assert dampings[0] == dampings[1] < 0.01  # the same step
 
 
 def test_singular_and_broken_factors_do_no_harm() -> None:
@@ -506,8 +583,9 @@ def _on_ranks(size: int, options: dict[str, Any], steps: int = 7) -> list[tuple[
     [
         {"fisher": "gauss_newton", "method": "eigen", "inverse_interval": 2},
         {"fisher": "empirical", "factor_interval": 2, "inverse_interval": 4, "damping_interval": 2},
+        {"fisher": "sampled", "inverse_interval": 2},
     ],
-    ids=["gauss_newton", "empirical"],
+    ids=["gauss_newton", "empirical", "sampled"],
 )
 def test_ranks_do_the_same_with_less_work_each(options: dict[str, Any]) -> None:
     ((alone, single),) = _on_ranks(1, options)

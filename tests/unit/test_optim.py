@@ -10,7 +10,9 @@ from torch import nn
 
 from headrace import models, optim
 from headrace.errors import UserError
-from headrace.optim.spec import DENSE_ONLY
+from headrace.optim.adafactor import _rms
+from headrace.optim.base import RuleOptimizer
+from headrace.optim.spec import ACCEPTS_SPARSE, DENSE_ONLY
 
 PARTS = {"dense": {"name": "adamw", "lr": 0.01}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
 
@@ -27,6 +29,53 @@ def test_weight_decay_on_row_sparse_gradients_is_refused() -> None:
     param.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2), check_invariants=True)
     with pytest.raises(UserError, match="weight decay"):
         optim.create("sgd", [param], row_sparse=True, weight_decay=0.1).step()
+
+
+RULES = sorted(
+    n for n, s in optim.OPTIMIZERS.items() if isinstance(s.factory, type) and issubclass(s.factory, RuleOptimizer)
+)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_tensor_without_numbers_is_left_alone(name: str) -> None:
+    params = [nn.Parameter(torch.zeros(shape)) for shape in ((0, 3), (3, 0), (0,))]
+    optimizer = optim.create(name, params)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("name", sorted(n for n, s in optim.OPTIMIZERS.items() if ACCEPTS_SPARSE in s.traits))
+def test_a_row_sparse_gradient_without_rows_moves_nothing(name: str) -> None:
+    param = nn.Parameter(torch.ones(3, 2))
+    optimizer = optim.create(name, [param], row_sparse=True)
+    for rows in (torch.tensor([[1]]), torch.zeros(1, 0, dtype=torch.int64)):
+        before = param.detach().clone()
+        param.grad = torch.sparse_coo_tensor(
+            rows, torch.ones(rows.shape[1], 2), (3, 2), check_invariants=True
+        ).coalesce()
+        optimizer.step()
+        assert torch.equal(param, before) == (rows.shape[1] == 0)
+
+
+def test_muon_takes_hidden_matrices_only() -> None:
+    shapes = {
+        "layers.0.multihead_attn.out_proj.weight": (4, 4), "overhead.weight": (4, 3), "conv.weight": (4, 2, 2),
+        "lm_head.weight": (4, 4), "head.weight": (4, 4), "tok_embeddings.weight": (4, 4), "embed.weight": (4, 4),
+        "top.4.weight": (1, 4), "factors.weight": (4, 1), "top.4.bias": (1,),
+    }  # fmt: skip
+    params = {name: nn.Parameter(torch.ones(shape)) for name, shape in shapes.items()}
+    for param in params.values():
+        param.grad = torch.ones_like(param)
+    for names, hidden in ((None, list(shapes)[:3]), (("*.0.*.weight", "conv"), list(shapes)[1:2] + list(shapes)[3:7])):
+        optimizer = optim.create("muon", params.items(), **({"adam_names": names} if names else {}))
+        optimizer.step()
+        assert [name for name, param in params.items() if "m" in optimizer.state[param]] == hidden
+
+
+def test_root_mean_squares_of_large_tensors_are_right() -> None:
+    assert float(_rms(torch.full((1 << 24,), 0.1))) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_mistakes_are_named() -> None:

@@ -24,7 +24,7 @@ from headrace.optim import matrix_roots
 from headrace.optim.block_rule import BlockOptimizer
 from headrace.optim.blocks import layout, merged
 from headrace.optim.context import StepContext
-from headrace.optim.dealing import deal, owned, share
+from headrace.optim.dealing import longest_first, owned, share
 from headrace.testing.problems import perceptron
 from headrace.train import checkpoint
 from headrace.train.checkpoint import Checkpoint, CheckpointStore
@@ -299,16 +299,16 @@ def test_singular_factors_and_overflows_do_no_harm(name: str) -> None:
 
 
 def test_work_is_dealt_by_cost() -> None:
-    owners = deal([1.0, 8.0, 27.0, 8.0, 8.0, 8.0, 1.0], 2)
-    assert owners == deal([1.0, 8.0, 27.0, 8.0, 8.0, 8.0, 1.0], 2)
+    owners = longest_first([1.0, 8.0, 27.0, 8.0, 8.0, 8.0, 1.0], [1, 1])
+    assert owners == longest_first([1.0, 8.0, 27.0, 8.0, 8.0, 8.0, 1.0], [1, 1])
     costs = np.array([1.0, 8.0, 27.0, 8.0, 8.0, 8.0, 1.0])
     assert sorted(costs[owned(owners, rank)].sum() for rank in (0, 1)) == [29.0, 32.0]
-    assert deal([1.0] * 6, 3) == [0, 1, 2, 0, 1, 2]
-    assert deal([], 3) == []
+    assert longest_first([1.0] * 6, [1] * 3) == [0, 1, 2, 0, 1, 2]
+    assert longest_first([], [1] * 3) == []
     rng = np.random.default_rng(0)
     for size in (2, 3, 7):
         costs = rng.integers(1, 50, 40).astype(float) ** 3
-        loads = [costs[owned(deal(list(costs), size), rank)].sum() for rank in range(size)]
+        loads = [costs[owned(longest_first(list(costs), [1] * size), rank)].sum() for rank in range(size)]
         assert max(loads) <= 4 / 3 * max(costs.max(), costs.sum() / size)
 
 

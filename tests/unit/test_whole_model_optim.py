@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,15 @@ def test_damping_leaves_a_fifth_of_the_curvature(sy: float, wanted: float) -> No
     )
     assert float(state["y"][0] @ s) == pytest.approx(wanted)
     assert state["rho"] == [pytest.approx(1.0 / wanted)]
+
+
+def test_rows_without_keys_get_a_remedy() -> None:
+    problem = perceptron()
+    problem.losses(problem.model(problem.x), problem.y).mean().backward()
+    ctx = replace(problem.context(torch.arange(96), 96), keys=None)
+    with pytest.raises(UserError, match=r"--optimizer\.dense\.preconditioner_power 0"):
+        optim.create("hessian_free", problem.model).step(ctx)
+    optim.create("hessian_free", problem.model, preconditioner_power=0.0).step(ctx)
 
 
 @pytest.mark.parametrize("lr", [3e38, 1e300])

@@ -52,8 +52,8 @@ from headrace.optim.context import NonFiniteStepError, StepContext
 from headrace.optim.layer_decay import layer_groups
 from headrace.optim.master_weights import HALF, MasterWeights
 from headrace.optim.options import choose, known
-from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OptimizerSpec, dense_only
-from headrace.optim.wrapper import WrapperSpec, averaged
+from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OWN_GRADIENT, OptimizerSpec, dense_only
+from headrace.optim.wrapper import CHANGES_GRADIENT, WrapperSpec, averaged
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgd": sgd.SPEC,
@@ -125,7 +125,7 @@ def create(
 
     Raises:
         UserError: unknown name or option, a value out of range or of another type, a dense-only rule for row-sparse
-            gradients, a rule that needs the model without it, or dress for parameters that cannot wear it.
+            gradients, a rule that needs the model without it, or a wrapper that the rule or its parameters cannot have.
     """
     spec = spec_of(name)
     chosen = choose(f"optimizer {name}", spec.defaults, options)
@@ -140,7 +140,7 @@ def create(
             raise UserError(f"optimizer {name} looks into the model's layers", "give it the model: model=...")
         chosen["model"] = model
     params = list(params)
-    dress = {key: choose(key, _wrapper(key, row_sparse).defaults, given) for key, given in (wrappers or {}).items()}
+    dress = {key: _dress(key, given, name, row_sparse) for key, given in (wrappers or {}).items()}
 
     def make(params: Any) -> Optimizer:
         if layer_decay != 1.0:
@@ -160,13 +160,24 @@ def create(
     return make(params)
 
 
-def _wrapper(name: str, row_sparse: bool) -> WrapperSpec:
+def _dress(name: str, given: Any, rule: str, row_sparse: bool) -> dict[str, Any]:
+    """Options of wrapper `name` around `rule`."""
     known("optimizer.dense.wrappers", name, WRAPPERS)
+    spec = WRAPPERS[name]
     if row_sparse:
         raise UserError(
             f"{name} would go through all rows of the embedding tables at every step", "--optimizer.dense.wrappers"
         )
-    return WRAPPERS[name]
+    if CHANGES_GRADIENT in spec.traits and OWN_GRADIENT in OPTIMIZERS[rule].traits:
+        raise UserError(
+            f"optimizer {rule} evaluates or corrects gradients itself: that of {name} would not reach it, or bias its "
+            "steps",
+            f"--optimizer.dense.wrappers without {name}, or another --optimizer.dense.name",
+        )
+    if not isinstance(given, Mapping):
+        ways = ", ".join(f"--optimizer.dense.{name}.{option}" for option in spec.defaults)
+        raise UserError(f"{name} has options, and was given {given!r}", ways)
+    return choose(name, spec.defaults, given)
 
 
 def _named(params: list[Any], what: str) -> list[tuple[str, Any]]:

@@ -80,7 +80,8 @@ def _towards(kept: Tensor, mean: Tensor, weight: float, eps: float) -> None:
 
 
 def _rms(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x) / max(1, x.numel()) ** 0.5
+    norm = torch.linalg.vector_norm(x, dtype=torch.float64)  # float32 sums of many squares are off by a percent
+    return (norm / x.numel() ** 0.5).to(x.dtype)
 
 
 def _state_bytes(param: Tensor, options: Mapping[str, Any]) -> int:

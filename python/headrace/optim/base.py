@@ -55,6 +55,10 @@ class Optimizer(torch.optim.Optimizer):
         """Parameters and the averages that evaluation and export use instead; none but from wrappers that average."""
         return []
 
+    def with_own_gradient(self) -> list[str]:
+        """Names of the rules in it that have trait own_gradient."""
+        return []
+
     def named(self) -> dict[str, Tensor]:
         """All parameters by the model's names.
 
@@ -103,7 +107,7 @@ class RuleOptimizer(Optimizer):
         for group in self.param_groups:
             dense: list[Tensor] = []
             for param in group["params"]:
-                if param.grad is None:
+                if param.grad is None or not param.numel():
                     continue
                 if not self.state[param]:
                     self.state[param].update(self.init_state(param, group))
@@ -119,6 +123,8 @@ class RuleOptimizer(Optimizer):
             raise dense_only(type(self).__name__.lower())
         grad = grad.coalesce()
         ids, values = grad.indices()[0], grad.values()
+        if not ids.numel():
+            return
         rows = param.index_select(0, ids)
         kept = {name: value.index_select(0, ids) for name, value in state.items() if torch.is_tensor(value)}
         self.update(rows, values, kept, options)
@@ -148,6 +154,10 @@ class Combined(Optimizer):
     def averages(self) -> list[tuple[Tensor, Tensor]]:
         """See `Optimizer.averages`."""
         return [pair for part in self.parts.values() for pair in part.averages()]
+
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return [name for part in self.parts.values() for name in part.with_own_gradient()]
 
     def state_dict(self) -> dict[str, Any]:
         """State of every part by its name."""

@@ -16,7 +16,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, RuleOptimizer, State
 from headrace.optim.blocks import Region
 from headrace.optim.context import StepContext
-from headrace.optim.dealing import deal, owned, share
+from headrace.optim.dealing import longest_first, owned, share
 
 COUNTS = ("decompositions", "failures", "overflows")
 
@@ -208,7 +208,7 @@ class BlockOptimizer(RuleOptimizer):
         work = [(batch, dim) for batch in batches for dim in batch.full]
         costs = [float(batch.sizes[dim]) ** 3 for batch, dim in work for _ in range(batch.number)]
         size, rank = (1, 0) if self._collective is None else (self._collective.size, self._collective.rank)
-        left = iter(deal(costs, size))
+        left = iter(longest_first(costs, [1] * size))
         owners = [[next(left) for _ in range(batch.number)] for batch, _ in work]
         for (batch, dim), owner in zip(work, owners, strict=True):
             rows = owned(owner, rank)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from torch import Tensor
 from headrace.errors import UserError
 from headrace.optim.name_patterns import named_by
 from headrace.optim.options import known
+
+if TYPE_CHECKING:
+    from headrace.optim.base import Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,20 @@ class ClippingConfig:
         known("train.clipping.rule", self.rule, ("none", *CLIPPINGS))
         if not self.limit > 0.0 or not self.eps > 0.0:
             raise UserError(f"clipping to {self.limit} (eps {self.eps})", "--train.clipping.limit above 0")
+
+
+def check_clipping(config: ClippingConfig, optimizer: Optimizer) -> None:
+    """Refuse to clip what a rule does not step along, or corrects by gradients that are not clipped.
+
+    Raises:
+        UserError: a rule with trait own_gradient, and gradients are to be clipped.
+    """
+    if config.rule != "none" and (own := optimizer.with_own_gradient()):
+        raise UserError(
+            f"optimizer {own[0]} evaluates or corrects gradients itself: clipping would not reach them, or bias its "
+            "steps",
+            "--train.clipping.rule none, or another optimizer",
+        )
 
 
 class Clipped(NamedTuple):
@@ -99,7 +116,8 @@ def global_norm(tensors: list[Tensor]) -> float:
     """Euclidean norm of all numbers together; does not overflow where numbers are finite."""
     if not tensors:
         return 0.0
-    norms = torch.stack([n.double() for n in torch._foreach_norm(tensors)])
+    # In float64: millions of float32 squares summed in float32 are a percent off.
+    norms = torch.stack([torch.linalg.vector_norm(tensor, dtype=torch.float64) for tensor in tensors])
     norm = float(torch.linalg.vector_norm(norms))
     if math.isfinite(norm):
         return norm

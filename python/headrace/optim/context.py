@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,8 @@ class StepContext:
         collective: the way to the other ranks; None: there are none.
         clip: what the loop does to gradients before a step, in place, by the model's names: for rules that take a
             gradient of their own; None: nothing.
+        scale: what losses were multiplied by in the backward pass that made the gradients (these are divided by it
+            again): for rules that watched that pass.
     """
 
     outputs_at: Callable[[Mapping[str, Tensor] | None], Tensor]
@@ -43,6 +45,7 @@ class StepContext:
     full_pass: Callable[[], Iterator[StepContext]] | None = None
     collective: Collective | None = None
     clip: Callable[[Named], object] | None = None
+    scale: float = 1.0
 
     def loss_at(self, params: Mapping[str, Tensor] | None = None) -> Tensor:
         """This rank's part of the global batch's mean loss, differentiable: summed over ranks it is the mean.
@@ -59,6 +62,17 @@ def summed(tensors: list[Tensor], collective: Collective | None) -> list[Tensor]
     total = sum_in_rank_order(torch.cat([t.reshape(-1) for t in tensors]), collective)
     parts = torch.split(total, [t.numel() for t in tensors])
     return [part.view(t.shape) for part, t in zip(parts, tensors, strict=True)]
+
+
+def check_finite(tensors: Iterable[Tensor], what: str) -> None:
+    """Refuse NaN and Inf; `tensors` are the same on all ranks, so all refuse. Numbers are looked at one by one only
+    where a sum is bad.
+
+    Raises:
+        NonFiniteStepError: there are.
+    """
+    if not all(bool(t.sum().isfinite()) or bool(t.isfinite().all()) for t in tensors):
+        raise NonFiniteStepError(f"{what} is not finite")
 
 
 def value_and_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
@@ -82,6 +96,9 @@ def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
     """Mean loss of all training rows at `params` and its gradient by name: one pass, the same on every rank.
 
     Every batch's sum is added up on its rank; ranks are summed once, at the end, in rank order.
+
+    Raises:
+        NonFiniteStepError: one of these numbers is NaN or Inf.
     """
     if ctx.full_pass is None:
         raise ValueError("this step's context has no way through all training rows")
@@ -100,4 +117,5 @@ def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
         rows += part.rows
     loss, rows = summed([loss, rows], ctx.collective)
     sums = summed(list(grads.values()), ctx.collective)
+    check_finite([loss, *sums], "the full gradient")
     return float(loss / rows), {name: s / rows.to(s.dtype) for name, s in zip(grads, sums, strict=True)}

@@ -119,7 +119,10 @@ class Curvature:
             UserError: the rows have no keys.
         """
         if self.ctx.keys is None:
-            raise UserError("the preconditioner draws signs by the rows' keys, and there are none", "power 0")
+            raise UserError(
+                "the preconditioner draws signs by the rows' keys, and there are none",
+                "--optimizer.dense.preconditioner_power 0",
+            )
         bits = splitmix64(self.ctx.keys.cpu().numpy())
         shape = (-1, *[1] * (self.slopes.dim() - 1))
         total = torch.zeros_like(self.w)

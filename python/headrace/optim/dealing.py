@@ -1,14 +1,13 @@
-"""Work that is equal on all ranks, dealt out: each rank does its part, and all gather the results.
+"""Work that needs nothing but what every rank has, dealt out by cost; and what was made, gathered by all.
 
-Roots of Shampoo's preconditioners and inverses of K-FAC's factors cost n^3 each and need nothing but what every rank
-has. They are dealt by cost, the largest first, each to the rank with the least so far (R. L. Graham, "Bounds on
-multiprocessing timing anomalies", 1969: at most 4/3 of the best possible), as in R. Anil et al. 2020 and H.-J. M. Shi
-et al. 2023, section 4.
+Longest processing time first: R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969: at most 4/3 of the best
+possible on machines of one speed. Roots of Shampoo's preconditioners, which cost n^3 each, are dealt so and wanted by
+all ranks, as in R. Anil et al. 2020 and H.-J. M. Shi et al. 2023, section 4. K-FAC's factors are dealt so as well, but
+wanted by some ranks only: see kfac_dealing.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 
 import torch
@@ -17,14 +16,17 @@ from torch import Tensor
 from headrace.comm.base import Collective
 
 
-def deal(costs: Sequence[float], size: int) -> list[int]:
-    """The rank that does each piece of work, of `size`: the same list on every rank."""
-    loads = [(0.0, rank) for rank in range(size)]
-    owners = [0] * len(costs)
-    for piece in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        load, owners[piece] = loads[0]
-        heapq.heapreplace(loads, (load + costs[piece], owners[piece]))
-    return owners
+def longest_first(costs: Sequence[float], speeds: Sequence[float]) -> list[int]:
+    """For every job the machine that does it, of machines of these speeds: the same list on every rank.
+
+    The longest job first, to where it is done soonest; ties go to the lower number.
+    """
+    loads, dealt = [0.0] * len(speeds), [0] * len(costs)
+    for job in sorted(range(len(costs)), key=lambda j: -costs[j]):
+        place = min(range(len(speeds)), key=lambda k: (loads[k] + costs[job]) / speeds[k])
+        loads[place] += costs[job]
+        dealt[job] = place
+    return dealt
 
 
 def owned(owners: Sequence[int], rank: int) -> list[int]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from headrace.errors import UserError
 from headrace.optim.base import Optimizer, Params, State
-from headrace.optim.context import Named, StepContext, value_and_gradient, value_at
+from headrace.optim.context import Named, NonFiniteStepError, StepContext, check_finite, value_and_gradient, value_at
 from headrace.optim.spec import dense_only
 
 _BLOCK = 1 << 15  # numbers made float64 at a time: they stay in the cache, which is ten times as fast
@@ -125,7 +125,20 @@ class WholeModelOptimizer(Optimizer):
             gradient: of F at w as it was given to the step, [n].
             options: of the rule.
             state: changed in place; lists of vectors [n], numbers.
+
+        Raises:
+            NonFiniteStepError: see `check_start`.
         """
+
+    def check_start(self, value: float, gradient: Tensor) -> None:
+        """Refuse a batch whose F(w), or gradient there [n], is no number: all ranks alike, before anything has changed.
+
+        Raises:
+            NonFiniteStepError: one is NaN or Inf.
+        """
+        if not math.isfinite(value):
+            raise NonFiniteStepError(f"{self.name}: the loss or its gradient is not finite")
+        check_finite([gradient], f"{self.name}: the gradient")
 
     @torch.no_grad()
     def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]

@@ -1,7 +1,7 @@
 """Hessian-free optimization: Newton steps with the Gauss-Newton matrix, by conjugate gradients.
 
-    d ~ argmin q(d) = g.d + d.(G + (weight_decay + lambda) I) d / 2       CG from cg_decay times the last solution,
-                                                                          preconditioned by (diag(F) + lambda)^power
+    d ~ argmin q(d) = g.d + d.(G + (weight_decay + lambda) I) d / 2
+        by CG from cg_decay times the last solution, preconditioned by (diag(F) + weight_decay + lambda)^power
     w <- w + a d,   a by backtracking from lr
     lambda <- 1.5 lambda if rho < 1/4, lambda / 1.5 if rho > 3/4,         rho = (F(w + d) - F(w)) / q_0(d)
 
@@ -34,7 +34,7 @@ from headrace.optim.conjugate_gradients import Solution, Stop, conjugate_gradien
 from headrace.optim.curvature import MAX_PROBES, Curvature
 from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.line_search import backtrack
-from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_KEYS, STATEFUL, OptimizerSpec, numbers
+from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_KEYS, OWN_GRADIENT, STATEFUL, OptimizerSpec, numbers
 
 _FACTOR = 1.5
 _LEAST, _MOST = 1e-20, 1e20  # lambda stays in the range of float32
@@ -62,12 +62,17 @@ class HessianFree(WholeModelOptimizer):
                 raise UserError(f"optimizer option {name} must be in [0, 1], not {options[name]}")
         super().__init__(params, **options)
 
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return [self.name]
+
     def move(
         self, objective: Objective, w: Tensor, gradient: Tensor, options: Mapping[str, Any], state: State
     ) -> Tensor | None:
         """See `WholeModelOptimizer.move`."""
         curvature = Curvature(objective, w)
         value, gradient = curvature.value(), curvature.gradient()
+        self.check_start(value, gradient)
         damping = state.setdefault("damping", float(options["damping"]))
         solution = self._solve(curvature, gradient, damping, options, state)
         del curvature  # its graph is no longer needed
@@ -136,7 +141,7 @@ SPEC = OptimizerSpec(
     state="1 number a parameter",
     state_bytes=numbers(1),
     cost="10 to 250 products, each the price of a gradient; the graph of forward and backward kept meanwhile",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS, OWN_GRADIENT}),
     defaults={
         "lr": 1.0, "damping": 1.0, "cg_iterations": 250, "cg_progress": 5e-4, "cg_decay": 0.95,
         "preconditioner_power": 0.75, "probes": 8, "weight_decay": 0.0,

@@ -46,12 +46,13 @@ class InnerLoop(VarianceReduced):
     def advance(self, ctx: StepContext) -> None:
         """See `VarianceReduced.advance`."""
         kept = self.kept
-        loop = kept.setdefault("loop", {"anchors": 0, "step": 0, "length": 0, "batch": 0, "picked": -1})
+        loop = dict(kept.get("loop", {"anchors": 0, "step": 0, "length": 0, "batch": 0, "picked": -1}))
         loop["batch"] = max(loop["batch"], ctx.rows)  # the last batch of an epoch may be smaller
         first = loop["step"] == loop["length"]
         if first:
             self._anchor(ctx, loop)
         estimate = kept["known"] if first else self.estimate(ctx)
+        kept["loop"] = loop  # not before: a step that is refused changes nothing
         if loop["step"] == loop["picked"]:
             kept["iterate"] = {name: p.detach().clone() for name, p in self.own.items()}
         square = self.move(estimate)

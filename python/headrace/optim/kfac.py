@@ -31,7 +31,7 @@ al.: decompositions are made in step, not beside training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,7 +44,15 @@ from headrace.optim.kfac_factors import EIGEN, INVERSE, solved_shape
 from headrace.optim.kfac_fisher import FISHERS, SAMPLED
 from headrace.optim.kfac_layers import find_layers
 from headrace.optim.kfac_step import LayersOptimizer
-from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec, dense_only
+from headrace.optim.spec import (
+    DENSE_ONLY,
+    NEEDS_CLOSURE,
+    NEEDS_KEYS,
+    NEEDS_MODEL,
+    STATEFUL,
+    OptimizerSpec,
+    dense_only,
+)
 
 _LISTS = ("params", "param_names")
 FALLBACKS = {"momentum": momentum.SPEC, "adamw": adamw.SPEC}
@@ -72,12 +80,14 @@ class Kfac(Combined):
             raise dense_only("kfac")
         known = len(self.layers.left)
         self.layers.step(ctx)
-        self._hand_over(self.layers.left[known:])
+        for name in self.layers.left[known:]:
+            self._hand_over(name)
         self.rest.step(ctx)
 
-    def _hand_over(self, names: Sequence[str]) -> None:
+    def _hand_over(self, name: str) -> None:
+        """One layer at a time, in the order of `left`: a resumed run's groups are then in the same order."""
         for source, target in zip(self.layers.param_groups, self.rest.param_groups, strict=True):
-            gone = [i for i, p in enumerate(source["params"]) if self._names[id(p)] in names]
+            gone = [i for i, p in enumerate(source["params"]) if self._names[id(p)] == name]
             for key in _LISTS:
                 if key in source:
                     target[key] += [source[key][i] for i in gone]
@@ -89,23 +99,25 @@ class Kfac(Combined):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `Combined.load_state_dict`."""
-        gone = self.layers.leave(state_dict["left"])
-        self._hand_over([layer.name for layer in gone])
+        for name in state_dict["left"]:
+            self.layers.leave([name])
+            self._hand_over(name)
         super().load_state_dict(state_dict)
 
 
-def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float | None, **options: Any) -> Kfac:
+def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float, **options: Any) -> Kfac:
     """The factory.
 
     Args:
         params: tensors, (name, tensor) pairs, or torch parameter groups of either; lr, momentum and weight_decay may
             differ by group.
         model: whose they are; parameters of it that are not among `params` are left alone.
-        fallback: "momentum" or "adamw": for parameters of no layer, with this momentum and weight_decay.
-        fallback_lr: their learning rate; None: lr.
+        fallback: "momentum" or "adamw": for parameters of no layer, with this momentum and weight_decay (adamw's is
+            always decoupled).
+        fallback_lr: their learning rate, in groups with an lr of their own in proportion to it; 0: lr.
         options:
             lr, momentum, weight_decay: of the layers;
-            decoupled_decay: weight_decay shrinks weights, lr times, instead of being a part of the loss (L2);
+            decoupled: weight_decay shrinks weights, lr times, instead of being a part of the loss (L2);
             damping, damping_split: how much, and whether over the factors by pi or of the block;
             damping_interval: steps between Levenberg-Marquardt's adaptations; 0: never;
             kl_clip: bound of lr^2 <D, V> (about twice the KL divergence of a step); 0: none;
@@ -113,7 +125,7 @@ def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float 
             method: "inverse" (Cholesky; damping split) or "eigen";
             fisher: "sampled", "gauss_newton" (exact, a backward pass an output), "empirical" (the data's labels);
             grad_worker_frac: share of the ranks that precondition a layer's gradient; 0: one rank;
-            seed: of "sampled".
+            seed: of "sampled", whose signs are drawn by the rows' keys.
 
     Raises:
         UserError: an option out of range.
@@ -124,9 +136,10 @@ def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float 
     covered = {id(p) for layer in layers for p in layer.params()}
     spec = FALLBACKS[fallback]
     chosen = {**spec.defaults, **{key: options[key] for key in spec.defaults if key in options}}
-    if fallback_lr is not None:
-        chosen["lr"] = fallback_lr
     own, rest = ([_side(group, covered, inside=inside) for group in groups] for inside in (True, False))
+    if fallback_lr:
+        chosen["lr"] = fallback_lr
+        rest = [_with_fallback_lr(group, options["lr"], fallback_lr) for group in rest]
     return Kfac(LayersOptimizer(own, layers, **options), spec.factory(rest, **chosen))
 
 
@@ -149,7 +162,12 @@ def _side(group: Mapping[str, Any], covered: set[int], *, inside: bool) -> dict[
     return {**group, **{key: [group[key][i] for i in kept] for key in _LISTS if key in group}}
 
 
-def _check(fallback: str, fallback_lr: float | None, options: Mapping[str, Any]) -> None:
+def _with_fallback_lr(group: dict[str, Any], lr: float, fallback_lr: float) -> dict[str, Any]:
+    """A group with its own lr (layer_decay) keeps that one's ratio to lr."""
+    return {**group, "lr": group["lr"] * fallback_lr / lr} if lr and "lr" in group else group
+
+
+def _check(fallback: str, fallback_lr: float, options: Mapping[str, Any]) -> None:
     check_options(options)
     check_options({"lr": fallback_lr})
     for name, value, choices in (
@@ -199,11 +217,11 @@ SPEC = OptimizerSpec(
     state="of a layer [m, n]: 2 (m^2 + n^2) numbers and momentum; others 1 or 2 numbers a parameter",
     state_bytes=_state_bytes,
     cost="4 (m^2 n + m n^2) a layer; at intervals a pass, 2 B (m^2 + n^2) and about 10 (m^3 + n^3) / ranks",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_MODEL}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS, NEEDS_MODEL}),
     defaults={
-        "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "decoupled_decay": False, "damping": 0.01,
+        "lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "decoupled": False, "damping": 0.01,
         "damping_split": True, "damping_interval": 0, "kl_clip": 0.01, "factor_decay": 0.95, "factor_interval": 1,
         "inverse_interval": 10, "method": INVERSE, "fisher": SAMPLED, "grad_worker_frac": 1.0, "fallback": "momentum",
-        "fallback_lr": None, "seed": 0,
+        "fallback_lr": 0.0, "seed": 0,
     },
 )  # fmt: skip

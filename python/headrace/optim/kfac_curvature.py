@@ -84,8 +84,13 @@ class Curvature:
         self.work = Work()
         self._deal: Deal | None = None
 
-    def update(self, ctx: StepContext, decay: float) -> list[Layer]:
+    def update(self, ctx: StepContext, decay: float, scale: float) -> list[Layer]:
         """Take the layers' sums into the means; a layer whose are not finite, or without a gradient, keeps its.
+
+        Args:
+            ctx: the batch.
+            decay: of the means.
+            scale: of the losses whose gradients were summed.
 
         Returns:
             Layers that no rank has ever called.
@@ -96,7 +101,10 @@ class Curvature:
             sums = [layer.take() for layer in layers]
             parts = [t for s in sums for t in (pack(s.a), pack(s.g), s.positions, s.called)]
             totals = summed(parts, ctx.collective)
-            made = [(a / p, g / max(1, ctx.rows)) for a, g, p in zip(*(totals[k::4] for k in range(3)), strict=True)]
+            made = [
+                (a / p, g / max(1, ctx.rows) / scale / scale)  # its square may be out of range
+                for a, g, p in zip(*(totals[k::4] for k in range(3)), strict=True)
+            ]
             good = [torch.isfinite(a).all() & torch.isfinite(g).all() for a, g in made]  # without gradient: 0 / 0
             flags = torch.stack([*good, *(t[0] > 0 for t in totals[3::4])]).tolist()
             for layer, (a, g), finite, called in zip(

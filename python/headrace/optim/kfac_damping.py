@@ -11,11 +11,13 @@ made (clipped, with momentum), and only damping adapts, not the gamma of the spl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 
-from headrace.optim.context import Named, StepContext, summed, value_at
+from headrace.optim.context import Named, StepContext, summed, value_and_gradient, value_at
+from headrace.optim.curvature import Linearized
 
 _LEAST, _MOST = 1e-10, 1e10
 
@@ -31,39 +33,38 @@ def adapted(damping: float, ratio: float, interval: int) -> float:
 
 
 def reduction_ratio(
-    ctx: StepContext, before: Named, after: Named, grads: Named, decays: Mapping[str, float], damping: float
+    ctx: StepContext, before: Named, after: Named, decays: Mapping[str, float], damping: float
 ) -> float:
     """rho of the step from `before` to `after`, both by the model's names; the same on every rank.
+
+    -inf where it says nothing: where h(w + d) is not finite, or M(d), by the momentum in d, is no decrease. The
+    gradient in M is h's own, evaluated here: the one that was given to the step may have been clipped.
 
     Args:
         ctx: the step's.
         before: parameters before it.
         after: and after.
-        grads: of h at `before`, with the L2 terms.
         decays: L2 coefficient of every parameter.
         damping: without the L2 coefficients.
     """
     step = {name: after[name] - value for name, value in before.items()}
-    change = value_at(ctx, after) - value_at(ctx, before)
+    value, grads = value_and_gradient(ctx, before)
+    change = value_at(ctx, after) - value
     model = 0.5 * _curvature(ctx, before, step)
     for name, moved in step.items():
-        middle = (before[name] + 0.5 * moved).double()
-        change += decays[name] * float((middle * moved).sum())
-        model += float((grads[name].double() * moved).sum())
-        model += 0.5 * (damping + decays[name]) * float(moved.double().square().sum())
-    return change / model if model else 0.0
+        decayed = decays[name] * before[name].double()
+        size = float(moved.double().square().sum())
+        change += float((decayed * moved).sum()) + 0.5 * decays[name] * size
+        model += float(((grads[name] + decayed) * moved).sum()) + 0.5 * (damping + decays[name]) * size
+    return change / model if model < 0.0 and math.isfinite(change) else -math.inf
 
 
 def _curvature(ctx: StepContext, at: Named, step: Named) -> float:
-    """d^T F d: J d by differentiating a vector-Jacobian product, which is linear in its vector."""
+    """d^T F d."""
     with torch.enable_grad():
         leaves = {name: value.detach().requires_grad_() for name, value in at.items()}
         outputs = ctx.outputs_at(leaves)
-        vector = torch.zeros_like(outputs, requires_grad=True)
-        pulled = torch.autograd.grad(outputs, list(leaves.values()), vector, create_graph=True, allow_unused=True)
-        used = [(p, step[name]) for name, p in zip(leaves, pulled, strict=True) if p is not None and p.requires_grad]
-        made = torch.autograd.grad([p for p, _ in used], vector, [d for _, d in used]) if used else None
-        moved = torch.zeros_like(outputs) if made is None else made[0].detach()
+        moved = Linearized(outputs, list(leaves.values())).push([step[name] for name in leaves]).detach()
         z = outputs.detach().requires_grad_()
         (slope,) = torch.autograd.grad(ctx.losses(z).sum(), z, create_graph=True)
         bent = torch.autograd.grad((slope * moved).sum(), z)[0] if slope.requires_grad else torch.zeros_like(z)

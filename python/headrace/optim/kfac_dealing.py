@@ -1,7 +1,7 @@
 """Who decomposes which factor, who preconditions which layer's gradient, and the messages between them.
 
 Layers are dealt to groups of gradient workers, their factors to ranks of the group: both by longest processing time
-first (R. L. Graham, 1969), with n^3 as the time of a factor [n, n]. J. G. Pauloski et al., "KAISA: an adaptive
+first (see dealing), with n^3 as the time of a factor [n, n]. J. G. Pauloski et al., "KAISA: an adaptive
 second-order optimizer framework for deep neural networks", SC 2021: the share of ranks that are gradient workers of a
 layer trades memory for messages.
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.optim.dealing import longest_first
 
 
 @dataclass(frozen=True)
@@ -56,24 +57,14 @@ def deal(shapes: Sequence[tuple[int, int]], size: int, share: float) -> Deal:
     groups = size // min(size, max(1, round(share * size)))
     members = [tuple(range(k * size // groups, (k + 1) * size // groups)) for k in range(groups)]
     costs = [m**3 + n**3 for m, n in shapes]
-    group_of = _longest_first(costs, [len(group) for group in members])
+    group_of = longest_first(costs, [len(group) for group in members])
     solvers = [[0, 0] for _ in shapes]
     for k, group in enumerate(members):
         jobs = [(layer, side) for layer in range(len(shapes)) if group_of[layer] == k for side in (0, 1)]
-        dealt = _longest_first([shapes[layer][1 - side] ** 3 for layer, side in jobs], [1] * len(group))
+        dealt = longest_first([shapes[layer][1 - side] ** 3 for layer, side in jobs], [1] * len(group))
         for (layer, side), place in zip(jobs, dealt, strict=True):
             solvers[layer][side] = group[place]
     return Deal(tuple(members[k] for k in group_of), tuple((a, g) for a, g in solvers), size)
-
-
-def _longest_first(costs: Sequence[int], speeds: Sequence[int]) -> list[int]:
-    """For every job a machine: the longest job first, to where it is done soonest; ties go to the lower number."""
-    loads, dealt = [0] * len(speeds), [0] * len(costs)
-    for job in sorted(range(len(costs)), key=lambda j: (-costs[j], j)):
-        place = min(range(len(speeds)), key=lambda k: ((loads[k] + costs[job]) / speeds[k], k))
-        loads[place] += costs[job]
-        dealt[job] = place
-    return dealt
 
 
 @dataclass(frozen=True)

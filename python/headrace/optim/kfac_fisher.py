@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.catalog.fingerprint import splitmix64
 from headrace.errors import UserError
 from headrace.optim.context import StepContext
 from headrace.optim.kfac_layers import Layer
@@ -30,10 +32,10 @@ def add_pass(layers: Sequence[Layer], ctx: StepContext, fisher: str, seed: int) 
         layers: to be watched.
         ctx: the batch.
         fisher: "sampled": one backward pass, of S z with signs z drawn; "gauss_newton": one an output, exact.
-        seed: of the signs; with one output they do not matter.
+        seed: of the signs.
 
     Raises:
-        UserError: too many outputs a row for H_i to be held.
+        UserError: too many outputs a row for H_i to be held, or rows without keys where signs are to be drawn.
     """
     for layer in layers:
         layer.seen = []
@@ -71,10 +73,26 @@ def _columns(ctx: StepContext, outputs: Tensor, fisher: str, seed: int) -> Itera
                 column[:, c] = roots[:, c]
                 yield column.view(outputs.shape)
         return
-    generator = torch.Generator().manual_seed(seed)
-    signs = torch.randint(0, 2, roots.shape[:2], generator=generator).to(roots.device, roots.dtype) * 2 - 1
-    drawn = roots * signs if roots.dim() == 2 else (roots @ signs[:, :, None])
-    yield drawn.reshape(outputs.shape)
+    if ctx.keys is not None or roots.shape[1] > 1:  # of one output the sign counts only where rows mix: batch norm
+        signs = _signs(ctx, roots.shape[1], seed).to(roots)
+        roots = roots * signs if roots.dim() == 2 else roots @ signs[:, :, None]
+    yield roots.reshape(outputs.shape)
+
+
+def _signs(ctx: StepContext, columns: int, seed: int) -> Tensor:
+    """+-1 [B, columns], bits of the rows' hashed keys and the seed: they do not depend on which rank has a row.
+
+    Raises:
+        UserError: the rows have no keys.
+    """
+    if ctx.keys is None:
+        raise UserError(
+            "K-FAC draws signs by the rows' keys, and there are none", "--optimizer.dense.fisher gauss_newton"
+        )
+    rows = splitmix64(ctx.keys.cpu().numpy())
+    words = [rows ^ splitmix64(np.array([seed * 4099 + word])) for word in range(-(-columns // 64))]
+    bits = [splitmix64(word)[:, None] >> np.arange(64, dtype=np.uint64) & np.uint64(1) for word in words]
+    return torch.from_numpy(1.0 - 2.0 * np.concatenate(bits, 1)[:, :columns])
 
 
 def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
@@ -110,7 +128,8 @@ def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
     if not bool(torch.isfinite(hessian).all()):
         return torch.full_like(at, torch.nan)
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
-    return (vectors * values.clamp(min=0.0).sqrt()[:, None]).to(at.dtype)
+    # The symmetric root: eigenvectors' signs, and so what z draws, are not those of another batch's arithmetic.
+    return ((vectors * values.clamp(min=0.0).sqrt()[:, None]) @ vectors.mT).to(at.dtype)
 
 
 def _diagonal(times: Callable[[Tensor], Tensor], at: Tensor) -> Tensor | None:

@@ -71,9 +71,10 @@ class LayersOptimizer(Optimizer):
             raise UserError("K-FAC has to know the batch's rows", "optimizer.step(ctx) with a StepContext")
         options = self.param_groups[0]
         if self.steps % options["factor_interval"] == 0:
-            if options["fisher"] != EMPIRICAL:
-                add_pass(self.layers, ctx, options["fisher"], self._seed(ctx))
-            uncalled = self.curvature.update(ctx, options["factor_decay"])
+            watched = options["fisher"] == EMPIRICAL  # the loop's backward pass; passes of our own are not scaled
+            if not watched:
+                add_pass(self.layers, ctx, options["fisher"], self._seed())
+            uncalled = self.curvature.update(ctx, options["factor_decay"], ctx.scale if watched else 1.0)
             self.leave([layer.name for layer in uncalled if layer.weight.grad is not None])
         decays = self._decays()
         dampings = [options["damping"] + decays[id(layer.weight)] for layer in self.layers]  # L2 is curvature too
@@ -98,14 +99,13 @@ class LayersOptimizer(Optimizer):
                 layer.recording = False
         return gone
 
-    def _seed(self, ctx: StepContext) -> int:
-        rank = 0 if ctx.collective is None else ctx.collective.rank
-        return ((self.param_groups[0]["seed"] * 1_000_003 + self.steps) * 4099 + rank) & 0x7FFFFFFF
+    def _seed(self) -> int:
+        return int(self.param_groups[0]["seed"] * 1_000_003 + self.steps) & (1 << 40) - 1
 
     def _decays(self) -> dict[int, float]:
         """L2 coefficients by the parameters' ids."""
         return {
-            id(p): 0.0 if group["decoupled_decay"] else group["weight_decay"]
+            id(p): 0.0 if group["decoupled"] else group["weight_decay"]
             for group in self.param_groups
             for p in group["params"]
         }
@@ -137,7 +137,7 @@ class LayersOptimizer(Optimizer):
             steps = [parts[id(p)][0] for p in params]
             if scale != 1.0:
                 steps = list(torch._foreach_mul(steps, scale))
-            if group["decoupled_decay"] and group["weight_decay"]:
+            if group["decoupled"] and group["weight_decay"]:
                 torch._foreach_mul_(params, 1.0 - group["lr"] * group["weight_decay"])
             if group["momentum"]:
                 kept = [self._momentum(p) for p in params]
@@ -177,7 +177,6 @@ class LayersOptimizer(Optimizer):
             ctx,
             before,
             {name: p.detach() for name, p in named.items()},
-            {name: parts[id(p)][1] for name, p in named.items()},
             {name: decays[id(p)] for name, p in named.items()},
             options["damping"],
         )

@@ -34,7 +34,7 @@ from headrace.errors import UserError
 from headrace.optim.base import Params, State
 from headrace.optim.flat import Objective, WholeModelOptimizer, check_above_zero, check_counts, dot, factor
 from headrace.optim.line_search import Line, Trial, strong_wolfe
-from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, STATEFUL, OptimizerSpec, numbers
+from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, OWN_GRADIENT, STATEFUL, OptimizerSpec, numbers
 
 _SHRINK = 0.1
 _LINE_SEARCHES = ("strong_wolfe", "none")
@@ -63,12 +63,17 @@ class LBFGS(WholeModelOptimizer):
             raise UserError(f"lbfgs needs 0 < c1 < c2 < 1, not c1 {options['c1']} and c2 {options['c2']}")
         super().__init__(params, **options)
 
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return [self.name]
+
     def move(
         self, objective: Objective, w: Tensor, gradient: Tensor, options: Mapping[str, Any], state: State
     ) -> Tensor | None:
         """See `WholeModelOptimizer.move`."""
-        pairs = Pairs(state)
         value, gradient = objective.value_and_gradient(w)
+        self.check_start(value, gradient)
+        pairs = Pairs(state)
         direction = pairs.direction(gradient)
         slope = dot(direction, gradient)
         if not -math.inf < slope < 0.0:
@@ -163,7 +168,7 @@ SPEC = OptimizerSpec(
     state="2 history numbers a parameter",
     state_bytes=lambda param, options: numbers(2 * int(options["history"]))(param, options),
     cost="2 to 3 gradients of the batch (1 + trials of the line search), 4 history + 10 numbers moved a parameter",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, OWN_GRADIENT}),
     defaults={
         "lr": 1.0, "history": 10, "line_search": "strong_wolfe", "c1": 1e-4, "c2": 0.9, "max_trials": 25,
         "bad_pairs": "skip", "min_curvature": 1e-8, "weight_decay": 0.0,

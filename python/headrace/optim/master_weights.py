@@ -59,6 +59,10 @@ class MasterWeights(Optimizer):
         of = {id(master): param for param, master in self._pairs}
         return [(of.get(id(master), master), average) for master, average in self.inner.averages()]
 
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return self.inner.with_own_gradient()
+
     def state_dict(self) -> dict[str, Any]:
         """The inner state and the masters."""
         return {"inner": self.inner.state_dict(), "masters": [master.detach() for _, master in self._pairs]}

@@ -5,9 +5,10 @@
     w <- w - lr scale X,     scale = sqrt(max(1, rows / columns)), with match_rms 0.2 sqrt(max(rows, columns))
 
 The polynomial moves the singular values of X into about [0.7, 1.2]: X is near U V^T of d = U S V^T. Tensors of more
-than two dimensions (convolutions) are matrices [shape[0], the rest]. Vectors, numbers and tensors whose name has one of
-the words `adam_names` in it (Jordan: embeddings and the last layer) take AdamW with lr adam_scale, adam_betas, adam_eps
-for its lr, betas, eps. With decoupled false both kinds take L2 decay.
+than two dimensions (convolutions) are matrices [shape[0], the rest]. Vectors, numbers, matrices with a side of 1 and
+tensors that `adam_names` matches (Jordan: embeddings and the last layer) take AdamW with lr adam_scale, adam_betas,
+adam_eps for its lr, betas, eps. adam_names: patterns of the shell of a whole name ("top.4.*") or of one of its parts
+between dots ("head"). With decoupled false both kinds take L2 decay.
 
 References: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024; match_rms, by which
 AdamW's lr and weight decay fit: J. Liu et al., "Muon is scalable for LLM training", arXiv:2502.16982, 2025. Differs
@@ -17,6 +18,7 @@ from Jordan: the iteration runs in the parameter's own type, in bfloat16 by opti
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -69,7 +71,8 @@ def orthogonalized(x: Tensor, *, steps: int, eps: float) -> Tensor:
     """Near U V^T of x = U S V^T, [rows, columns], by Newton and Schulz's iteration of degree 5."""
     a, b, c = COEFFICIENTS
     wide = x.mT if x.shape[0] > x.shape[1] else x
-    wide = wide / (wide.norm() + eps)
+    norm = torch.linalg.vector_norm(wide, dtype=torch.float64)  # float32 sums of many squares are off by a percent
+    wide = wide / (norm.to(wide.dtype) + eps)
     for _ in range(steps):
         gram = wide @ wide.mT
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
@@ -77,10 +80,12 @@ def orthogonalized(x: Tensor, *, steps: int, eps: float) -> Tensor:
 
 
 def _is_hidden_matrix(param: Tensor, options: Mapping[str, Any]) -> bool:
-    if param.dim() < 2:
+    if param.dim() < 2 or min(param.shape[0], param[0].numel()) == 1:
         return False
     names = dict(zip(map(id, options["params"]), options.get("param_names", ()), strict=False))
-    return not any(word in names.get(id(param), "") for word in options["adam_names"])
+    name = names.get(id(param), "")
+    parts = (name, *name.split("."))
+    return not any(fnmatchcase(part, pattern) for part in parts for pattern in options["adam_names"])
 
 
 def _adamw(
@@ -105,7 +110,7 @@ SPEC = OptimizerSpec(
     traits=frozenset({DENSE_ONLY, STATEFUL}),
     defaults={
         "lr": 0.02, "momentum": 0.95, "nesterov": True, "ns_steps": 5, "eps": 1e-7, "bfloat16": False,
-        "match_rms": False, "weight_decay": 0.0, "decoupled": True, "adam_names": ("embed", "head"),
+        "match_rms": False, "weight_decay": 0.0, "decoupled": True, "adam_names": ("*embed*", "head", "lm_head"),
         "adam_scale": 0.015, "adam_betas": (0.9, 0.95), "adam_eps": 1e-10,
     },
 )  # fmt: skip

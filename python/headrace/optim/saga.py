@@ -18,6 +18,7 @@ from headrace.optim.spec import (
     NEEDS_FULL_PASS,
     NEEDS_KEYS,
     NEEDS_MODEL,
+    OWN_GRADIENT,
     STATEFUL,
     OptimizerSpec,
 )
@@ -42,6 +43,6 @@ SPEC = OptimizerSpec(
     state="for every row and output (linear models) or row and parameter 1 number, at most table_bytes; 1 a parameter",
     state_bytes=table_bytes,
     cost="a second gradient of the batch; not linear: one for every row; 8 bytes and an entry a row to every rank",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT}),
     defaults={"lr": 0.1, "weight_decay": 0.0, "table": "auto", "table_bytes": 1 << 30},
 )

@@ -22,7 +22,7 @@ from headrace.optim.base import Optimizer
 from headrace.optim.clipping import global_norm
 from headrace.optim.context import Named, NonFiniteStepError, StepContext, value_and_gradient
 from headrace.optim.spec import NEEDS_CLOSURE
-from headrace.optim.wrapper import Wrapper, WrapperSpec
+from headrace.optim.wrapper import CHANGES_GRADIENT, Wrapper, WrapperSpec
 
 
 class Sam(Wrapper):
@@ -91,6 +91,6 @@ SPEC = WrapperSpec(
     use="models that overfit: flatter minima for a second pass a step",
     state="none",
     cost="a second forward and backward and an exchange",
-    traits=frozenset({NEEDS_CLOSURE}),
+    traits=frozenset({NEEDS_CLOSURE, CHANGES_GRADIENT}),
     defaults={"rho": 0.05, "adaptive": False, "eta": 0.01},
 )

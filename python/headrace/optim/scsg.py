@@ -29,7 +29,7 @@ from torch import nn
 from headrace.errors import UserError
 from headrace.optim.base import Params
 from headrace.optim.context import Named, StepContext
-from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, STATEFUL, OptimizerSpec, numbers
+from headrace.optim.spec import DENSE_ONLY, NEEDS_CLOSURE, NEEDS_MODEL, OWN_GRADIENT, STATEFUL, OptimizerSpec, numbers
 from headrace.optim.variance_reduced import VarianceReduced, number_drawn
 
 
@@ -64,13 +64,13 @@ class SCSG(VarianceReduced):
     def _gather(self, ctx: StepContext, loop: dict[str, int]) -> None:
         """Add a batch's gradient at the anchor, times its rows, to what is known."""
         kept = self.kept
-        if not loop["batches"]:
-            kept["old"] = self.everything()
-            kept["known"] = {name: torch.zeros_like(p) for name, p in self.own.items()}
+        old = kept["old"] if loop["batches"] else self.everything()
         # Own parameters rest, so their gradients are those at the anchor, unless others move the rest of the model.
         grads: Named = {name: p.grad for name, p in self.own.items() if p.grad is not None}
         if self.others:
-            grads = self.gradient_at(ctx, kept["old"])
+            grads = self.gradient_at(ctx, old)
+        if not loop["batches"]:
+            kept["old"], kept["known"] = old, {name: torch.zeros_like(p) for name, p in self.own.items()}
         torch._foreach_add_([kept["known"][name] for name in grads], list(grads.values()), alpha=ctx.rows)
         loop["batches"] += 1
         loop["rows"] += ctx.rows
@@ -89,6 +89,6 @@ SPEC = OptimizerSpec(
     state="2 numbers a parameter; a copy of tables that others train",
     state_bytes=numbers(2),
     cost="a second gradient of the batch in half of the steps, no update in most of the other half",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_MODEL}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_MODEL, OWN_GRADIENT}),
     defaults={"lr": 0.1, "weight_decay": 0.0, "anchor_batches": 10, "seed": 0},
 )

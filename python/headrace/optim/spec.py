@@ -22,8 +22,11 @@ NEEDS_OUTPUTS = "needs_outputs"  # reads ctx.outputs
 NEEDS_KEYS = "needs_keys"  # keeps something for every row of the data, or draws numbers by the rows' keys
 NEEDS_FULL_PASS = "needs_full_pass"  # calls ctx.full_pass
 NEEDS_MODEL = "needs_model"  # looks into the model's layers: `create` must be given the model
+OWN_GRADIENT = "own_gradient"  # steps along gradients of its own, alone or added to the one it is given: what is done
+# to that one before the step (clipping, sam) would not reach it, or make its estimate wrong, and is refused
 TRAITS = (
     ACCEPTS_SPARSE, DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL,
+    OWN_GRADIENT,
 )  # fmt: skip
 
 StateBytes = Callable[[Tensor, Mapping[str, Any]], int]

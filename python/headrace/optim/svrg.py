@@ -21,6 +21,7 @@ from headrace.optim.spec import (
     NEEDS_CLOSURE,
     NEEDS_FULL_PASS,
     NEEDS_MODEL,
+    OWN_GRADIENT,
     STATEFUL,
     OptimizerSpec,
     numbers,
@@ -46,7 +47,7 @@ SPEC = OptimizerSpec(
     state="2 numbers a parameter, 3 with pick random; a copy of tables that others train",
     state_bytes=lambda param, options: numbers(3 if options["pick"] == "random" else 2)(param, options),
     cost="a second gradient of the batch; a pass over all rows every inner_epochs",
-    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_MODEL}),
+    traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT}),
     defaults={
         "lr": 0.1, "weight_decay": 0.0, "inner_epochs": 2.0, "inner_steps": 0, "pick": "last", "seed": 0,
     },

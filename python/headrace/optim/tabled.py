@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from headrace.errors import UserError
 from headrace.optim.base import Params
-from headrace.optim.context import Named, StepContext, summed
+from headrace.optim.context import Named, StepContext, check_finite, summed
 from headrace.optim.gradient_table import PADDING_KEY, GlobalRows, GradientTable, Room, first_of_each, row_keys
 from headrace.optim.row_gradients import RowGradients, full_rows, is_linear, linear_rows
 from headrace.optim.variance_reduced import VarianceReduced, way_through
@@ -61,8 +61,8 @@ class Tabled(VarianceReduced):
     def _begin(self, ctx: StepContext) -> None:
         """Fill table and mean by one pass."""
         kept, parts = self.kept, way_through(ctx, self.name)
-        kept["linear"] = self._linear(ctx)
-        room = self._room(ctx)
+        linear = self._linear(ctx)
+        room = self._room(ctx, linear)
         sums = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in self.own.items()}
         keys: list[Tensor] = []
         entries: list[Tensor] = []
@@ -71,14 +71,15 @@ class Tabled(VarianceReduced):
             real = own != PADDING_KEY
             everyone = GlobalRows.of(own[real], ctx.collective)
             room.take(len(everyone.keys))
-            rows = self._rows(part)
+            rows = self._rows(part, linear)
             for name, total in rows.total(torch.where(real[:, None], rows.entries, 0.0)).items():
                 sums[name] += total
             keys.append(everyone.keys)
             entries.append(everyone.gather(rows.entries[real]))
         table = GradientTable.of(keys, entries)
         totals = summed(list(sums.values()), ctx.collective)
-        kept["keys"], kept["entries"] = table.keys, table.entries
+        check_finite([*totals, table.entries], f"{self.name}: a gradient of the first pass")
+        kept["linear"], kept["keys"], kept["entries"] = linear, table.keys, table.entries
         kept["mean"] = {name: total / len(table.keys) for name, total in zip(sums, totals, strict=True)}
 
     def _linear(self, ctx: StepContext) -> bool:
@@ -94,16 +95,16 @@ class Tabled(VarianceReduced):
             )
         return linear
 
-    def _room(self, ctx: StepContext) -> Room:
+    def _room(self, ctx: StepContext, linear: bool) -> Room:
         outputs = ctx.outputs_at(None)
         width, what = outputs.shape[1:].numel(), "numbers for the outputs"
-        if not self.kept["linear"]:
+        if not linear:
             width = sum(p.numel() for p in self.own.values())
             what = f"the gradient of {width:,} parameters, the model being not linear"
         return Room(self.param_groups[0]["table_bytes"], 8 + width * outputs.element_size(), what)
 
-    def _rows(self, ctx: StepContext) -> RowGradients:
-        return (linear_rows if self.kept["linear"] else full_rows)(ctx, self.own)
+    def _rows(self, ctx: StepContext, linear: bool) -> RowGradients:
+        return (linear_rows if linear else full_rows)(ctx, self.own)
 
     def _enter(self, ctx: StepContext) -> tuple[Named, Named]:
         """Enter the batch's rows; sums of c_i over its rows, and over its different rows, the same on all ranks."""
@@ -114,7 +115,7 @@ class Tabled(VarianceReduced):
             raise ValueError(f"a batch of {ctx.rows} rows came with {len(everyone.keys)} keys that are not padding's")
         table = GradientTable(self.kept["keys"], self.kept["entries"])
         places = table.places(everyone.keys)
-        rows = self._rows(ctx)
+        rows = self._rows(ctx, self.kept["linear"])
         changes = torch.zeros_like(rows.entries)
         changes[real] = rows.entries[real] - table.entries[places[everyone.own]]
         change = entered = self._summed(rows.total(changes), ctx)
@@ -122,7 +123,9 @@ class Tabled(VarianceReduced):
         if not bool(first.all()):
             changes[real] *= first[everyone.own, None]
             entered = self._summed(rows.total(changes), ctx)
-        table.entries[places[first]] = everyone.gather(rows.entries[real])[first]
+        made = everyone.gather(rows.entries[real])[first]
+        check_finite([made, *change.values(), *entered.values()], f"{self.name}: a row's gradient")
+        table.entries[places[first]] = made
         return change, entered
 
     def _summed(self, own: Named, ctx: StepContext) -> Named:

@@ -21,7 +21,7 @@ from torch import nn
 
 from headrace.errors import UserError
 from headrace.optim.base import Optimizer, Params, State
-from headrace.optim.context import Named, StepContext, full_gradient, summed, value_and_gradient
+from headrace.optim.context import Named, StepContext, check_finite, full_gradient, summed, value_and_gradient
 from headrace.optim.spec import dense_only
 
 _KEPT = "kept"
@@ -79,9 +79,17 @@ class VarianceReduced(Optimizer):
             )
         self.advance(ctx)
 
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return [self.name]
+
     @abstractmethod
     def advance(self, ctx: StepContext) -> None:
-        """One step of the rule: `move` along an estimate, and what it keeps brought up to date."""
+        """One step of the rule: `move` along an estimate, and what it keeps brought up to date.
+
+        Raises:
+            NonFiniteStepError: a gradient that it took itself is not finite; nothing has changed.
+        """
 
     def move(self, estimate: Named) -> float:
         """w <- w - lr (estimate + weight_decay w) for parameters that have a gradient.
@@ -106,24 +114,39 @@ class VarianceReduced(Optimizer):
         return {name: p.detach().clone() for name, p in (self.own | self.others).items()}
 
     def gradient_at(self, ctx: StepContext, old: Named) -> Named:
-        """Gradient of the global batch's mean loss where the whole model's parameters are `old`, by own names."""
+        """Gradient of the global batch's mean loss where the whole model's parameters are `old`, by own names.
+
+        Raises:
+            NonFiniteStepError: it is not finite.
+        """
         others = {name: old[name] for name in self.others}
         at_old = StepContext(
             outputs_at=lambda params: ctx.outputs_at(others | dict(params or {})),
             losses=ctx.losses, rows=ctx.rows, collective=ctx.collective,
         )  # fmt: skip
-        return value_and_gradient(at_old, {name: old[name] for name in self.own})[1]
+        made = value_and_gradient(at_old, {name: old[name] for name in self.own})[1]
+        check_finite(made.values(), f"{self.name}: the batch's gradient at old parameters")
+        return made
 
     def corrected(self, ctx: StepContext, old: Named, known: Named) -> Named:
-        """The batch's gradient - its gradient at `old` + `known`, for parameters that have a gradient."""
+        """The batch's gradient - its gradient at `old` + `known`, for parameters that have a gradient.
+
+        Raises:
+            NonFiniteStepError: it is not finite.
+        """
         at_old = self.gradient_at(ctx, old)
         used = {name: p.grad for name, p in self.own.items() if p.grad is not None}
         made = torch._foreach_sub(list(used.values()), [at_old[name] for name in used])
         torch._foreach_add_(made, [known[name] for name in used])
+        check_finite(made, f"{self.name}: the corrected gradient")
         return dict(zip(used, made, strict=True))
 
     def full_gradient(self, ctx: StepContext) -> tuple[int, Named]:
-        """Training rows of all ranks, and the gradient of their mean loss at the present parameters: one pass."""
+        """Training rows of all ranks, and the gradient of their mean loss at the present parameters: one pass.
+
+        Raises:
+            NonFiniteStepError: it is not finite.
+        """
         rows, parts = 0, way_through(ctx, self.name)
 
         def counted() -> Any:

@@ -22,7 +22,8 @@ from headrace.optim.context import StepContext
 from headrace.optim.spec import NEEDS_CLOSURE
 
 AVERAGES = "averages"  # evaluation and export use averaged weights
-WRAPPER_TRAITS = (AVERAGES, NEEDS_CLOSURE)
+CHANGES_GRADIENT = "changes_gradient"  # hands the rule inside another gradient than the batch's at the weights
+WRAPPER_TRAITS = (AVERAGES, NEEDS_CLOSURE, CHANGES_GRADIENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,22 +56,21 @@ class Wrapper(Optimizer):
 
     Args:
         inner: does the update; its groups are this one's.
+
+    Attributes:
+        params: all parameters, in the order of `kept`; a rule may move parameters between its groups (kfac does).
     """
 
     def __init__(self, inner: Optimizer) -> None:
         self.inner = inner
         torch.optim.Optimizer.__init__(self, [dict(group) for group in inner.param_groups], {})
+        self.params: list[Tensor] = [param for group in inner.param_groups for param in group["params"]]
         self.steps = 0
         self.kept: list[Tensor] = []
         self._share()
 
     def _share(self) -> None:
         self.param_groups = self.inner.param_groups
-
-    @property
-    def params(self) -> list[Tensor]:
-        """All parameters, in the order of `kept`."""
-        return [param for group in self.param_groups for param in group["params"]]
 
     @abstractmethod
     def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]
@@ -79,6 +79,10 @@ class Wrapper(Optimizer):
     def averages(self) -> list[tuple[Tensor, Tensor]]:
         """See `Optimizer.averages`: those of the inner optimizer."""
         return self.inner.averages()
+
+    def with_own_gradient(self) -> list[str]:
+        """See `Optimizer.with_own_gradient`."""
+        return self.inner.with_own_gradient()
 
     def state_dict(self) -> dict[str, Any]:
         """The inner state, the number of steps, a tensor a parameter (none before the wrapper begins)."""

@@ -86,6 +86,8 @@ def _cell(text: str) -> str:
 
 
 def _facts(spec: OptimizerSpec) -> Iterator[str]:
+    from headrace.optim.spec import OWN_GRADIENT
+
     yield f"Rule: `{spec.rule}`"
     yield f"Use: {spec.use}"
     yield f"Reference: {spec.paper}"
@@ -95,6 +97,8 @@ def _facts(spec: OptimizerSpec) -> Iterator[str]:
     needs = [trait.removeprefix("needs_").replace("_", " ") for trait in sorted(spec.traits) if "needs" in trait]
     if needs:
         yield f"Needs: {', '.join(needs)}"
+    if OWN_GRADIENT in spec.traits:
+        yield "Gradients of its own: without clipping, and without sam around it"
     yield f"Options: {', '.join(f'`{name}={value}`' for name, value in spec.defaults.items())}"
 
 

@@ -174,6 +174,7 @@ def _check_optimizers(cfg: Config) -> None:
 
     from headrace.models import create as create_model
     from headrace.optim import create, create_parts
+    from headrace.optim.clipping import check_clipping
     from headrace.optim.name_patterns import check_patterns
     from headrace.train.precision import cast_parameters
 
@@ -182,6 +183,7 @@ def _check_optimizers(cfg: Config) -> None:
     probe = create_model(options.pop("name"), {"c1": 3, "c2": 3}, 2, **options)
     cast_parameters(probe.dense_parameters(), cfg.train.precision)
     made = create_parts(probe, parts)
+    check_clipping(cfg.train.clipping, made)
     check_patterns("train.clipping.exclude", cfg.train.clipping.exclude, [name for name, _ in probe.named_parameters()])
     for part, optimizer in made.parts.items():
         names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]

@@ -17,7 +17,7 @@ import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ from headrace.optim.spec import (
     NEEDS_KEYS,
     NEEDS_MODEL,
     NEEDS_OUTPUTS,
+    OWN_GRADIENT,
     STATEFUL,
 )  # fmt: skip
 from headrace.testing.gradients import Array as Array
@@ -271,16 +272,47 @@ def declares_itself(name: str, spec: OptimizerSpec, exam: Exam) -> None:
         assert (held > 0) == (STATEFUL in spec.traits), f"{name}: trait {STATEFUL} and {held} bytes of state"
     for trait in (NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS):
         assert (trait in used) == (trait in spec.traits), f"{name}: trait {trait} is declared or done, not both"
+    own = OWN_GRADIENT in spec.traits
+    assert _steps_without_gradients(spec, exam) == own, f"{name}: trait {OWN_GRADIENT} is declared or done, not both"
+    assert optimizer.with_own_gradient() == [name] * own, f"{name}: with_own_gradient does not say what the trait says"
     if ACCEPTS_SPARSE not in spec.traits:
         _refuses_rows(name, spec)
 
 
-class _Watched(Optimizer):
+def _steps_without_gradients(spec: OptimizerSpec, exam: Exam) -> bool:
+    """Whether it moves, without decay, though every gradient that it is given is zero."""
+    problem = perceptron()
+    before = [param.detach().clone() for param in problem.model.parameters()]
+    optimizer = make(spec, problem.model, **{k: 0.0 if k == "weight_decay" else v for k, v in exam.options.items()})
+    for ids in problem.batches(16, 12):
+        problem.step(_Zeroed(optimizer), ids)
+    return not all(torch.equal(p, old) for p, old in zip(problem.model.parameters(), before, strict=True))
+
+
+class _Around(Optimizer):
+    """Changes what the optimizer inside is given."""
+
+    def __init__(self, inner: Optimizer) -> None:
+        torch.optim.Optimizer.__init__(self, [{"params": g["params"]} for g in inner.param_groups], {})
+        self.inner = inner
+
+
+class _Zeroed(_Around):
+    """Gradients."""
+
+    def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad.zero_()
+        self.inner.step(ctx)
+
+
+class _Watched(_Around):
     """Notes what a step takes from its context."""
 
     def __init__(self, inner: Optimizer, used: set[str]) -> None:
-        torch.optim.Optimizer.__init__(self, [{"params": g["params"]} for g in inner.param_groups], {})
-        self.inner, self.used = inner, used
+        super().__init__(inner)
+        self.used = used
 
     def step(self, ctx: StepContext | None = None) -> None:  # type: ignore[override]
         assert ctx is not None
@@ -297,8 +329,7 @@ def _watched(ctx: StepContext, used: set[str]) -> StepContext:
                 used.add(trait)
             return super().__getattribute__(attribute)
 
-    fields = ("outputs_at", "losses", "rows", "outputs", "keys", "full_pass", "collective")
-    return Watched(**{name: getattr(ctx, name) for name in fields})
+    return Watched(**{f.name: getattr(ctx, f.name) for f in fields(ctx)})
 
 
 def _refuses_rows(name: str, spec: OptimizerSpec) -> None:

@@ -57,7 +57,8 @@ class Problem:
         x, y = self.x[own], self.y[own]
 
         def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
-            made: Tensor = torch.func.functional_call(self.model, dict(params or {}), (x,))
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+            made: Tensor = torch.func.functional_call(self.model, buffers | dict(params or {}), (x,))
             return made
 
         return StepContext(

@@ -21,6 +21,7 @@ from headrace.comm.base import Collective
 from headrace.data.batch import Batch
 from headrace.errors import UserError
 from headrace.optim import Optimizer, averaged
+from headrace.optim.clipping import check_clipping
 from headrace.optim.schedules import NEEDS_VALIDATION
 from headrace.strategies import Strategy
 from headrace.train.checkpoint import CheckpointStore
@@ -113,7 +114,8 @@ def fit(
 
     Raises:
         NonFiniteError: see FitConfig.on_nonfinite.
-        UserError: a checkpoint cannot be written.
+        UserError: a checkpoint cannot be written, or settings do not go together: clipping with a rule that has
+            gradients of its own, plateau without validation.
         AuditError: an epoch did not read every row once.
     """
     replica = Replica(model, optimizer, strategy, collective)
@@ -143,6 +145,7 @@ class _Loop:
                 f"schedule {self.cfg.schedule.name} follows the validation loss, and there are no validation rows",
                 "another --train.schedule.name, or a split with validation rows",
             )
+        check_clipping(self.cfg.clipping, self.replica.optimizer)
         self._resume()
         self.replica.model.train()
         while self.cursor.epoch < self.cfg.epochs and not self.stopped:

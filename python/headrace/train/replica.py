@@ -103,12 +103,15 @@ class Replica:
             param.grad = None
 
     def set_rates(self, rates: Rates) -> None:
-        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
+        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given.
+
+        A momentum of 0 stays 0: the rule keeps no buffer then, and row-sparse gradients could not have one.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
             if rates.momentum is None:
                 continue
-            if "momentum" in group:
+            if group.setdefault("initial_momentum", group.get("momentum", 0.0)) > 0.0:
                 group["momentum"] = rates.momentum
             elif "betas" in group:
                 group["betas"] = (rates.momentum, *group["betas"][1:])
@@ -121,18 +124,22 @@ class Replica:
         outputs: Tensor | None = None,
         full_pass: Callable[[], Iterator[StepContext]] | None = None,
         clipping: ClippingConfig | None = None,
+        scale: float = 1.0,
     ) -> StepContext:
-        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over.
+        """What rules may ask of a batch (see StepContext); `rows` is what its mean loss is over, `scale` that of
+        `backward`.
 
         Computed in float32, in one piece: nothing scales the gradients that rules take of it, so in fp16 they would
-        vanish. Parameters of half precision are made float32 for it.
+        vanish. Parameters of half precision are made float32 for it. Buffers are copies: statistics that layers keep of
+        their inputs (batch norm) are those of steps, not of a rule's trials.
         """
         half = {name: p for name, p in self.model.named_parameters() if p.dtype in HALF}
 
         def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
             given = params or {}
+            buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             values = {name: p.float() for name, p in half.items() if name not in given} | dict(given)
-            return torch.func.functional_call(self.model, values, kwargs=batch.inputs())
+            return torch.func.functional_call(self.model, buffers | values, kwargs=batch.inputs())
 
         def clip(grads: Mapping[str, Tensor]) -> object:
             return clip_gradients(self.params, grads, clipping) if clipping is not None else None
@@ -146,6 +153,7 @@ class Replica:
             full_pass=full_pass,
             collective=self.collective,
             clip=clip,
+            scale=scale,
         )
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:

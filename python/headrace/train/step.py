@@ -117,7 +117,9 @@ class Stepper:
 
     def _context(self, batch: Batch, rows: int, outputs: torch.Tensor) -> StepContext:
         full_pass = self._full_pass if self.training is not None else None
-        return self.replica.context(batch, rows, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping)
+        return self.replica.context(
+            batch, rows, outputs=outputs, full_pass=full_pass, clipping=self.cfg.clipping, scale=self.scaler.scale
+        )
 
     def _full_pass(self) -> Iterator[StepContext]:
         """Rules change nothing of weight before they have gone through all of it: what they kept is kept anew."""

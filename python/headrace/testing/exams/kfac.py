@@ -19,7 +19,7 @@ from headrace.testing.problems import Problem, logistic, perceptron, squared_err
 _WIDTHS, _BATCH, _STEPS = (4, 5, 3, 3), 10, 9
 
 _OPTIONS: dict[str, Any] = {
-    "lr": 0.05, "momentum": 0.8, "weight_decay": 0.02, "decoupled_decay": True, "damping": 0.03, "damping_split": False,
+    "lr": 0.05, "momentum": 0.8, "weight_decay": 0.02, "decoupled": True, "damping": 0.03, "damping_split": False,
     "damping_interval": 3, "kl_clip": 0.002, "factor_decay": 0.8, "factor_interval": 2, "inverse_interval": 4,
     "method": "eigen", "fisher": "gauss_newton", "grad_worker_frac": 0.5, "fallback": "adamw", "fallback_lr": 1e-3,
     "seed": 1,
@@ -30,7 +30,7 @@ _VARIANTS: tuple[dict[str, Any], ...] = (
     _SPLIT | {"method": "inverse"},
     _SPLIT | {"damping_interval": 0},
     _OPTIONS | {"damping_interval": 0, "fisher": "empirical", "factor_interval": 1, "kl_clip": 0.0},
-    _SPLIT | {"method": "inverse", "decoupled_decay": False, "factor_interval": 1, "inverse_interval": 1},
+    _SPLIT | {"method": "inverse", "decoupled": False, "factor_interval": 1, "inverse_interval": 1},
     _OPTIONS | {"lr": 1.0, "kl_clip": 0.3, "damping_interval": 1},  # damping falls, stays and rises
 )
 
@@ -74,7 +74,7 @@ class _Reference:
     def __init__(self, net: _Net, options: Mapping[str, Any]) -> None:
         self.net, self.o = net, dict(options)
         self.damping = options["damping"]
-        self.l2 = 0.0 if options["decoupled_decay"] else options["weight_decay"]
+        self.l2 = 0.0 if options["decoupled"] else options["weight_decay"]
         self.history: list[list[tuple[Array, Array]]] = [[] for _ in net.weights]
         self.velocity = [0.0 * w for w in net.weights]
         self.used: list[tuple[Array, Array]] = []
@@ -100,7 +100,7 @@ class _Reference:
         nu = min(1.0, (o["kl_clip"] / size) ** 0.5) if o["kl_clip"] else 1.0
         before, loss = [w.copy() for w in net.weights], net.loss(x, y)
         for i in layers:
-            decay = 1.0 - o["lr"] * o["weight_decay"] if o["decoupled_decay"] else 1.0
+            decay = 1.0 - o["lr"] * o["weight_decay"] if o["decoupled"] else 1.0
             self.velocity[i] = o["momentum"] * self.velocity[i] + nu * steps[i]
             net.weights[i] = decay * net.weights[i] - o["lr"] * self.velocity[i]
         if o["damping_interval"] and (t + 1) % o["damping_interval"] == 0:
@@ -150,9 +150,12 @@ class _Reference:
         for new, old in zip(after, before, strict=True):
             change += 0.5 * self.l2 * float((new**2).sum() - (old**2).sum())
         slope = float(np.concatenate([g.ravel() for g in grads]) @ step)
-        ratio = change / (slope + 0.5 * fisher + 0.5 * (self.damping + self.l2) * float(step @ step))
+        fall, foretold = -change, -slope - 0.5 * fisher - 0.5 * (self.damping + self.l2) * float(step @ step)
         omega = 0.95 ** self.o["damping_interval"]
-        self.damping *= omega if ratio > 0.75 else 1.0 / omega if ratio < 0.25 else 1.0
+        if foretold <= 0.0 or fall < 0.25 * foretold:
+            self.damping /= omega
+        elif fall > 0.75 * foretold:
+            self.damping *= omega
 
 
 def follows(options: Mapping[str, Any]) -> None:
@@ -216,15 +219,15 @@ def is_nearly_newton() -> None:
     assert gap <= 1e-9, f"{gap:.3g} above the minimum after 20 steps"
 
 
-def leaves_others_to_the_fallback() -> None:
+def leaves_others_to_the_fallback(decoupled: bool) -> None:
     """What is no layer follows the fallback's rule with its own learning rate."""
     generator = np.random.default_rng(0)
     weights = generator.normal(size=(3, 2))
     table = nn.Embedding(3, 2, dtype=torch.float64)
     with torch.no_grad():
         table.weight.copy_(torch.tensor(weights))
-    optimizer = make(kfac.SPEC, table, fallback_lr=0.02, momentum=0.7, weight_decay=0.1)
-    rule = momentum(lr=0.02, momentum=0.7, weight_decay=0.1, decoupled=False)
+    optimizer = make(kfac.SPEC, table, fallback_lr=0.02, momentum=0.7, weight_decay=0.1, decoupled=decoupled)
+    rule = momentum(lr=0.02, momentum=0.7, weight_decay=0.1, decoupled=decoupled)
     for _ in range(5):
         grad = generator.normal(size=weights.shape)
         table.weight.grad = torch.tensor(grad)
@@ -238,8 +241,9 @@ EXAMS: dict[str, Exam] = {
         options=_OPTIONS,
         whole=[
             *(partial(follows, options) for options in _VARIANTS), solves_exact_blocks, is_nearly_newton,
-            leaves_others_to_the_fallback,
+            *(partial(leaves_others_to_the_fallback, decoupled) for decoupled in (False, True)),
         ],
+        variants=[{"fisher": "sampled"}],
         reductions=[
             # Where damping is all there is of the matrix, its inverse is a factor of the learning rate.
             (

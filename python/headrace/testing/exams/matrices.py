@@ -54,7 +54,7 @@ def _update(
 
 
 def muon(lr: float, momentum: float, nesterov: bool, ns_steps: int, eps: float, match_rms: bool, **more: Any) -> Rule:
-    """Jordan 2024: the polynomial on singular values; AdamW of Loshchilov and Hutter for vectors."""
+    """Jordan 2024: the polynomial on singular values; AdamW of Loshchilov and Hutter for vectors of any shape."""
     gradients: list[Array] = []
     decay = {name: more[name] for name in ("weight_decay", "decoupled")}
     vectors = adamw if more["decoupled"] else adam
@@ -73,7 +73,7 @@ def muon(lr: float, momentum: float, nesterov: bool, ns_steps: int, eps: float, 
         return np.asarray(w - lr * scale * ((u * s) @ vt).reshape(w.shape))
 
     hidden = decaying(rule, lr=lr, **decay)
-    return lambda w, g: (hidden if w.ndim > 1 else other)(w, g)
+    return lambda w, g: (hidden if w.ndim > 1 and 1 not in (w.shape[0], w[0].size) else other)(w, g)
 
 
 class _TorchMuon(torch.optim.Optimizer):
@@ -95,9 +95,9 @@ class _TorchMuon(torch.optim.Optimizer):
 
 
 def muon_leaves_named_tensors_to_adamw() -> None:
-    """A word of a tensor's name decides; without names only the dimensions do."""
+    """A part of a tensor's name decides; without names only the dimensions do."""
     ours, theirs = perceptron(), perceptron()
-    a = optim.create("muon", ours.model, lr=0.1, adam_scale=0.5, adam_names=("weight",), weight_decay=0.1)
+    a = optim.create("muon", ours.model, lr=0.1, adam_scale=0.5, adam_names=("w*t", "4.*"), weight_decay=0.1)
     b = optim.create("adamw", theirs.model, lr=0.05, betas=(0.9, 0.95), eps=1e-10, weight_decay=0.1)
     for ids in ours.batches(16, 5):
         ours.step(a, ids)
@@ -116,7 +116,7 @@ def muon_orthogonalizes() -> None:
 
 
 _MUON = options(
-    momentum=0.8, nesterov=True, ns_steps=4, eps=1e-3, bfloat16=False, match_rms=False, adam_names=("4.",),
+    momentum=0.8, nesterov=True, ns_steps=4, eps=1e-3, bfloat16=False, match_rms=False, adam_names=("4",),
     adam_scale=0.5, adam_betas=(0.7, 0.9), adam_eps=1e-4,
 )  # fmt: skip
 
