@@ -128,6 +128,8 @@ def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
     if not bool(torch.isfinite(hessian).all()):
         return torch.full_like(at, torch.nan)
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    least = 4.0 * width * torch.finfo(at.dtype).eps * values.amax(1, keepdim=True)
+    values = torch.where(values > least, values, 0.0)  # rounding about 0, whose root would not be small
     # The symmetric root: eigenvectors' signs, and so what z draws, are not those of another batch's arithmetic.
     return ((vectors * values.clamp(min=0.0).sqrt()[:, None]) @ vectors.mT).to(at.dtype)
 
