@@ -588,10 +588,9 @@ def _on_ranks(size: int, options: dict[str, Any], steps: int = 7) -> list[tuple[
     ids=["gauss_newton", "empirical", "sampled"],
 )
 def test_ranks_do_the_same_with_less_work_each(options: dict[str, Any]) -> None:
-    steps = 2 if options["fisher"] == "sampled" else 7  # one draw magnifies rounding from step to step
-    ((alone, single),) = _on_ranks(1, options, steps)
+    ((alone, single),) = _on_ranks(1, options)
     for size, share in ((2, 1.0), (2, 0.5), (4, 0.5), (3, 0.0)):
-        made = _on_ranks(size, options | {"grad_worker_frac": share}, steps)
+        made = _on_ranks(size, options | {"grad_worker_frac": share})
         for params, _ in made:
             assert all(torch.allclose(p, q, rtol=1e-5, atol=1e-5) for p, q in zip(params, alone, strict=True))
             assert all(torch.equal(p, q) for p, q in zip(params, made[0][0], strict=True)), "ranks hold other bits"
