@@ -75,8 +75,15 @@ def _columns(ctx: StepContext, outputs: Tensor, fisher: str, seed: int) -> Itera
         return
     if ctx.keys is not None or roots.shape[1] > 1:  # of one output the sign counts only where rows mix: batch norm
         signs = _signs(ctx, roots.shape[1], seed).to(roots)
-        roots = roots * signs if roots.dim() == 2 else roots @ signs[:, :, None]
+        roots = roots * signs if roots.dim() == 2 else _product(roots, signs)
     yield roots.reshape(outputs.shape)
+
+
+def _product(roots: Tensor, signs: Tensor) -> Tensor:
+    """S z [B, C]; rows that are rounding alone (signs in the null space) are 0, and so do not count."""
+    drawn = (roots @ signs[:, :, None])[:, :, 0]
+    least = 4.0 * roots.shape[1] * torch.finfo(roots.dtype).eps * roots.abs().amax((1, 2))
+    return torch.where((drawn.abs().amax(1) > least)[:, None], drawn, 0.0)
 
 
 def _signs(ctx: StepContext, columns: int, seed: int) -> Tensor:
@@ -128,6 +135,8 @@ def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
     if not bool(torch.isfinite(hessian).all()):
         return torch.full_like(at, torch.nan)
     values, vectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
+    least = 4.0 * width * torch.finfo(at.dtype).eps * values.amax(1, keepdim=True)
+    values = torch.where(values > least, values, 0.0)  # rounding about 0, whose root would not be small
     # The symmetric root: eigenvectors' signs, and so what z draws, are not those of another batch's arithmetic.
     return ((vectors * values.clamp(min=0.0).sqrt()[:, None]) @ vectors.mT).to(at.dtype)
 
