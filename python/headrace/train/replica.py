@@ -16,7 +16,7 @@ from headrace.comm.base import Collective
 from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
 from headrace.models.embedding import sum_rows
-from headrace.optim import Optimizer, StepContext
+from headrace.optim import Optimizer, StepContext, schedules
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.schedules import Rates
 from headrace.strategies import Strategy
@@ -103,14 +103,7 @@ class Replica:
 
     def set_rates(self, rates: Rates) -> None:
         """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
-            if rates.momentum is None:
-                continue
-            if "momentum" in group:
-                group["momentum"] = rates.momentum
-            elif "betas" in group:
-                group["betas"] = (rates.momentum, *group["betas"][1:])
+        schedules.set_rates(self.optimizer, rates)
 
     def context(
         self,
