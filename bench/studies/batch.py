@@ -1,6 +1,6 @@
 """`make study-batch`: accuracy against batch at a fixed number of epochs, for SGD with momentum, Adam, LARS and LAMB.
 
-    .venv/bin/python -m bench.studies.batch [--task mnist] [--epochs 20] [--minutes 120] [--report]
+    .venv/bin/python -m bench.studies.batch [--task mnist] [--epochs 20] [--minutes 110] [--report]
 
 At the base batch (256 rows) each rule is tuned over the 8 learning rates of its space. At any other batch the best of
 them is scaled by the rule's own scaling (momentum and LARS linear, Adam and LAMB square root: headrace.optim.scaling)
@@ -92,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="mnist", choices=("mnist", "criteo"))
     parser.add_argument("--epochs", type=int, default=0, help="of every run; 0: 20 for mnist, 1 for criteo")
-    parser.add_argument("--minutes", type=float, default=120.0, help="of this call, at most")
+    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
     parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
-    parser.add_argument("--run_seconds", type=float, default=0.0, help="of training, a run; 0: ten times the task's")
+    parser.add_argument("--run_seconds", type=float, default=0.0, help="CPU seconds of a run; 0: ten times the task's")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, help="folder of mnist_test")

@@ -168,7 +168,7 @@ class _Run:
         if self.watch.curve[-1]["validation_loss"] is None:
             return DIVERGED, "the validation loss is not a number"
         if result.stopped and result.cursor.epoch < self.cfg.epochs:
-            return TIME, f"ended by its limit of {self.watch.limit_s:g} s of training"
+            return TIME, f"ended by its limit of {self.watch.limit_s:g} CPU s of training"
         return DONE, ""
 
     def _on(self, event: Event) -> None:

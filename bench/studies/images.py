@@ -121,7 +121,7 @@ class ImageTask:
                 if watch.curve[-1]["validation_loss"] is None:
                     return DIVERGED, f"the validation loss after step {step + 1} is not a number"
             if watch.over and not last:
-                return TIME, f"ended by its limit of {watch.limit_s:g} s of training"
+                return TIME, f"ended by its limit of {watch.limit_s:g} CPU s of training"
         return DONE, ""
 
     @torch.no_grad()

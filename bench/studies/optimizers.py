@@ -1,6 +1,6 @@
 """`make study-optimizers`: every optimizer on the same tasks, tuned by the same small budget, then with three seeds.
 
-    .venv/bin/python -m bench.studies.optimizers [--tasks mnist,criteo,cifar10] [--minutes 120] [--report]
+    .venv/bin/python -m bench.studies.optimizers [--tasks mnist,criteo,cifar10] [--minutes 110] [--report]
 
 A task's runs, in rounds over all rules, so that a part of the study says something of every rule: the first setting of
 each rule's space (bench/studies/space.py), the second of each, ... all with seed 0; then the setting of each rule whose
@@ -131,9 +131,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="mnist,criteo,cifar10")
     parser.add_argument("--rules", default=",".join(OPTIMIZERS))
-    parser.add_argument("--minutes", type=float, default=120.0, help="of this call, at most")
+    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
     parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
-    parser.add_argument("--run_seconds", type=float, default=0.0, help="of training, a run; 0: the task's own limit")
+    parser.add_argument("--run_seconds", type=float, default=0.0, help="CPU seconds of a run; 0: the task's own limit")
     parser.add_argument("--configurations", type=int, default=BUDGET, help="settings of a rule that are tried")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of the chosen setting")
     parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")

@@ -22,9 +22,9 @@ class Call:
     """What one call of a study may take.
 
     Args:
-        minutes: no run is begun that its limit could carry beyond them.
+        minutes: no run is begun that its limit could carry beyond them on a quiet machine.
         runs: that are made at most; 0: no matter how many.
-        run_seconds: limit of a run in place of the task's; 0: the task's.
+        run_seconds: CPU seconds of a run in place of the task's; 0: the task's.
         threads: of torch.
     """
 
@@ -85,7 +85,7 @@ def _told(task: Task, setting: Setting, line: Line) -> str:
     what = f"{task.name} {setting.rule}{'' if setting.part == 'dense' else ' on ' + setting.part}"
     return (
         f"{what:<28} {options:<36} batch {setting.batch:<5} seed {setting.seed} {line['outcome']:<9} {scores:<16} "
-        f"{line['seconds']:7.1f} s  load {line['load_before']:.1f}  {line['why'][:80]}"
+        f"{line['cpu_seconds']:6.1f} CPU s  load {line['load_before']:.1f}  {line['why'][:80]}"
     )
 
 

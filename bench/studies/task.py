@@ -57,7 +57,7 @@ class Watch:
     """A run's curve and its time in training; evaluations are not counted.
 
     Args:
-        limit_s: seconds of training (by the clock) after which `over` says so.
+        limit_s: CPU seconds of training after which `over` says so: other work on the machine does not count.
     """
 
     def __init__(self, limit_s: float) -> None:
@@ -81,7 +81,7 @@ class Watch:
     @property
     def over(self) -> bool:
         """Whether the run has had its time."""
-        return self.seconds >= self.limit_s
+        return self.cpu_seconds >= self.limit_s
 
     def point(self, epoch: float, **scores: float | None) -> None:
         """Add to the curve; `train_loss` is the mean over the rows of the steps since the last point."""
@@ -104,7 +104,7 @@ class Task(Protocol):
         metric: what `test` and `validation` in the points of a curve are.
         batch: rows of a step where a study has no other wish.
         epochs: of a run.
-        limit_s: seconds of training that a run may take.
+        limit_s: CPU seconds of training that a run may take.
         parts: parts that have an optimizer of their own.
     """
 

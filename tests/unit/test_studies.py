@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -63,29 +62,57 @@ def setting(rule: str, **more: Any) -> Setting:
     return Setting(rule=rule, **chosen)
 
 
-def test_a_killed_study_goes_on(data: Path, tmp_path: Path) -> None:
-    """After SIGKILL in the middle: whole lines stay as they are, no run has two, and all are made in the end."""
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bench.studies.lines import Lines
+from bench.studies.running import Call, go_on
+from bench.studies.task import DONE, Setting, Trained
+
+class Task:
+    name, metric, limit_s = "fake", "accuracy", 1.0
+    def about(self):
+        return {"name": "fake"}
+    def train(self, setting, watch):
+        if setting.seed == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Trained(outcome=DONE)
+
+task, lines = Task(), Lines(Path(sys.argv[1]))
+settings = [Setting(rule="sgd", batch=1, epochs=1, seed=seed) for seed in range(5)]
+go_on(lines, lambda: ((task, s) for s in settings if lines.get(task, s) is None), Call(60.0))
+"""
+
+
+def test_a_killed_study_goes_on(tmp_path: Path) -> None:
+    """After SIGKILL in a run, twice, and a line that a kill cut: whole lines stay, no run has two, none is left out."""
+    results, env = tmp_path / "x.jsonl", os.environ | {"PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT}"}
+    kept = b""
+    for fatal, whole in ((2, 2), (3, 3), (-1, 5)):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(results), str(fatal)], env=env, capture_output=True)
+        assert done.returncode == (0 if fatal < 0 else -signal.SIGKILL), done.stderr
+        assert [found["run"]["seed"] for found in read(results)] == list(range(whole))
+        assert results.read_bytes().startswith(kept)
+        kept = results.read_bytes()
+        with results.open("ab") as file:
+            file.write(b'{"run": {"task"')
+
+
+def test_a_study_from_its_first_run_to_its_report(data: Path, tmp_path: Path) -> None:
+    """In two calls: no run is made twice; the report is of the chosen settings."""
     results = tmp_path / "study_optimizers.jsonl"
     argv = ["--tasks", "mnist", "--rules", "momentum,adam", "--configurations", "2", "--seeds", "1"]
     argv += ["--data", str(data), "--results", str(results)]
-    env = os.environ | {"PYTHONPATH": f"{ROOT / 'python'}{os.pathsep}{ROOT}"}
-    child = subprocess.Popen([sys.executable, "-m", "bench.studies.optimizers", *argv], cwd=ROOT, env=env)
-    while child.poll() is None and len(read(results)) < 2:
-        time.sleep(0.005)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    kept = results.read_bytes()[: results.read_bytes().rfind(b"\n") + 1]
-    with results.open("ab") as file:
-        file.write(b'{"run": {"task"')
+    optimizers.main([*argv, "--runs", "3"])
+    first = results.read_bytes()
+    assert len(read(results)) == 3
     optimizers.main(argv)
-    assert results.read_bytes().startswith(kept)
+    assert results.read_bytes().startswith(first)
     lines = read(results)
     assert len({identity(line["run"]) for line in lines}) == len(lines) == 6
     assert [(line["run"]["rule"], line["run"]["seed"]) for line in lines] == [
         ("momentum", 0), ("adam", 0), ("momentum", 0), ("adam", 0), ("momentum", 1), ("adam", 1)
     ]  # fmt: skip
-    optimizers.main(argv)
-    assert read(results) == lines
     for entry in entries_of(lines):
         assert entry.best is not None and entry.runs[0]["run"]["options"] == entry.best["run"]["options"]
     text = results.with_suffix(".md").read_text()
@@ -122,7 +149,7 @@ def test_outcomes_on_images(data: Path) -> None:
     for rule, options, limit, outcome, why in (
         ("sgd", {"lr": 1e30}, 60.0, DIVERGED, "not a number"),
         ("sag", {"table_bytes": 1000}, 60.0, REFUSED, "table_bytes"),
-        ("sgd", {"lr": 0.1}, 0.0, TIME, "limit of 0 s"),
+        ("sgd", {"lr": 0.1}, 0.0, TIME, "limit of 0 CPU s"),
     ):
         watch = Watch(limit)
         trained = task.train(setting(rule, options=options), watch)
