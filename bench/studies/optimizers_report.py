@@ -202,5 +202,7 @@ def _not_run(section: Section) -> list[str]:
     for entry in section.entries:
         if entry.best is None and entry.tuning:
             whys = sorted({line["why"] for line in entry.tuning if line["outcome"] in (REFUSED, DIVERGED)})
-            said.append(f"- {entry.name}: {entry.tuning[-1]['outcome']} ({len(entry.tuning)} tried): {whys[0]}")
+            said.append(
+                f"- {entry.name}: {entry.tuning[-1]['outcome']} ({len(entry.tuning)} tried): {whys[0].splitlines()[0]}"
+            )
     return ["", "Without a result:", *said] if said else []

@@ -285,7 +285,7 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
         line("adam", 1e-3, 1, [0.96, 0.97]), line("adam", 1e-3, 2, [0.98, 0.99], noisy=True),
         line("adam", 1e-3, 3, [0.94, 0.95]),
         line("sgd", 3.16, 0, [0.5, 0.8]), line("sgd", 0.1, 0, [], outcome=DIVERGED, why="step 3"),
-        line("sag", 0.1, 0, [], outcome=REFUSED, why="no room", state_bytes=None),
+        line("sag", 0.1, 0, [], outcome=REFUSED, why="no room\n  -> another", state_bytes=None),
         line("kfac", 0.1, 0, [0.9, 0.9]), line("kfac", 0.1, 1, [0.98, 0.98]),
         line("shampoo", 0.1, 0, [0.9, 0.9]),
     ]  # fmt: skip
@@ -300,7 +300,7 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     assert "| sgd | 2 (1 diverged) | lr 3.16, batch 128 † |  |  |  |  |  |  | 1,000 |" in table
     assert rows["shampoo"].endswith("|  |  |  |  |  |  |")
     assert "| kfac | 1 | 1.00 | 2.0 | 1.00 | 2.0 | 1.00 | 2.0 |" in text
-    assert "- sag: refused (1 tried): no room" in text and "1 of the 11 runs began on a busy machine" in text
+    assert "- sag: refused (1 tried): no room\n" in text and "1 of the 11 runs began on a busy machine" in text
     first = (tmp_path / "s_mnist.svg").read_bytes()
     optimizers_report.write(lines, tmp_path / "s.md")
     assert (tmp_path / "s_mnist.svg").read_bytes() == first
