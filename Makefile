@@ -1,12 +1,12 @@
 # The project's verbs; CI runs the same ones. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign bench peers docs clean
+.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign bench study-optimizers study-batch peers docs clean
 BIN := .venv/bin
 PACKAGE := python/headrace
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
 
 setup: ## tools, environment, jar, Spark's settings: what is missing is named; redone only when its inputs change
 	@scripts/python scripts/setup.py
@@ -50,6 +50,12 @@ peers: setup ## what benchmarks and their checks compare with, into the same env
 
 bench: setup ## the main job timed by stage, into docs/results/
 	@$(BIN)/python -m bench
+
+study-optimizers: setup ## every optimizer on MNIST, generated Criteo, CIFAR-10: 2 hours a call at most, goes on where it was
+	@$(BIN)/python -m bench.studies.optimizers $(STUDY)
+
+study-batch: setup ## accuracy against batch for momentum, Adam, LARS, LAMB: 2 hours a call at most, goes on where it was
+	@$(BIN)/python -m bench.studies.batch $(STUDY)
 
 docs: setup ## check links inside README and docs, and that docs/tables.md and docs/optimizers.md are up to date
 	@$(BIN)/python scripts/check_links.py README.md docs

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.optim import one_cycle
+from headrace.optim.base import Optimizer
 from headrace.optim.options import choose, described, known
 from headrace.optim.plateau import Plateau
 
@@ -262,6 +263,21 @@ class Rates(NamedTuple):
 
     factor: float
     momentum: float | None = None
+
+
+def set_rates(optimizer: Optimizer, rates: Rates) -> None:
+    """Scale every group's base learning rate; set the momentum of rules that have one, where it is given.
+
+    A momentum of 0 stays 0: the rule keeps no buffer then, and row-sparse gradients could not have one.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
+        if rates.momentum is None:
+            continue
+        if group.setdefault("initial_momentum", group.get("momentum", 0.0)) > 0.0:
+            group["momentum"] = rates.momentum
+        elif "betas" in group:
+            group["betas"] = (rates.momentum, *group["betas"][1:])
 
 
 class Schedule:

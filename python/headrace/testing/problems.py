@@ -77,13 +77,18 @@ class Problem:
         for part in torch.tensor_split(own, max(1, -(-self.rows // (batch * size)))):
             yield self.context(part, part.shape[0], collective)
 
-    def step(self, optimizer: Optimizer, ids: Tensor, collective: Collective | None = None) -> None:
-        """One training step on global batch `ids` [B]: backward of the sum, sum over ranks, division, update."""
+    def step(self, optimizer: Optimizer, ids: Tensor, collective: Collective | None = None) -> float:
+        """One training step on global batch `ids` [B]: backward of the sum, sum over ranks, division, update.
+
+        Returns:
+            This rank's part of the batch's mean loss before the update.
+        """
         rank, size = (0, 1) if collective is None else (collective.rank, collective.size)
         own = ids[rank::size]
         optimizer.zero_grad()
         outputs = self.model(self.x[own])
-        self.losses(outputs, self.y[own]).sum().backward()
+        loss = self.losses(outputs, self.y[own]).sum()
+        loss.backward()
         params = [p for p in self.model.parameters() if p.grad is not None]
         for param, total in zip(params, summed([p.grad for p in params], collective), strict=True):  # type: ignore[misc]
             param.grad = total / ids.shape[0]
@@ -92,6 +97,7 @@ class Problem:
             outputs=outputs.detach(), full_pass=lambda: self.full_pass(collective, 64),
         )  # fmt: skip
         optimizer.step(ctx)
+        return float(loss.detach()) / ids.shape[0]
 
     def batches(self, batch: int, steps: int, seed: int = 0) -> Iterator[Tensor]:
         """Global batches without replacement inside an epoch: ids [batch]."""

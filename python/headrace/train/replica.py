@@ -16,7 +16,7 @@ from headrace.comm.base import Collective
 from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
 from headrace.models.embedding import sum_rows
-from headrace.optim import Optimizer, StepContext
+from headrace.optim import Optimizer, StepContext, schedules
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
@@ -103,18 +103,8 @@ class Replica:
             param.grad = None
 
     def set_rates(self, rates: Rates) -> None:
-        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given.
-
-        A momentum of 0 stays 0: the rule keeps no buffer then, and row-sparse gradients could not have one.
-        """
-        for group in self.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * rates.factor
-            if rates.momentum is None:
-                continue
-            if group.setdefault("initial_momentum", group.get("momentum", 0.0)) > 0.0:
-                group["momentum"] = rates.momentum
-            elif "betas" in group:
-                group["betas"] = (rates.momentum, *group["betas"][1:])
+        """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
+        schedules.set_rates(self.optimizer, rates)
 
     def context(
         self,

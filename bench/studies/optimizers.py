@@ -1,0 +1,172 @@
+"""`make study-optimizers`: every optimizer on the same tasks, tuned by the same small budget, then with three seeds.
+
+    .venv/bin/python -m bench.studies.optimizers [--tasks mnist,criteo,cifar10] [--minutes 110] [--report]
+
+A task's runs, in rounds over all rules, so that a part of the study says something of every rule: the first setting of
+each rule's space (bench/studies/space.py), the second of each, ... all with seed 0; then the setting of each rule whose
+validation loss was the least at the end of its run, with seeds 1, 2, 3. CIFAR-10 is for the five rules that are the
+best on MNIST by that loss. A run is a line of docs/results/study_optimizers.jsonl; call again to go on. --report writes
+docs/results/study_optimizers.md and its figures from these lines, and so does the end of every call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from bench.studies.clicks import ClickTask
+from bench.studies.found import TUNING_SEED, final_loss
+from bench.studies.images import ROOT, cifar10, mnist
+from bench.studies.lines import Line, Lines, read
+from bench.studies.running import Call, go_on
+from bench.studies.space import BUDGET, space_of, tried
+from bench.studies.task import DENSE, REFUSED, Setting, Task
+from headrace.errors import UserError
+from headrace.optim import OPTIMIZERS
+from headrace.optim.spec import ACCEPTS_SPARSE
+
+RESULTS = ROOT / "docs" / "results" / "study_optimizers.jsonl"
+SEEDS = (1, 2, 3)
+BEST = 5
+Entry = tuple[str, str]
+
+
+def entries(task: Task, rules: Sequence[str]) -> list[Entry]:
+    """What is compared on a task: rules of the dense parameters, then rules of the tables by their trait."""
+    return [
+        (rule, part)
+        for part in task.parts
+        for rule in rules
+        if part == DENSE or ACCEPTS_SPARSE in OPTIMIZERS[rule].traits
+    ]
+
+
+def settings(task: Task, entry: Entry, budget: int = BUDGET) -> list[Setting]:
+    """The settings that an entry is tuned over."""
+    rule, part = entry
+    return [
+        Setting(
+            rule=rule, part=part, options=found.options, batch=found.batch * task.batch, epochs=task.epochs,
+            schedule=space_of(rule).schedule, seed=TUNING_SEED,
+        )
+        for found in tried(rule, budget)
+    ]  # fmt: skip
+
+
+def chosen(found: Sequence[tuple[Setting, Line]]) -> Setting | None:
+    """Of tuning's runs the setting with the least final validation loss."""
+    losses = [(loss, setting) for setting, line in found if (loss := final_loss(line)) is not None]
+    return min(losses, key=lambda pair: pair[0])[1] if losses else None
+
+
+def with_seed(setting: Setting, seed: int) -> Setting:
+    """The same, otherwise drawn."""
+    return replace(setting, seed=seed)
+
+
+def due(task: Task, rules: Sequence[str], lines: Lines, budget: int, seeds: Sequence[int]) -> Iterator[Setting]:
+    """What is left to run, in order; what follows may change with every new line."""
+    tuning = {entry: settings(task, entry, budget) for entry in entries(task, rules)}
+    known = {
+        entry: [(s, line) for s in some if (line := lines.get(task, s)) is not None] for entry, some in tuning.items()
+    }
+    refused = {entry for entry, found in known.items() if any(line["outcome"] == REFUSED for _, line in found)}
+    for turn in range(budget):
+        for entry, some in tuning.items():
+            if entry not in refused and turn < len(some) and lines.get(task, some[turn]) is None:
+                yield some[turn]
+    for seed in seeds:
+        for found in known.values():
+            best = chosen(found)
+            if best is not None and lines.get(task, with_seed(best, seed)) is None:
+                yield with_seed(best, seed)
+
+
+def best_rules(task: Task, rules: Sequence[str], lines: Lines, budget: int, seeds: Sequence[int]) -> list[str]:
+    """The rules of the least final validation losses, in the mean over the seeds that were run."""
+    ranking: dict[str, float] = {}
+    for entry in entries(task, rules):
+        found = [(s, line) for s in settings(task, entry, budget) if (line := lines.get(task, s)) is not None]
+        setting = chosen(found)
+        if setting is None or entry[1] != DENSE:
+            continue
+        ran = [lines.get(task, with_seed(setting, seed)) for seed in seeds]
+        losses = [loss for line in ran if line is not None and (loss := final_loss(line)) is not None]
+        if len(losses) == len(seeds):
+            ranking[entry[0]] = statistics.fmean(losses)
+    return sorted(ranking, key=lambda rule: ranking[rule])[:BEST]
+
+
+def makers(data: Path | None, rows: int) -> Mapping[str, Callable[[], Task]]:
+    """The tasks by name, each made once."""
+    held = max(1000, rows // 10)
+    return {
+        "mnist": cache(lambda: mnist(data)),
+        "criteo": cache(lambda: ClickTask(rows=rows, held=held)),
+        "cifar10": cache(lambda: cifar10(data)),
+    }
+
+
+def plan(
+    tasks: Mapping[str, Callable[[], Task]], names: Sequence[str], rules: Sequence[str], lines: Lines, budget: int,
+    seeds: Sequence[int],
+) -> Iterator[tuple[Task, Setting]]:  # fmt: skip
+    """What is left to run over all tasks."""
+    for name in names:
+        ours = rules if name != "cifar10" else best_rules(tasks["mnist"](), rules, lines, budget, seeds)
+        if not ours:
+            raise UserError("the best rules on MNIST are not known yet", "--tasks mnist,cifar10")
+        for setting in due(tasks[name](), ours, lines, budget, seeds):
+            yield tasks[name](), setting
+
+
+def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", default="mnist,criteo,cifar10")
+    parser.add_argument("--rules", default=",".join(OPTIMIZERS))
+    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
+    parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
+    parser.add_argument("--run_seconds", type=float, default=0.0, help="CPU seconds of a run; 0: the task's own limit")
+    parser.add_argument("--configurations", type=int, default=BUDGET, help="settings of a rule that are tried")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of the chosen setting")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, help="folder of mnist_test and cifar10_jpeg")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--report", action="store_true", help="run nothing, write the report")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Go on with the study, then write its report."""
+    args = parsed(argv)
+    tasks, names = makers(args.data, args.rows), args.tasks.split(",")
+    if unknown := set(names) - set(tasks):
+        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}; there are {', '.join(tasks)}")
+    if not args.report:
+        torch.set_num_threads(args.threads)
+        lines, seeds = Lines(args.results), range(1, args.seeds + 1)
+        try:
+            go_on(
+                lines, lambda: plan(tasks, names, args.rules.split(","), lines, args.configurations, seeds),
+                Call(args.minutes, args.runs, args.run_seconds, args.threads),
+            )  # fmt: skip
+        finally:
+            lines.close()
+    from bench.studies.optimizers_report import write
+
+    write(read(args.results), args.results.with_suffix(".md"))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

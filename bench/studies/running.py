@@ -1,0 +1,93 @@
+"""A study at work: what is due is run, one run after the other, until nothing is or the time is up."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from bench.studies.lines import Line, Lines, run_of
+from bench.studies.task import Setting, Task, Watch
+
+NOISY_LOAD = 2.5
+
+
+@dataclass(frozen=True)
+class Call:
+    """What one call of a study may take.
+
+    Args:
+        minutes: no run is begun that its limit could carry beyond them on a quiet machine.
+        runs: that are made at most; 0: no matter how many.
+        run_seconds: CPU seconds of a run in place of the task's; 0: the task's.
+        threads: of torch.
+    """
+
+    minutes: float
+    runs: int = 0
+    run_seconds: float = 0.0
+    threads: int = 1
+
+
+def record(task: Task, setting: Setting, limit_s: float, threads: int) -> Line:
+    """Make a run; its line."""
+    load = os.getloadavg()[0]
+    watch = Watch(limit_s)
+    trained = task.train(setting, watch)
+    return {
+        "run": run_of(task, setting),
+        "outcome": trained.outcome,
+        "why": trained.why,
+        "curve": watch.curve,
+        "steps": watch.steps,
+        "seconds": round(watch.seconds, 3),
+        "cpu_seconds": round(watch.cpu_seconds, 3),
+        "state_bytes": trained.state_bytes,
+        "limit_s": limit_s,
+        "threads": threads,
+        "load_before": round(load, 2),
+        "noisy": load > NOISY_LOAD,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "numpy")},
+    }
+
+
+def go_on(lines: Lines, due: Callable[[], Iterator[tuple[Task, Setting]]], call: Call) -> int:
+    """Run what is due: `due()` names it in order and is asked anew after each run. The number of runs made."""
+    end, made = time.monotonic() + 60.0 * call.minutes, 0
+    while not call.runs or made < call.runs:
+        found = next(due(), None)
+        if found is None:
+            _say("nothing is left to run")
+            break
+        task, setting = found
+        limit = call.run_seconds or task.limit_s
+        if time.monotonic() + limit > end:
+            _say(f"{call.minutes:g} minutes are up: call again to go on")
+            break
+        line = record(task, setting, limit, call.threads)
+        lines.append(line)
+        made += 1
+        _say(_told(task, setting, line))
+    return made
+
+
+def _told(task: Task, setting: Setting, line: Line) -> str:
+    last: dict[str, Any] = line["curve"][-1] if line["curve"] else {}
+    scores = f"{task.metric} {last['test']:.4f}" if last.get("test") is not None else ""
+    options = " ".join(f"{name} {value}" for name, value in setting.options.items())
+    what = f"{task.name} {setting.rule}{'' if setting.part == 'dense' else ' on ' + setting.part}"
+    return (
+        f"{what:<28} {options:<36} batch {setting.batch:<5} seed {setting.seed} {line['outcome']:<9} {scores:<16} "
+        f"{line['cpu_seconds']:6.1f} CPU s  load {line['load_before']:.1f}  {line['why'][:80]}"
+    )
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
