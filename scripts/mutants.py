@@ -56,12 +56,12 @@ class Result:
 
     key: str
     file: str
-    function: str
+    function: str = ""
     operator: str
     line: str
     becomes: str
     result: str  # caught or survived
-    by: str  # the test that failed, and how
+    by: str = ""  # the test that failed, and how
     tests: str = ""  # of a survivor: fingerprint of the tests it survived
 
 
@@ -200,6 +200,7 @@ def main() -> int:
         except Exception:  # made by another module, not by a file
             continue
     todo = [m for m in chosen if m.key not in listed and _open(found.get(m.key), base)]
+    todo.sort(key=lambda mutant: sum(test.seconds for test in base.of(mutant)))  # most mutants in the time given
     for result in campaign(todo, base, asked.results, 60.0 * asked.minutes):
         found[result.key] = result
         if result.result == "survived":

@@ -178,7 +178,7 @@ def forked(work: Callable[[int], object], output: str = os.devnull) -> tuple[int
     try:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        written = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         for stream in (1, 2):
             os.dup2(written, stream)
         most = psutil.Process().memory_info().vms + 6 * 2**30
