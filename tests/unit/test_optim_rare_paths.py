@@ -75,6 +75,8 @@ def test_loaded_state_takes_no_more_memory(name: str) -> None:
     saved.step()
     loaded.load_state_dict(saved.state_dict())
     assert loaded.state_bytes() == saved.state_bytes()
+    for key in {"m_scales", "v_scales"} & set(loaded.state[param]):
+        assert loaded.state[param][key].data_ptr() != saved.state[param][key].data_ptr()
 
 
 def test_lbfgs_without_a_line_search_goes_a_tenth_as_far_until_the_loss_is_a_number() -> None:
@@ -236,3 +238,21 @@ def test_an_error_that_is_not_of_differentiating_twice_is_not_explained_away(mon
     monkeypatch.setattr(torch.autograd, "grad", burn)
     with pytest.raises(RuntimeError, match="^on fire$"):
         linear.push([torch.ones(2)])
+
+
+def test_kfac_loaded_between_updates_of_its_factors_records_nothing_and_shares_nothing() -> None:
+    made = []
+    for _ in range(2):
+        problem = perceptron()
+        combined = make(OPTIMIZERS["kfac"], problem.model, fisher="empirical", factor_interval=2)
+        assert isinstance(combined, optim.Combined)
+        made.append((problem, combined, combined.parts["layers"]))
+    (problem, saved, before), (_, loaded, layers) = made
+    assert isinstance(layers, LayersOptimizer) and isinstance(before, LayersOptimizer)
+    problem.step(saved, next(iter(problem.batches(16, 1))))
+    assert all(layer.recording for layer in layers.layers)
+    loaded.load_state_dict(saved.state_dict())
+    assert not any(layer.recording for layer in layers.layers)
+    for name, kept in layers.curvature.factors.items():
+        other = before.curvature.factors[name]
+        assert torch.equal(kept.a, other.a) and kept.a.data_ptr() != other.a.data_ptr()
