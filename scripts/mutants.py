@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib
 import json
 import os
 import random
@@ -194,11 +193,6 @@ def main() -> int:
     rng = random.Random(asked.seed)
     chosen = rng.sample(chosen, round(asked.sample * len(chosen)))
     base = baseline(asked.tests)
-    for name in base.modules:
-        try:
-            importlib.import_module(name)
-        except Exception:  # made by another module, not by a file
-            continue
     todo = [m for m in chosen if m.key not in listed and _open(found.get(m.key), base)]
     todo.sort(key=lambda mutant: sum(test.seconds for test in base.of(mutant)))  # most mutants in the time given
     for result in campaign(todo, base, asked.results, 60.0 * asked.minutes):

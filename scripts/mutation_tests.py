@@ -7,6 +7,7 @@ anew, with the mutant in its module's place.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -190,7 +191,7 @@ def forked(work: Callable[[int], object], output: str = os.devnull) -> tuple[int
 
 
 def baseline(ids: Sequence[str]) -> Baseline:
-    """All tests unharmed, in a fork; kept in .build until a source changes."""
+    """All tests unharmed, in a fork; kept in .build until a source changes. What they import of others is imported."""
     torch.set_num_threads(1)
     made = Baseline(_fingerprint(ids))
     kept = PROJECT / ".build" / "mutants" / f"{made.fingerprint}.json"
@@ -208,6 +209,11 @@ def baseline(ids: Sequence[str]) -> Baseline:
         kept.unlink()
         sys.exit("tests fail on unharmed code:\n" + "\n".join(found["broken"]))
     made.tests, made.modules = [Test(**test) for test in found["tests"]], found["modules"]
+    for name in made.modules:  # once for all forks
+        try:
+            importlib.import_module(name)
+        except Exception:  # made by another module, not by a file
+            continue
     return made
 
 

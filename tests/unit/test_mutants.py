@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCRIPTS = PROJECT / "scripts"
@@ -63,10 +64,10 @@ base = baseline([f"tests/unit/test_optim_exam.py::test_exam[{name}-follows_its_r
 nadam = all_mutants(["nadam"])
 known = next(m for m in nadam if m.was == "state['mus'] *= _mu(state['t'], options)".replace("'", '"'))
 unharmed = dataclasses.replace(known, source=open("python/headrace/optim/nadam.py").read())
-sample = random.Random(5).sample(all_mutants(["lion"]) + nadam, 5)
+sample = random.Random(5).sample(all_mutants(["lion"]) + nadam, 4)
 print(json.dumps([
     try_mutant(unharmed, base.of(known)), try_mutant(known, base.of(known)),
-    {" ".join(m.place): try_mutant(m, base.of(m)) for m in sample},
+    {m.key: try_mutant(m, base.of(m)) for m in sample},
 ]))
 """
 
@@ -89,8 +90,8 @@ def test_every_operator_changes_what_it_says(scripts: Any) -> None:
 
 def test_listed_equivalents_are_mutants_and_have_reasons(scripts: Any) -> None:
     mutants = scripts("mutants")
-    every = mutants.all_mutants()
-    assert len(every) > 2_500
+    files = {entry["file"] for entry in yaml.safe_load(mutants.EQUIVALENT.read_text(encoding="utf-8"))}
+    every = mutants.all_mutants(sorted(files))
     assert all(len(reason) > 10 for reason in mutants.equivalents(every).values())
 
 
@@ -101,4 +102,4 @@ def test_the_unharmed_passes_and_a_handful_of_mutants_is_caught() -> None:
     assert done.returncode == 0, done.stderr
     unharmed, known, sample = json.loads(done.stdout.splitlines()[-1])
     assert unharmed == "" and "lion" not in known and "nadam-follows_its_rule" in known
-    assert len(sample) == 5 and all(sample.values()), sample
+    assert len(sample) == 4 and all(sample.values()), sample
