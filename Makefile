@@ -1,7 +1,7 @@
 # The project's verbs; CI runs the same ones. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign bench study-optimizers study-batch peers docs clean
+.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign mutants bench study-optimizers study-batch peers docs clean
 BIN := .venv/bin
 PACKAGE := python/headrace
 
@@ -44,6 +44,9 @@ scala: setup ## compile and test the JVM side, build the jars
 campaign: setup ## the long tests: thousands of races, dozens of kills
 	$(BIN)/python scripts/campaign_ingest.py --kills 20 --seed 7 --results docs/results/ingest_kills.jsonl
 	$(BIN)/python -m pytest -m campaign --timeout 3600
+
+mutants: setup ## break every optimizer rule in every place: each mutant must be caught (resumes; MUTANTS="--only kfac --minutes 30")
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python scripts/mutants.py $(MUTANTS)
 
 peers: setup ## what benchmarks and their checks compare with, into the same environment
 	.tools/bin/uv pip install --quiet --require-hashes --python $(BIN)/python -r requirements-bench.lock

@@ -1,0 +1,274 @@
+"""What rules do seldom: found by `make mutants` as lines that no other test runs, or whose numbers none looks at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from headrace import optim
+from headrace.optim import OPTIMIZERS, one_cycle
+from headrace.optim.base import RuleOptimizer
+from headrace.optim.block_rule import Member
+from headrace.optim.blocks import Region
+from headrace.optim.clipping import ClippingConfig, clip_gradients
+from headrace.optim.curvature import Linearized
+from headrace.optim.kfac_damping import adapted
+from headrace.optim.kfac_factors import INVERSE, pack, solve
+from headrace.optim.kfac_step import LayersOptimizer
+from headrace.optim.lbfgs import _search
+from headrace.optim.line_search import Trial
+from headrace.optim.matrix_roots import refined_bases
+from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt
+from headrace.optim.shampoo import _over_tensors
+from headrace.optim.trust_ratio import excluded
+from headrace.testing.optim_exam import make
+from headrace.testing.problems import perceptron
+
+RULES = [
+    name
+    for name, spec in OPTIMIZERS.items()
+    if isinstance(spec.factory, type) and issubclass(spec.factory, RuleOptimizer)
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_one_tensor_alone_is_updated_as_in_a_step(name: str) -> None:
+    spec, start = OPTIMIZERS[name], torch.linspace(-1.0, 1.0, 12, dtype=torch.float64).view(4, 3)
+    stepped, updated = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    a, b = (spec.factory([param], **spec.defaults) for param in (stepped, updated))
+    assert isinstance(b, RuleOptimizer)
+    group = b.param_groups[0]
+    state = b.init_state(updated, group)
+    for step in range(3):
+        grad = torch.cos(start + step)
+        stepped.grad = grad.clone()
+        a.step()
+        with torch.no_grad():
+            b.update(updated, grad.clone(), state, group)
+    assert torch.equal(stepped, updated) and not torch.equal(stepped, start)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_loaded_state_takes_no_more_memory(name: str) -> None:
+    """torch casts state to the parameters' type: codes of 8 bits would be of 32."""
+    spec = OPTIMIZERS[name]
+    options = {
+        **spec.defaults,
+        **{k: v for k, v in {"state_bits": 8, "min_8bit_numel": 1}.items() if k in spec.defaults},
+    }
+    param = nn.Parameter(torch.ones(4, 3))
+    param.grad = torch.ones(4, 3)
+    saved, loaded = spec.factory([param], **options), spec.factory([param], **options)
+    saved.step()
+    loaded.load_state_dict(saved.state_dict())
+    assert loaded.state_bytes() == saved.state_bytes()
+    for key in {"m_scales", "v_scales"} & set(loaded.state[param]):
+        assert loaded.state[param][key].data_ptr() != saved.state[param][key].data_ptr()
+
+
+def test_lbfgs_without_a_line_search_goes_a_tenth_as_far_until_the_loss_is_a_number() -> None:
+    seen = []
+
+    def line(step: float) -> Trial:
+        seen.append(step)
+        at = torch.tensor([step])
+        return Trial(step, 1.0 if step < 0.05 else math.inf, 0.0, at, at)
+
+    origin = Trial(0.0, 2.0, -1.0, torch.zeros(1), torch.ones(1))
+    options: dict[str, Any] = {"line_search": "none", "max_trials": 3}
+    assert _search(line, origin, 2.0, options).step == pytest.approx(0.02)
+    assert seen == pytest.approx([2.0, 0.2, 0.02])
+    assert _search(line, origin, 200.0, options) is origin
+
+
+def test_a_kfac_factor_that_rounding_made_indefinite_is_inverted_without_its_negative_part() -> None:
+    turn = torch.linalg.qr(torch.tensor([[1.0, 2.0], [3.0, -1.0]], dtype=torch.float64)).Q
+    matrix = turn @ torch.diag(torch.tensor([2.0, -1e-3], dtype=torch.float64)) @ turn.T
+    expected = turn @ torch.diag(torch.tensor([1 / 2.0001, 1e4], dtype=torch.float64)) @ turn.T
+    torch.testing.assert_close(solve(pack(matrix), INVERSE, 1e-4), expected)
+
+
+def test_a_matrix_with_one_number_that_is_none_has_no_refined_basis_and_harms_no_other() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 5, generator=generator, dtype=torch.float64)
+    matrices, bases = x @ x.mT, torch.eye(3, dtype=torch.float64).repeat(2, 1, 1)
+    alone, _ = refined_bases(matrices[:1], bases[:1])
+    matrices[1, 0, 2] = math.nan
+    made, good = refined_bases(matrices, bases)
+    assert good.tolist() == [True, False]
+    assert torch.equal(made[:1], alone)
+
+
+def test_the_cosine_of_a_run_of_one_unit_is_at_its_end_after_it() -> None:
+    assert [cosine(At(t, 1), 0, 1.0, 0.0) for t in (0, 1)] == pytest.approx([1.0, 0.0])
+
+
+def test_kfac_leaves_a_direction_that_is_not_finite_out_of_step_and_clipping() -> None:
+    model = nn.Linear(2, 1, dtype=torch.float64)
+    combined = optim.create("kfac", model, lr=0.5)
+    assert isinstance(combined, optim.Combined)
+    layers = combined.parts["layers"]
+    assert isinstance(layers, LayersOptimizer)
+    direction, grad = torch.tensor([[math.inf, 1.0]], dtype=torch.float64), torch.ones(1, 2, dtype=torch.float64)
+    two = torch.full((1,), 2.0, dtype=torch.float64)
+    parts = {id(model.weight): (direction, grad), id(model.bias): (two, two)}
+    assert layers._clip(parts, 0.25) == pytest.approx(0.5)  # sqrt(kl_clip / (lr^2 2 2))
+    assert parts[id(model.weight)][0].tolist() == [[0.0, 0.0]] and parts[id(model.weight)][1] is grad
+    assert layers._clip({}, 0.25) == 1.0
+
+
+def test_the_inverse_root_without_warm_up_or_time_scale_starts_from_one() -> None:
+    assert inverse_sqrt(At(3, 10), 0) == pytest.approx(0.5)
+
+
+def test_clipping_says_so_where_it_changed_one_unit_of_one_tensor() -> None:
+    params = {"a": torch.ones(2, 4), "b": torch.ones(2, 4)}
+    grads = {"a": torch.tensor([[9.0] * 4, [0.1] * 4]), "b": torch.full((2, 4), 0.1)}
+    config = ClippingConfig(rule="adaptive", limit=1.0)
+    assert clip_gradients(params, grads, config).clipped
+    assert grads["a"].tolist() == [[1.0] * 4, pytest.approx([0.1] * 4)]
+    assert not clip_gradients(params, grads, config).clipped
+
+
+def test_names_left_out_of_clipping_may_be_a_list() -> None:
+    assert hash(ClippingConfig(exclude=["a"])) == hash(ClippingConfig(exclude=("a",)))  # type: ignore[arg-type]
+
+
+def test_clipping_nothing_to_a_small_number_clips_nothing() -> None:
+    assert not clip_gradients({}, {}, ClippingConfig(rule="value", limit=0.5)).clipped
+
+
+def test_one_pattern_of_several_takes_a_tensor_out_of_the_trust_ratio() -> None:
+    params = [torch.ones(2, 2), torch.ones(2, 2), torch.ones(2, 2)]
+    options = {
+        "params": params, "param_names": ["body.weight", "norm.scale", "head.weight"],
+        "exclude": ("norm.*", "head.*"), "exclude_1d": True,
+    }  # fmt: skip
+    assert excluded(params, options) == [False, True, True]
+
+
+def test_shampoos_norm_of_a_tensor_counts_every_block_once() -> None:
+    def member(number: int, rows: slice) -> Member:
+        return Member(0, cast(Region, SimpleNamespace(number=number)), rows, {})
+
+    batches = [SimpleNamespace(members=[member(2, slice(0, 2))]), SimpleNamespace(members=[member(1, slice(0, 1))])]
+    norms = [torch.tensor([[3.0, 1.0], [4.0, 2.0]]), torch.tensor([[12.0, 2.0]])]
+    made = _over_tensors(cast(Any, batches), cast(Any, norms), 1)
+    assert [norm.tolist() for norm in made if norm is not None] == [[[13.0, 3.0]] * 2, [[13.0, 3.0]]]
+
+
+def test_the_largest_number_is_looked_for_in_all_tensors() -> None:
+    grads = {"a": torch.tensor([0.1]), "b": torch.tensor([3.0])}
+    assert clip_gradients({n: torch.ones(1) for n in grads}, grads, ClippingConfig(rule="value", limit=0.5)).clipped
+    assert grads["b"].tolist() == [0.5]
+
+
+def test_a_schedule_takes_a_state_of_nothing() -> None:
+    for name in ("plateau", "constant"):
+        schedule = Schedule(ScheduleConfig(name=name))
+        schedule.load_state_dict({})
+        assert schedule.rates(0, 1, 10).factor == 1.0
+    Schedule(ScheduleConfig(name="constant")).load_state_dict({"best": 1.0})
+
+
+def test_one_cycle_stays_at_its_end_and_may_rise_in_no_time() -> None:
+    end = 1.0 / (25.0 * 1e4)
+    for anneal in ("linear", "cos"):
+        options = one_cycle.DEFAULTS | {"anneal": anneal}
+        assert one_cycle.factor(15, 10, **options) == pytest.approx(end)
+        assert one_cycle.factor(0, 2, **options | {"rise": 0.5}) == pytest.approx(1.0)
+
+
+def test_loaded_masters_bring_parameters_and_options_with_them() -> None:
+    def made(value: float, lr: float) -> tuple[nn.Parameter, optim.Optimizer]:
+        param = nn.Parameter(torch.full((2,), value, dtype=torch.bfloat16))
+        return param, optim.create("momentum", [("w", param)], lr=lr)
+
+    (_, saved), (param, loaded) = made(3.0, 0.25), made(1.0, 0.5)
+    loaded.load_state_dict(saved.state_dict())
+    assert param.tolist() == [3.0, 3.0] and param.dtype == torch.bfloat16
+    assert loaded.param_groups[0]["lr"] == 0.25 and loaded.param_groups[0]["params"][0] is param
+
+
+def test_kfac_forgets_a_layer_that_it_leaves_and_deals_the_others_anew() -> None:
+    problem = perceptron()
+    combined = make(OPTIMIZERS["kfac"], problem.model, fisher="empirical", factor_interval=1)
+    assert isinstance(combined, optim.Combined)
+    layers = combined.parts["layers"]
+    assert isinstance(layers, LayersOptimizer)
+    (ids,) = problem.batches(16, 1)
+    problem.step(combined, ids)
+    first, *others = [layer.name for layer in layers.layers]
+    assert others and all(kept.current and kept.solved for kept in layers.curvature.factors.values())
+    (gone,) = layers.leave([first])
+    assert not gone.recording and all(layer.recording for layer in layers.layers)
+    assert list(layers.curvature.factors) == others == [layer.name for layer in layers.curvature.layers]
+    assert layers.curvature._deal is None
+    assert not any(kept.current or kept.solved for kept in layers.curvature.factors.values())
+
+
+def test_a_plateau_has_seen_nothing_bad_at_first() -> None:
+    for patience, factors in ((0, [0.5, 0.25]), (1, [1.0, 0.5])):
+        plateau = Schedule(ScheduleConfig(name="plateau", options={"factor": 0.5, "patience": patience}))
+        for factor in factors:
+            plateau.judge(None)
+            assert plateau.rates(0, 1, 1).factor == factor
+
+
+def test_an_error_that_is_not_of_differentiating_twice_is_not_explained_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    linear = Linearized(leaf.square(), [leaf])
+
+    def burn(*_: Any, **__: Any) -> None:
+        raise RuntimeError("on fire")
+
+    monkeypatch.setattr(torch.autograd, "grad", burn)
+    with pytest.raises(RuntimeError, match="^on fire$"):
+        linear.push([torch.ones(2)])
+
+
+def test_kfac_loaded_between_updates_of_its_factors_records_nothing_and_shares_nothing() -> None:
+    made = []
+    for _ in range(2):
+        problem = perceptron()
+        combined = make(OPTIMIZERS["kfac"], problem.model, fisher="empirical", factor_interval=2)
+        assert isinstance(combined, optim.Combined)
+        made.append((problem, combined, combined.parts["layers"]))
+    (problem, saved, before), (_, loaded, layers) = made
+    assert isinstance(layers, LayersOptimizer) and isinstance(before, LayersOptimizer)
+    problem.step(saved, next(iter(problem.batches(16, 1))))
+    assert all(layer.recording for layer in layers.layers)
+    loaded.load_state_dict(saved.state_dict())
+    assert not any(layer.recording for layer in layers.layers)
+    for name, kept in layers.curvature.factors.items():
+        other = before.curvature.factors[name]
+        assert torch.equal(kept.a, other.a) and kept.a.data_ptr() != other.a.data_ptr()
+
+
+def test_kfacs_damping_stays_between_a_quarter_and_three_quarters() -> None:
+    omega = (19.0 / 20.0) ** 5
+    for ratio, expected in ((0.2, 1 / omega), (0.3, 1.0), (0.7, 1.0), (0.8, omega), (math.nan, 1 / omega)):
+        assert adapted(1.0, ratio, 5) == pytest.approx(expected)
+
+
+def test_one_word_of_several_leaves_a_matrix_to_muons_adamw() -> None:
+    params = [("embed.weight", nn.Parameter(torch.ones(2, 2))), ("body.weight", nn.Parameter(torch.ones(2, 2)))]
+    optimizer = optim.create("muon", params)
+    for _, param in params:
+        param.grad = torch.ones(2, 2)
+    optimizer.step()
+    assert ["m" in optimizer.state[param] for _, param in params] == [False, True]
