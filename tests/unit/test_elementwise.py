@@ -86,8 +86,6 @@ def test_other_devices_take_all_tensors_at_once() -> None:
 
 
 DECAYING = [n for n, spec in OPTIMIZERS.items() if "decoupled" in spec.defaults and NEEDS_MODEL not in spec.traits]
-    name for name, spec in OPTIMIZERS.items() if "decoupled" in spec.defaults and NEEDS_MODEL not in spec.traits
-]
 
 
 @pytest.mark.parametrize("name", DECAYING)
