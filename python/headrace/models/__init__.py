@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from headrace.config import nearest
 from headrace.errors import UserError
 from headrace.models.base import ClickModel, ModelOptions
 from headrace.models.deepfm import DeepFM
@@ -35,15 +35,11 @@ def create(name: str, cardinalities: Mapping[str, int], num_dense: int, **option
         UserError: an unknown model or option, or an option out of range.
     """
     if name not in MODELS:
-        near = difflib.get_close_matches(name, MODELS, 1)
-        raise UserError(
-            f"there is no model {name!r}", f"did you mean {near[0]}?" if near else f"one of {', '.join(MODELS)}"
-        )
+        raise UserError(f"there is no model {name!r}", nearest(name, list(MODELS)) or f"one of {', '.join(MODELS)}")
     known = [f.name for f in fields(ModelOptions)]
     unknown = sorted(set(options) - set(known))
     if unknown:
-        near = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(known)}"
+        hint = nearest(unknown[0], known) or f"one of {', '.join(known)}"
         raise UserError(f"model {name} has no option {unknown[0]!r}", hint)
     settings = ModelOptions(**options)
     if settings.embedding_dim < 1 or any(width < 1 for width in (*settings.hidden, *settings.bottom)):

@@ -6,12 +6,12 @@ A model has two groups, each with its own optimizer: embedding tables (row-spars
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from headrace.config import nearest
 from headrace.errors import UserError
 from headrace.optim import (
     adadelta,
@@ -96,8 +96,7 @@ def spec_of(name: str) -> OptimizerSpec:
         UserError: there is none of that name.
     """
     if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS, 1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(OPTIMIZERS)}"
+        hint = nearest(name, list(OPTIMIZERS)) or f"one of {', '.join(OPTIMIZERS)}"
         raise UserError(f"there is no optimizer {name!r}", hint)
     return OPTIMIZERS[name]
 

@@ -19,28 +19,14 @@ from typing import Any
 
 from torch import Tensor
 
-from headrace.optim import quantized_state
-from headrace.optim.base import RuleOptimizer, State
+from headrace.optim.base import State
 from headrace.optim.cache_blocks import block_size, blocks, contiguous, copy_back
-from headrace.optim.moments import QUANTIZED, add_adam, moment_blocks, moment_bytes, zero_moments
+from headrace.optim.moments import MomentRule, add_adam, moment_blocks, moment_bytes
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec
 
 
-class Adam8bit(RuleOptimizer):
+class Adam8bit(MomentRule):
     """See the module's docstring."""
-
-    def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
-        """See `zero_moments`."""
-        return zero_moments(param, options)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Accept what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        quantized_state.restore(self, state_dict, QUANTIZED)
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule, in place."""
-        self.update_many([param], [grad], [state], options)
 
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]

@@ -81,7 +81,7 @@ class RuleOptimizer(Optimizer):
 
     A row-sparse gradient (coalesced torch.sparse_coo) of an optimizer that accepts them runs the same rule on the rows
     that have a gradient, with the same rows of the state; where a state holds one number a row (row-wise rules) it is
-    cut alike. Rules that are faster on many tensors at once override `update_many`.
+    cut alike. Rules that are written for many tensors at once are `ListRule`s.
     """
 
     sparse = False
@@ -131,6 +131,20 @@ class RuleOptimizer(Optimizer):
         param.index_copy_(0, ids, rows)
         for name, value in kept.items():
             state[name].index_copy_(0, ids, value)
+
+
+class ListRule(RuleOptimizer):
+    """A rule that is written for all tensors of a group at once."""
+
+    @abstractmethod
+    def update_many(
+        self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]
+    ) -> None:
+        """See `RuleOptimizer.update_many`."""
+
+    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
+        """One tensor."""
+        self.update_many([param], [grad], [state], options)
 
 
 class Combined(Optimizer):

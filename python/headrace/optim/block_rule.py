@@ -13,7 +13,7 @@ from torch import Tensor
 
 from headrace.comm.base import Collective
 from headrace.errors import UserError
-from headrace.optim.base import Params, RuleOptimizer, State
+from headrace.optim.base import ListRule, Params, State
 from headrace.optim.blocks import Region
 from headrace.optim.context import StepContext
 from headrace.optim.dealing import longest_first, owned, share
@@ -95,7 +95,7 @@ class Batch:
 Solve = Callable[[Batch, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-class BlockOptimizer(RuleOptimizer):
+class BlockOptimizer(ListRule):
     """A rule over batches of blocks.
 
     State of a tensor: `step`, and for each of its regions `blocks`: tensors [number, ...] of the parameter's type, of
@@ -160,10 +160,6 @@ class BlockOptimizer(RuleOptimizer):
         """See the class."""
         like = torch.empty(0, dtype=torch.promote_types(param.dtype, torch.float32), device=param.device)
         return {"step": 0, "blocks": [self.blank(r, like, options) for r in self.regions(param.shape, options)]}
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule for one tensor, in place."""
-        self.update_many([param], [grad], [state], options)
 
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]

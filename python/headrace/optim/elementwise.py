@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.optim.base import RuleOptimizer, State
+from headrace.optim.base import ListRule, State
 from headrace.optim.cache_blocks import block_size, blocks, packs
 from headrace.optim.decay import decayed
 
 
-class Elementwise(RuleOptimizer):
+class Elementwise(ListRule):
     """A rule over lists of tensors; weight decay is done here."""
 
     @abstractmethod
@@ -28,10 +28,6 @@ class Elementwise(RuleOptimizer):
 
     def advance(self, state: State, options: Mapping[str, Any]) -> None:
         """Move a state's numbers on, before the rule: once a step, however many blocks the tensor has."""
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """One tensor."""
-        self.update_many([param], [grad], [state], options)
 
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]

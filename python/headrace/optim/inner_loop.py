@@ -11,16 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from headrace.errors import UserError
 from headrace.optim.base import Params
 from headrace.optim.context import Named, StepContext
+from headrace.optim.spec import numbers
 from headrace.optim.variance_reduced import VarianceReduced, number_drawn
 
 PICKS = ("last", "random")
+
+
+def loop_bytes(param: Tensor, options: Mapping[str, Any]) -> int:
+    """For OptimizerSpec.state_bytes: anchor and gradient; a random pick keeps one iterate more."""
+    return numbers(3 if options["pick"] == "random" else 2)(param, options)
 
 
 class InnerLoop(VarianceReduced):

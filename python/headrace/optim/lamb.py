@@ -24,15 +24,14 @@ import torch
 from torch import Tensor
 
 from headrace.errors import UserError
-from headrace.optim import quantized_state
-from headrace.optim.base import Params, RuleOptimizer, State
+from headrace.optim.base import Params, State
 from headrace.optim.cache_blocks import block_size, blocks, contiguous, copy_back, packs
-from headrace.optim.moments import QUANTIZED, add_adam, moment_blocks, moment_bytes, zero_moments
+from headrace.optim.moments import MomentRule, add_adam, moment_blocks, moment_bytes
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec
 from headrace.optim.trust_ratio import excluded, norms, part_norms, ratio, whole_norms
 
 
-class Lamb(RuleOptimizer):
+class Lamb(MomentRule):
     """See the module's docstring."""
 
     def __init__(self, params: Params, **options: Any) -> None:
@@ -42,19 +41,6 @@ class Lamb(RuleOptimizer):
         if not 0.0 <= low <= high:
             raise UserError(f"optimizer option phi_bounds must be two numbers, 0 <= low <= high, not {low}, {high}")
         super().__init__(params, **options)
-
-    def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
-        """See `zero_moments`."""
-        return zero_moments(param, options)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Accept what `state_dict` gave."""
-        super().load_state_dict(state_dict)
-        quantized_state.restore(self, state_dict, QUANTIZED)
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule, in place."""
-        self.update_many([param], [grad], [state], options)
 
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.optim.base import RuleOptimizer, State
+from headrace.optim.base import ListRule, State
 from headrace.optim.cache_blocks import block_size, contiguous, copy_back, packs
 from headrace.optim.spec import DENSE_ONLY, STATEFUL, OptimizerSpec, numbers
 from headrace.optim.trust_ratio import excluded, norms, ratio
@@ -30,16 +30,12 @@ from headrace.optim.trust_ratio import excluded, norms, ratio
 _LEAST = 1e-12  # v over a smaller s, or s over 1e12, would near the ends of float32
 
 
-class Lars(RuleOptimizer):
+class Lars(ListRule):
     """See the module's docstring."""
 
     def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
         """v = 0, in row-major order, over s = 1."""
         return {"v": torch.zeros_like(param, memory_format=torch.contiguous_format), "s": 1.0}
-
-    def update(self, param: Tensor, grad: Tensor, state: State, options: Mapping[str, Any]) -> None:
-        """The rule, in place."""
-        self.update_many([param], [grad], [state], options)
 
     def update_many(
         self, params: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], options: Mapping[str, Any]

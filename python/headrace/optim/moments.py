@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from headrace.optim import quantized_state
-from headrace.optim.base import State
+from headrace.optim.base import ListRule, State
 from headrace.optim.cache_blocks import blocks
 from headrace.optim.quantized_state import BLOCK, dequantize, quantize
 
-QUANTIZED = ("m", "v", "m_scales", "v_scales")
+_QUANTIZED = ("m", "v", "m_scales", "v_scales")
 
 
 def in_8_bits(param: Tensor, options: Mapping[str, Any]) -> bool:
@@ -30,6 +30,19 @@ def zero_moments(param: Tensor, options: Mapping[str, Any]) -> State:
     m, v = (torch.zeros(param.shape, dtype=torch.uint8, device=param.device) for _ in "mv")
     scales = {name: quantized_state.scales_like(param) for name in ("m_scales", "v_scales")}
     return {"step": 0, "m": m, "v": v, **scales}
+
+
+class MomentRule(ListRule):
+    """A rule whose state is these moments."""
+
+    def init_state(self, param: Tensor, options: Mapping[str, Any]) -> State:
+        """See `zero_moments`."""
+        return zero_moments(param, options)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Accept what `state_dict` gave."""
+        super().load_state_dict(state_dict)
+        quantized_state.restore(self, state_dict, _QUANTIZED)
 
 
 def moment_bytes(param: Tensor, options: Mapping[str, Any]) -> int:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from headrace.config import nearest
 from headrace.errors import UserError
 
 
@@ -16,8 +16,7 @@ def known(setting: str, name: str, names: Collection[str]) -> None:
         UserError: with the nearest name, or all of them.
     """
     if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f"did you mean {near[0]}?" if near else f"one of {', '.join(names)}"
+        hint = nearest(name, list(names)) or f"one of {', '.join(names)}"
         raise UserError(f"--{setting} {name!r} is unknown", hint)
 
 
@@ -29,9 +28,8 @@ def choose(owner: str, defaults: Mapping[str, Any], given: Mapping[str, Any]) ->
     """
     for name in given:
         if name not in defaults:
-            near = difflib.get_close_matches(name, defaults, 1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(f"{owner} has no option {name!r}", f"{hint}its options are {described(defaults) or 'none'}")
+            hint = f"{nearest(name, list(defaults))} its options are {described(defaults) or 'none'}".lstrip()
+            raise UserError(f"{owner} has no option {name!r}", hint)
     return {name: typed(f"{owner}: {name}", given[name], old) if name in given else old
             for name, old in defaults.items()}  # fmt: skip
 

@@ -21,7 +21,7 @@ from torch import nn
 from headrace.errors import UserError
 from headrace.optim.base import Params
 from headrace.optim.context import Named, StepContext
-from headrace.optim.inner_loop import InnerLoop
+from headrace.optim.inner_loop import InnerLoop, loop_bytes
 from headrace.optim.spec import (
     DENSE_ONLY,
     NEEDS_CLOSURE,
@@ -30,7 +30,6 @@ from headrace.optim.spec import (
     OWN_GRADIENT,
     STATEFUL,
     OptimizerSpec,
-    numbers,
 )
 
 
@@ -71,7 +70,7 @@ SPEC = OptimizerSpec(
     rule="v <- g_B(w) - g_B(w_before) + v;  w <- w - lr v;  v = full gradient at an anchor",
     use="as svrg, where the inner loops are long: its steps die down by themselves",
     state="2 numbers a parameter, 3 with pick random; a copy of tables that others train",
-    state_bytes=lambda param, options: numbers(3 if options["pick"] == "random" else 2)(param, options),
+    state_bytes=loop_bytes,
     cost="a second gradient of the batch, a copy of all parameters; a pass over all rows every inner_epochs",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT}),
     defaults={

@@ -15,7 +15,7 @@ starts from some epochs of SGD. A batch costs two gradients; a pass, as an epoch
 from __future__ import annotations
 
 from headrace.optim.context import Named, StepContext
-from headrace.optim.inner_loop import InnerLoop
+from headrace.optim.inner_loop import InnerLoop, loop_bytes
 from headrace.optim.spec import (
     DENSE_ONLY,
     NEEDS_CLOSURE,
@@ -24,7 +24,6 @@ from headrace.optim.spec import (
     OWN_GRADIENT,
     STATEFUL,
     OptimizerSpec,
-    numbers,
 )
 
 
@@ -45,7 +44,7 @@ SPEC = OptimizerSpec(
     rule="w <- w - lr (g_B(w) - g_B(w~) + mu),  mu = full gradient at the anchor w~",
     use="convex losses to high accuracy, at a constant lr and in bounded memory",
     state="2 numbers a parameter, 3 with pick random; a copy of tables that others train",
-    state_bytes=lambda param, options: numbers(3 if options["pick"] == "random" else 2)(param, options),
+    state_bytes=loop_bytes,
     cost="a second gradient of the batch; a pass over all rows every inner_epochs",
     traits=frozenset({DENSE_ONLY, STATEFUL, NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT}),
     defaults={
