@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 
@@ -23,7 +22,7 @@ from bench.studies.found import TUNING_SEED
 from bench.studies.images import ROOT, mnist
 from bench.studies.lines import Lines, read
 from bench.studies.optimizers import SEEDS, chosen, with_seed
-from bench.studies.running import Call, go_on
+from bench.studies.running import Call, add_arguments, go_on
 from bench.studies.space import tried
 from bench.studies.task import DENSE, TABLES, Setting, Task
 from headrace.errors import UserError
@@ -92,14 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="mnist", choices=("mnist", "criteo"))
     parser.add_argument("--epochs", type=int, default=0, help="of every run; 0: 20 for mnist, 1 for criteo")
-    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
-    parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
-    parser.add_argument("--run_seconds", type=float, default=0.0, help="CPU seconds of a run; 0: ten times the task's")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="folder of mnist_test")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write the report")
+    add_arguments(parser, RESULTS, limit="ten times the task's", data="mnist_test")
     args = parser.parse_args(argv)
     if not args.report:
         torch.set_num_threads(args.threads)

@@ -24,7 +24,7 @@ from bench.studies.clicks import ClickTask
 from bench.studies.found import TUNING_SEED, final_loss
 from bench.studies.images import ROOT, cifar10, mnist
 from bench.studies.lines import Line, Lines, read
-from bench.studies.running import Call, go_on
+from bench.studies.running import Call, add_arguments, go_on
 from bench.studies.space import BUDGET, space_of, tried
 from bench.studies.task import DENSE, REFUSED, Setting, Task
 from headrace.errors import UserError
@@ -131,16 +131,9 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="mnist,criteo,cifar10")
     parser.add_argument("--rules", default=",".join(OPTIMIZERS))
-    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
-    parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
-    parser.add_argument("--run_seconds", type=float, default=0.0, help="CPU seconds of a run; 0: the task's own limit")
     parser.add_argument("--configurations", type=int, default=BUDGET, help="settings of a rule that are tried")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of the chosen setting")
-    parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--data", type=Path, help="folder of mnist_test and cifar10_jpeg")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--report", action="store_true", help="run nothing, write the report")
+    add_arguments(parser, RESULTS, limit="the task's own limit", data="mnist_test and cifar10_jpeg")
     return parser.parse_args(argv)
 
 

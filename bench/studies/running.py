@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from bench.studies.lines import Line, Lines, run_of
@@ -32,6 +34,18 @@ class Call:
     runs: int = 0
     run_seconds: float = 0.0
     threads: int = 1
+
+
+def add_arguments(parser: argparse.ArgumentParser, results: Path, limit: str, data: str) -> None:
+    """What every study can be told; `limit` says what 0 stands for, `data` which folders are read."""
+    parser.add_argument("--minutes", type=float, default=110.0, help="of this call")
+    parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
+    parser.add_argument("--run_seconds", type=float, default=0.0, help=f"CPU seconds of a run; 0: {limit}")
+    parser.add_argument("--rows", type=int, default=1_000_000, help="of generated Criteo, to train on")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--data", type=Path, help=f"folder of {data}")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--report", action="store_true", help="run nothing, write the report")
 
 
 def record(task: Task, setting: Setting, limit_s: float, threads: int) -> Line:
