@@ -43,6 +43,17 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """torch on one thread: a second only waits on small tensors, and the size of cache blocks goes by the number."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def lake(tmp_path: Path) -> Path:
     """An empty folder for tables."""
     folder = tmp_path / "lake"
@@ -94,6 +105,12 @@ def wn18rr_folder() -> Path:
 def ml100k() -> Path:
     """The real MovieLens 100k: u.data, 100,000 ratings by 943 users of 1,682 items."""
     return _real("ml100k") / "u.data"
+
+
+@pytest.fixture(scope="session")
+def mnist_test() -> Path:
+    """Folder of MNIST's 10,000 test images and their classes."""
+    return _real("mnist_test")
 
 
 @pytest.fixture(scope="session")

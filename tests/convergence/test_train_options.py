@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,8 @@ from headrace.train.precision import PrecisionConfig, cast_parameters
 from headrace.train.replica import Replica, split
 from headrace.train.report_html import figures
 from headrace.train.tracking import metrics_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ONE = FitConfig(log_every=1)
 OWN = [name for name, spec in optim.OPTIMIZERS.items() if OWN_GRADIENT in spec.traits]
@@ -447,11 +448,3 @@ def test_plateau_without_validation_is_refused() -> None:
     strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), alone)
     with pytest.raises(UserError, match="follows the validation loss"):
         fit(model, Source(0, 1), optimizer, strategy, alone, FitConfig(schedule=ScheduleConfig(name="plateau")))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

@@ -19,12 +19,7 @@ from headrace.testing.problems import Problem, least_squares, squared_errors
 N, MU = 16, 0.8
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem_and_smoothness() -> tuple[Problem, float]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,14 +13,7 @@ from headrace.optim.spec import NEEDS_MODEL
 from headrace.testing.exams import EXAMS
 from headrace.testing.optim_exam import make
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The size of a block depends on the number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 ELEMENTWISE = [

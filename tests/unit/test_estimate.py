@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
 
 from headrace.errors import UserError
 from headrace.pipelines.train_config import DenseRuleConfig, LoopSettings, OptimizerConfig, PrecisionConfig
 from headrace.train.estimate import Estimate, estimate
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ nothing."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,12 +20,7 @@ OWN = [name for name, spec in OPTIMIZERS.items() if OWN_GRADIENT in spec.traits]
 PASSES = [name for name in OWN if NEEDS_FULL_PASS in OPTIMIZERS[name].traits]
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem_and_rule(name: str) -> tuple[Problem, optim.Optimizer]:

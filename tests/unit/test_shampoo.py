@@ -6,14 +6,13 @@ import copy
 import gzip
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import REAL_DATA
 from torch import Tensor, nn
 
 from headrace import optim
@@ -32,12 +31,7 @@ from headrace.train.checkpoint import Checkpoint, CheckpointStore
 BOTH = ("shampoo", "soap")
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def made(name: str, params: Any, **options: Any) -> BlockOptimizer:
@@ -447,12 +441,9 @@ def test_options_out_of_range_are_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Tensor, Tensor]:
+def digits(mnist_test: Path) -> tuple[Tensor, Tensor]:
     """2048 of MNIST's test images, 14 x 14, and their classes."""
-    folder = REAL_DATA / "mnist_test"
-    if not folder.is_dir():
-        pytest.skip("the real data set mnist_test is not on this machine")
-    raw = [gzip.decompress((folder / f"t10k-{f}-ubyte.gz").read_bytes()) for f in ("images-idx3", "labels-idx1")]
+    raw = [gzip.decompress((mnist_test / f"t10k-{f}-ubyte.gz").read_bytes()) for f in ("images-idx3", "labels-idx1")]
     images = torch.tensor(np.frombuffer(raw[0], np.uint8, offset=16)[: 2048 * 784].astype(np.float32) / 255)
     classes = torch.tensor(np.frombuffer(raw[1], np.uint8, offset=8)[:2048].astype(np.int64))
     return images.view(2048, 14, 2, 14, 2).mean((2, 4)).flatten(1), classes

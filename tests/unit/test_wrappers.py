@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 STEPS, BATCH, LR = 12, 16, 0.1
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wrap(problem: Problem, wrappers: dict[str, Any], name: str = "sgd", **options: Any) -> optim.Optimizer:
