@@ -35,6 +35,9 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
     conf = {
         "spark.driver.memory": "1g",
         "spark.sql.shuffle.partitions": "4",
+        # Delta reads its log by projections over 100 columns: to generate and compile them took a third of a small
+        # commit. Stages are compiled all the same; verbs in processes of their own run as users run them.
+        "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
     }
     session = build_session("headrace-tests", master="local[4]", conf=conf)
