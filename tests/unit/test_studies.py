@@ -28,7 +28,7 @@ from bench.studies.space import BUDGET, space_of, tried
 from bench.studies.task import DENSE, DIVERGED, DONE, REFUSED, TABLES, TIME, Setting, Trained, Watch
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS
-from headrace.optim.options import choose
+from headrace.options import choose
 
 ROOT = Path(__file__).resolve().parents[2]
 

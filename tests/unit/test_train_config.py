@@ -51,7 +51,7 @@ def test_every_option_of_every_rule_is_reached_by_its_name_with_its_type(name: s
     given = getattr(load(*words).optimizer, part).given()
     assert set(spec.defaults) <= set(given)
     rule = {option: given[option] for option in spec.defaults}
-    from headrace.optim.options import choose
+    from headrace.options import choose
 
     made = choose(name, spec.defaults, rule)
     assert made == spec.defaults

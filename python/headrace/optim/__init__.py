@@ -51,9 +51,9 @@ from headrace.optim.base import Combined, Optimizer, Params, RuleOptimizer
 from headrace.optim.context import NonFiniteStepError, StepContext
 from headrace.optim.layer_decay import layer_groups
 from headrace.optim.master_weights import HALF, MasterWeights
-from headrace.optim.options import choose, known
 from headrace.optim.spec import ACCEPTS_SPARSE, NEEDS_MODEL, OWN_GRADIENT, OptimizerSpec, dense_only
 from headrace.optim.wrapper import CHANGES_GRADIENT, WrapperSpec, averaged
+from headrace.options import choose, known
 
 OPTIMIZERS: dict[str, OptimizerSpec] = {
     "sgd": sgd.SPEC,

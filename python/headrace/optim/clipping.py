@@ -23,7 +23,7 @@ from torch import Tensor
 
 from headrace.errors import UserError
 from headrace.optim.name_patterns import named_by
-from headrace.optim.options import known
+from headrace.options import known
 
 if TYPE_CHECKING:
     from headrace.optim.base import Optimizer

@@ -22,8 +22,8 @@ from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.optim import one_cycle
 from headrace.optim.base import Optimizer
-from headrace.optim.options import choose, described, known
 from headrace.optim.plateau import Plateau
+from headrace.options import choose, described, known
 
 NEEDS_VALIDATION = "needs_validation"  # follows the validation loss; what it has seen is state
 SCHEDULE_TRAITS = (NEEDS_VALIDATION,)

@@ -18,9 +18,9 @@ from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.optim import OPTIMIZERS, WRAPPERS
 from headrace.optim.clipping import ClippingConfig
-from headrace.optim.options import described
 from headrace.optim.schedules import ScheduleConfig
 from headrace.optim.spec import ACCEPTS_SPARSE
+from headrace.options import described
 from headrace.train.precision import PrecisionConfig
 from headrace.train.tracking import TrackingConfig
 

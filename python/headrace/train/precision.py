@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from headrace.errors import UserError
-from headrace.optim.options import known
+from headrace.options import known
 
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,0 +1,30 @@
+"""Codecs by name: `create("qsgd", levels=7)`; see headrace.compress.base for how one is used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from headrace.compress import casts, none
+from headrace.compress.base import Codec, Payload, PayloadError, State
+from headrace.compress.spec import CodecSpec
+from headrace.options import choose, known
+
+COMPRESSORS: dict[str, CodecSpec] = {
+    "none": none.SPEC,
+    "fp16": casts.FP16,
+    "bf16": casts.BF16,
+}
+
+
+def create(name: str, **options: Any) -> Codec:
+    """The codec of that name.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    known("compression.name", name, COMPRESSORS)
+    spec = COMPRESSORS[name]
+    return spec.factory(**choose(f"compression {name}", spec.defaults, options))
+
+
+__all__ = ["COMPRESSORS", "Codec", "CodecSpec", "Payload", "PayloadError", "State", "create"]
