@@ -1,4 +1,4 @@
-"""Sums over ranks whose bits do not depend on the transport."""
+"""Sums over ranks whose bits do not depend on the transport, and numbers kept within the range of their type."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from torch import Tensor
 from headrace.comm.base import Collective
 
 
-def sum_in_rank_order(flat: Tensor, collective: Collective) -> Tensor:
+def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | None = None) -> Tensor:
     """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`.
+
+    Args:
+        flat: numbers that are sent and, as sums, sent again in their own type.
+        collective: over whom.
+        wide: type to add up in, rounded and kept within the own type's range afterwards; None: the own.
 
     Every element is x_0 + x_1 + ... from left to right. Bytes on the wire are those of a ring: 2 (size - 1) / size of
     the tensor's.
@@ -18,7 +23,16 @@ def sum_in_rank_order(flat: Tensor, collective: Collective) -> Tensor:
     chunks = flat.tensor_split(size)
     rows = [c.numel() for c in chunks]
     parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
-    total = parts[0]
+    total = parts[0] if wide is None else parts[0].to(wide)
     for part in parts[1:]:
         total += part
-    return torch.cat(collective.allgather(total, rows=rows))
+    return torch.cat(collective.allgather(saturated(total, flat.dtype), rows=rows))
+
+
+def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in a type (x itself where it has it); finite numbers beyond its range become its largest, others not finite."""
+    largest = torch.finfo(dtype).max
+    if torch.finfo(x.dtype).max <= largest:
+        return x.to(dtype)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return wide.clamp(-largest, largest).add_(wide - wide).to(dtype)  # the difference: 0, or NaN where not finite

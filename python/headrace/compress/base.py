@@ -131,15 +131,6 @@ def generator_of(key: int, turn: int, device: torch.device | str = "cpu") -> tor
     return torch.Generator(device).manual_seed(int(mixed[0] >> np.uint64(1)))
 
 
-def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x in a type (x itself where it has it); finite numbers beyond its range become its largest, others not finite."""
-    largest = torch.finfo(dtype).max
-    if torch.finfo(x.dtype).max <= largest:
-        return x.to(dtype)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.clamp(-largest, largest).add_(wide - wide).to(dtype)  # the difference: 0, or NaN where not finite
-
-
 def joined(parts: Sequence[Tensor]) -> Tensor:
     """The parts' memory end to end: uint8 [bytes]. Wider types go first, so that none lies askew."""
     return torch.cat([as_bytes(part) for part in parts])

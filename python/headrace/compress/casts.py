@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import as_bytes
-from headrace.compress.base import Codec, State, saturated, taken
+from headrace.comm.sums import saturated
+from headrace.compress.base import Codec, State, taken
 from headrace.compress.spec import SUMMABLE, CodecSpec
 
 

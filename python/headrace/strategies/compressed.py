@@ -1,0 +1,281 @@
+"""Sums of dense gradients by way of a codec; small ones and row-sparse ones exactly.
+
+    allgather        all ranks get every rank's payload, decode and add up: m (N - 1) bytes a rank
+    reduce_scatter   a chunk of each tensor to each rank, which decodes, adds up, encodes the sum anew; all gather
+                     these: 2 m (N - 1) / N bytes a rank, whatever N is, and a second loss, with feedback of its own
+    allreduce        payloads of summable codecs are added up as numbers, never decoded between: 2 m (N - 1) / N
+
+with m the bytes of a payload. Sums go in rank order and every rank decodes the same bytes, so all hold the same bits,
+on every transport. What is remembered belongs to a parameter's name and, where it differs, to the rank. A turn counts
+when `settle` says that the step was made; else it is as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headrace.catalog.fingerprint import splitmix64
+from headrace.comm.base import Collective, as_bytes, from_bytes
+from headrace.comm.sums import saturated, sum_in_rank_order
+from headrace.compress import CodecSpec, Payload
+from headrace.compress.base import Codec, PayloadError, State
+from headrace.compress.feedback import Feedback
+from headrace.compress.spec import SHARED_DRAWS, SUMMABLE, VARIABLE
+from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, buckets
+
+EXCHANGES = ("auto", "allgather", "reduce_scatter", "allreduce")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedConfig:
+    """How gradients are compressed.
+
+    Args:
+        exchange: of EXCHANGES; auto: allreduce for summable codecs, else allgather for two ranks and reduce_scatter
+            for more.
+        min_numel: tensors of fewer numbers go as they are.
+        bucket_bytes: of gradients that are exchanged by one operation.
+        seed: of what codecs draw.
+    """
+
+    exchange: str = "auto"
+    min_numel: int = 1024
+    bucket_bytes: int = BUCKET_BYTES
+    seed: int = 0
+
+
+class CompressedReducer:
+    """See the module's docstring.
+
+    Args:
+        spec: of the codec.
+        feedback: the codec with its memory.
+        rest: sums what is not compressed.
+        cfg: see CompressedConfig.
+
+    Attributes:
+        seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
+        numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
+    """
+
+    def __init__(self, spec: CodecSpec, feedback: Feedback, rest: BucketReducer, cfg: CompressedConfig) -> None:
+        self.spec, self.feedback, self.rest, self.cfg = spec, feedback, rest, cfg
+        self.bucket_bytes = cfg.bucket_bytes
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.numbers: Counter[str] = Counter()
+        self._kept: dict[str, State] = {}
+        self._next: dict[str, State] = {}
+
+    def fits(self, grad: Tensor) -> bool:
+        """Whether a gradient is compressed."""
+        return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.cfg.min_numel
+
+    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `Reducer.reduce`."""
+        large = {name: g for name, g in grads.items() if self.fits(g)}
+        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
+        for bucket in buckets(large, self.bucket_bytes):
+            summed |= self._compressed(bucket, collective)
+        return {name: summed[name] for name in grads}
+
+    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sum one bucket of dense gradients of one type."""
+        large = {name: g for name, g in bucket.items() if self.fits(g)}
+        small = {name: g for name, g in bucket.items() if name not in large}
+        summed = self.rest.reduce_bucket(small, collective) if small else {}
+        summed |= self._compressed(large, collective) if large else {}
+        return {name: summed[name] for name in bucket}
+
+    def settle(self, made: bool) -> None:
+        """The step that the last turn was for was made, or was given up."""
+        if made:
+            self._kept |= self._next
+        self._next = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, by name; of this rank."""
+        return {"units": self._kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave."""
+        self._kept, self._next = dict(state["units"]), {}
+
+    def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        if collective.size == 1:
+            return bucket
+        kind = self.cfg.exchange
+        if kind == "auto":
+            kind = "allgather" if collective.size == 2 else "reduce_scatter"
+            kind = "allreduce" if SUMMABLE in self.spec.traits else kind
+        turn = _Turn(self, bucket, collective)
+        summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
+        return summed[kind]()
+
+    def state_of(self, unit: str, like: Tensor, rank: int) -> State:
+        """What is remembered of a unit, or its first state."""
+        if unit not in self._kept:
+            shared = SHARED_DRAWS in self.spec.traits
+            self._kept[unit] = self.feedback.init(like, key_of(self.cfg.seed, unit, 0 if shared else 1 + rank))
+        return self._kept[unit]
+
+    def kept(self, unit: str) -> State | None:
+        """What is remembered of a unit, if anything."""
+        return self._kept.get(unit)
+
+    def remember(self, unit: str, state: State) -> None:
+        """For the next turn, if this one is kept."""
+        self._next[unit] = state
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Adds to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start
+
+
+def key_of(seed: int, unit: str, rank: int) -> int:
+    """Of a unit's draws; equal on every machine."""
+    text = np.frombuffer(unit.encode().ljust(-(-len(unit.encode()) // 8) * 8, b"\0"), np.uint64)
+    mixed = splitmix64(np.array([seed, rank], np.int64).view(np.uint64)).sum(dtype=np.uint64)
+    for word in text:
+        mixed = splitmix64(np.array([mixed ^ word], np.uint64))[0]
+    return int(np.uint64(mixed) >> np.uint64(1))
+
+
+class _Turn:
+    """One bucket, once."""
+
+    def __init__(self, reducer: CompressedReducer, bucket: dict[str, Tensor], collective: Collective) -> None:
+        self.reducer, self.collective = reducer, collective
+        self.flat = {name: g.reshape(-1) for name, g in bucket.items()}
+        self.shapes = {name: g.shape for name, g in bucket.items()}
+        self.codec: Codec = reducer.feedback.codec
+        first = next(iter(bucket.values()))
+        self.dtype, self.device = first.dtype, first.device
+
+    def allgather(self) -> dict[str, Tensor]:
+        """Everything to everyone."""
+        payloads = [self._send(name, x).data for name, x in self.flat.items()]
+        lengths = [x.numel() for x in self.flat.values()]
+        arrived = self._gather(payloads, [lengths] * self.collective.size)
+        with self.reducer.timed("decode"):
+            sums = [self._total(parts, n) for parts, n in zip(zip(*arrived, strict=True), lengths, strict=True)]
+            return self._named(self._based(name, total) for name, total in zip(self.flat, sums, strict=True))
+
+    def reduce_scatter(self) -> dict[str, Tensor]:
+        """Chunk j of every tensor to rank j, and its sum to all."""
+        size, rank = self.collective.size, self.collective.rank
+        chunks = {name: x.tensor_split(size) for name, x in self.flat.items()}
+        sent = [[self._send(f"{name}#{j}", parts[j]).data for name, parts in chunks.items()] for j in range(size)]
+        lengths = [[parts[j].numel() for parts in chunks.values()] for j in range(size)]
+        arrived = self._scatter(sent, lengths[rank])
+        with self.reducer.timed("decode"):
+            totals = [self._total(parts, n) for parts, n in zip(zip(*arrived, strict=True), lengths[rank], strict=True)]
+            totals = [self._based(f"{name}#sum", total) for name, total in zip(self.flat, totals, strict=True)]
+        payloads = [self._send(f"{name}#owner", t).data for name, t in zip(self.flat, totals, strict=True)]
+        gathered = self._gather(payloads, lengths)
+        with self.reducer.timed("decode"):
+            parts = [
+                [self._decoded(d, n) for d, n in zip(*each, strict=True)]
+                for each in zip(gathered, lengths, strict=True)
+            ]
+            whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+            return self._named(self._based(name, each) for name, each in zip(self.flat, whole, strict=True))
+
+    def allreduce(self) -> dict[str, Tensor]:
+        """Numbers of payloads added up in rank order, in float32 at least."""
+        payloads = [self._send(name, x).data for name, x in self.flat.items()]
+        number = self.codec.number or self.dtype
+        wide = torch.promote_types(number, torch.float32)
+        with self.reducer.timed("exchange"):
+            joined = torch.cat(payloads).view(number)
+            total = sum_in_rank_order(joined, self.collective, wide)
+        with self.reducer.timed("decode"):
+            data = as_bytes(saturated(total, number))
+            ends = np.cumsum([p.numel() for p in payloads])
+            pieces = [data[end - p.numel() : end] for p, end in zip(payloads, ends.tolist(), strict=True)]
+            decoded = [self._decoded(d, x.numel()) for d, x in zip(pieces, self.flat.values(), strict=True)]
+            return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
+
+    def _send(self, unit: str, x: Tensor) -> Payload:
+        reducer = self.reducer
+        with reducer.timed("encode"):
+            sent = reducer.feedback.send(x, reducer.state_of(unit, x, self.collective.rank))
+        reducer.remember(unit, sent.state)
+        reducer.numbers["in"] += x.nbytes
+        reducer.numbers["out"] += sent.payload.nbytes
+        return sent.payload
+
+    def _named(self, values: Iterator[Tensor]) -> dict[str, Tensor]:
+        return {name: x.view(self.shapes[name]) for name, x in zip(self.flat, values, strict=True)}
+
+    def _decoded(self, data: Tensor, n: int) -> Tensor:
+        return self.codec.decompress(Payload(data, torch.Size([n]), self.dtype))
+
+    def _total(self, parts: Sequence[Tensor], n: int) -> Tensor:
+        """The sum of what payloads stand for, in rank order."""
+        total = self._decoded(parts[0], n)
+        for part in parts[1:]:
+            total += self._decoded(part, n)
+        return total
+
+    def _based(self, unit: str, received: Tensor) -> Tensor:
+        """What was received, on top of what was before where the feedback accumulates."""
+        if not self.reducer.feedback.accumulates:
+            return received
+        unit = f"{unit}#base"
+        base = self.reducer.kept(unit)
+        value = received if base is None else base["value"] + received
+        self.reducer.remember(unit, {"value": value.nan_to_num(0.0, 0.0, 0.0)})
+        return value.clone()
+
+    def _gather(self, payloads: list[Tensor], lengths: list[list[int]]) -> list[list[Tensor]]:
+        """Every rank's payloads: by rank, by unit; `lengths` of the units' numbers likewise."""
+        with self.reducer.timed("exchange"):
+            message = self._message(payloads)
+            rows = None if VARIABLE in self.reducer.spec.traits else [sum(self._sizes(each)) for each in lengths]
+            arrived = self.collective.allgather(message, rows)
+            return [self._opened(raw, each) for raw, each in zip(arrived, lengths, strict=True)]
+
+    def _scatter(self, payloads: list[list[Tensor]], lengths: list[int]) -> list[list[Tensor]]:
+        """What every rank sent here."""
+        with self.reducer.timed("exchange"):
+            messages = [self._message(each) for each in payloads]
+            size = self.collective.size
+            rows = None if VARIABLE in self.reducer.spec.traits else [sum(self._sizes(lengths))] * size
+            return [self._opened(raw, lengths) for raw in self.collective.alltoall(messages, rows)]
+
+    def _message(self, payloads: list[Tensor]) -> Tensor:
+        """Payloads end to end, behind their sizes where these vary."""
+        if VARIABLE not in self.reducer.spec.traits:
+            return torch.cat(payloads)
+        sizes = torch.tensor([p.numel() for p in payloads], dtype=torch.int64, device=self.device)
+        return torch.cat([as_bytes(sizes), *payloads])
+
+    def _opened(self, raw: Tensor, lengths: list[int]) -> list[Tensor]:
+        start, sizes = 0, self._sizes(lengths)
+        if VARIABLE in self.reducer.spec.traits:
+            start = 8 * len(lengths)
+            if raw.numel() < start:
+                raise PayloadError(f"{raw.numel()} bytes hold no sizes of {len(lengths)} payloads")
+            like = torch.empty(0, dtype=torch.int64, device=raw.device)
+            sizes = from_bytes(raw[:start], like, len(lengths)).tolist()
+        if min(sizes) < 0 or start + sum(sizes) != raw.numel():
+            raise PayloadError(f"{raw.numel()} bytes came for payloads of {sum(sizes)}")
+        return list(torch.split(raw[start:], sizes))
+
+    def _sizes(self, lengths: list[int]) -> list[int]:
+        """Bytes of payloads of a fixed size."""
+        return [(self.codec.nbytes(n, self.dtype) or 0) if n else 0 for n in lengths]
