@@ -6,8 +6,8 @@
 
 e and g start at zero. `ef`: F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, "1-bit stochastic gradient descent", Interspeech
 2014; S. P. Karimireddy, Q. Rebjock, S. Stich, M. Jaggi, "Error feedback fixes SignSGD", ICML 2019. `ef21`:
-P. Richtarik, I. Sokolov, I. Fatkhullin, "EF21: a new, simpler, theoretically better, and practically faster error feedback", NeurIPS
-2021; it wants a contraction, and starts from C(x) instead of x.
+P. Richtarik, I. Sokolov, I. Fatkhullin, "EF21: a new, simpler, theoretically better, and practically faster error
+feedback", NeurIPS 2021; it wants a contraction, and starts from C(x) instead of x.
 
 What is not finite is not kept: the residual of such a number starts again at zero.
 """
