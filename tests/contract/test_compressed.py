@@ -1,0 +1,176 @@
+"""Compressed sums over the registry of codecs: the same on all ranks, nothing lost, every byte accounted for."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from contract.collective_exam import on_ranks
+from torch import Tensor
+
+from headrace.comm import LocalCollective, Metered
+from headrace.comm.subgroup import Subgroup, parts_by
+from headrace.compress import COMPRESSORS, create
+from headrace.compress.feedback import VARIANTS, Feedback
+from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, VARIABLE
+from headrace.strategies import REDUCERS
+from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
+from headrace.strategies.reducers import ordered
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+SHAPES = {"a": (40, 30), "small": (5,), "b": (1500,), "c": (2, 700)}
+Grads = dict[str, Tensor]
+
+
+def gradients(rank: int, step: int) -> Grads:
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def true_sums(size: int, step: int) -> Grads:
+    every = [gradients(rank, step) for rank in range(size)]
+    return {name: torch.stack([g[name] for g in every]).double().sum(0) for name in SHAPES}
+
+
+def reducer(name: str, exchange: str = "auto", variant: str = "none", bucket_bytes: int = 6000) -> CompressedReducer:
+    cfg = CompressedConfig(exchange=exchange, min_numel=100, bucket_bytes=bucket_bytes, seed=3)
+    return CompressedReducer(COMPRESSORS[name], Feedback(create(name), variant), ordered(), cfg)
+
+
+def exchanges(name: str) -> list[str]:
+    return [
+        e
+        for e in EXCHANGES
+        if e not in ("auto", "allreduce") or e == "allreduce" and SUMMABLE in COMPRESSORS[name].traits
+    ]
+
+
+def variants(name: str) -> list[str]:
+    return ["none"] if OWN_FEEDBACK in COMPRESSORS[name].traits else list(VARIANTS)
+
+
+CASES = [(n, e, v) for n in sorted(COMPRESSORS) for e in exchanges(n) for v in variants(n)]
+
+
+def steps(
+    c: LocalCollective, made: CompressedReducer, count: int = 4, settle: Callable[[int], bool] = lambda step: True
+) -> list[Grads]:
+    found = []
+    for step in range(count):
+        found.append(made.reduce(gradients(c.rank, step), c))
+        made.settle(settle(step))
+    return found
+
+
+@pytest.mark.parametrize(("name", "exchange", "variant"), CASES)
+def test_all_ranks_hold_the_same_bits_and_small_tensors_are_exact(name: str, exchange: str, variant: str) -> None:
+    results = on_ranks(3, lambda c: steps(c, reducer(name, exchange, variant)))
+    exact = on_ranks(
+        3, lambda c: [REDUCERS["ordered"].factory().reduce(gradients(c.rank, step), c) for step in range(4)]
+    )
+    for step in range(4):
+        for each in SHAPES:
+            assert all(torch.equal(results[0][step][each], other[step][each]) for other in results[1:]), each
+            assert results[0][step][each].shape == SHAPES[each]
+        assert torch.equal(results[0][step]["small"], exact[0][step]["small"])
+        if EXACT in COMPRESSORS[name].traits and variant != "ef21":
+            assert all(torch.equal(results[0][step][each], exact[0][step][each]) for each in SHAPES)
+
+
+@pytest.mark.parametrize("name", sorted(n for n in COMPRESSORS if "ef" in variants(n)))
+@pytest.mark.parametrize("exchange", ["allgather", "reduce_scatter"])
+def test_what_was_not_sent_is_still_held(name: str, exchange: str) -> None:
+    """The sum of all gradients = the sum of all results + what ranks and owners remember."""
+
+    def fn(c: LocalCollective) -> tuple[list[Grads], dict[str, Any]]:
+        made = reducer(name, exchange, "ef")
+        return steps(c, made), made.state_dict()["units"]
+
+    results = on_ranks(3, fn)
+    for each in ("a", "b", "c"):
+        given = sum(true_sums(3, step)[each] for step in range(4)).reshape(-1)  # type: ignore[union-attr]
+        got = sum(grads[each].double() for grads in results[0][0]).reshape(-1)  # type: ignore[union-attr]
+        held = torch.zeros_like(got)
+        starts = [0, *torch.tensor([len(t) for t in got.tensor_split(3)]).cumsum(0).tolist()]
+        for rank, (_, units) in enumerate(results):
+            if exchange == "allgather":
+                held += units[each]["memory"].double()
+                continue
+            held += torch.cat([units[f"{each}#{j}"]["memory"] for j in range(3)]).double()
+            held[starts[rank] : starts[rank + 1]] += units[f"{each}#owner"]["memory"].double()
+        torch.testing.assert_close(got + held, given, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("name", "exchange", "variant"), CASES)
+def test_a_step_that_was_given_up_leaves_nothing_and_a_saved_state_goes_on(
+    name: str, exchange: str, variant: str
+) -> None:
+    def fn(c: LocalCollective) -> tuple[list[Grads], list[Grads], Grads]:
+        made = reducer(name, exchange, variant)
+        first = steps(c, made, 2)
+        made.reduce(gradients(c.rank, 9), c)
+        made.settle(False)
+        file = io.BytesIO()
+        torch.save(made.state_dict(), file)
+        file.seek(0)
+        resumed = reducer(name, exchange, variant)
+        resumed.load_state_dict(torch.load(file, weights_only=True))
+        return first, steps(c, reducer(name, exchange, variant), 3), resumed.reduce(gradients(c.rank, 2), c)
+
+    for _, whole, resumed in on_ranks(3, fn):
+        assert all(torch.equal(whole[2][each], resumed[each]) for each in SHAPES)
+
+
+@pytest.mark.parametrize(("name", "exchange"), sorted({(n, e) for n, e, _ in CASES}))
+@pytest.mark.parametrize("size", [2, 4])
+def test_bytes_are_those_of_the_formula(name: str, exchange: str, size: int) -> None:
+    def fn(c: LocalCollective) -> tuple[int, int]:
+        metered, made = Metered(c), reducer(name, exchange, bucket_bytes=1 << 20)
+        made.reduce({k: g for k, g in gradients(c.rank, 0).items() if k != "small"}, metered)
+        return metered.sent_bytes, made.numbers["out"]
+
+    results = on_ranks(size, fn)
+    sizes = 8 * 3 if VARIABLE in COMPRESSORS[name].traits else 0
+    for sent, out in results:
+        if exchange == "allgather":
+            assert sent == (size - 1) * (out + sizes)
+        elif exchange == "allreduce":
+            assert abs(sent - 2 * (size - 1) * out / size) <= 8 * size
+    if exchange == "reduce_scatter":  # together: every rank's chunks to others, and every owner's sum to all others
+        together = sum(sent for sent, _ in results)
+        m = sum(out for _, out in results) / (size + 1)  # chunks of all ranks, and one whole of owners
+        assert abs(together - (size - 1) * (2 * m + 2 * size * sizes)) <= 0.15 * together
+
+
+def test_parts_of_a_group_work_side_by_side() -> None:
+    hosts = ["one", "two", "one", "two"]
+
+    def fn(c: LocalCollective) -> tuple[Any, ...]:
+        inside, across = parts_by(c, hosts[c.rank])
+        x = torch.arange(3.0) + 10**c.rank
+        return (
+            inside.members, across.members, inside.allreduce(x), across.allgather(x[: c.rank + 1]), inside.broadcast(x, 1),
+            inside.allgather_object(c.rank), across.alltoall([x[:1], x[1:]], None),
+        )  # fmt: skip
+
+    results = on_ranks(4, fn)
+    assert [r[0] for r in results] == [[0, 2], [1, 3], [0, 2], [1, 3]] and results[0][1] == [0, 1]
+    assert torch.equal(results[0][2], 2 * torch.arange(3.0) + 101) and torch.equal(results[3][2], results[1][2])
+    assert [len(x) for x in results[2][3]] == [3, 3] and results[1][5] == [1, 3]
+    assert torch.equal(results[0][4], torch.arange(3.0) + 100)
+    assert torch.equal(results[1][6][0], torch.arange(1.0, 3) + 1)
+    with pytest.raises(ValueError, match="as many ranks"):
+        raise on_ranks(3, lambda c: caught(lambda: parts_by(c, "one" if c.rank else "two")))[0]
+    with pytest.raises(ValueError, match="must be among"):
+        Subgroup(on_ranks(1, lambda c: c)[0], [1])
+
+
+def caught(act: Callable[[], Any]) -> Exception:
+    try:
+        act()
+    except Exception as error:
+        return error
+    raise AssertionError("no error")
