@@ -14,6 +14,7 @@ from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.fit_config import FitConfig
 from headrace.train.loop import Hooks, fit
@@ -31,6 +32,7 @@ class Job:
     dense: str = "adam"
     source: dict[str, Any] = field(default_factory=dict)
     keep: int = 20
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         with worker.alone():
@@ -41,7 +43,8 @@ class Job:
             model, {"dense": {"name": self.dense, "lr": 0.02}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
         )
         source = Source(worker.rank, worker.size, **self.source)
-        strategy = STRATEGIES["allreduce"].factory(REDUCERS["ordered"].factory(), worker.collective)
+        reducer = compressed(self.compression, REDUCERS["ordered"].factory(), seed=4)
+        strategy = STRATEGIES["allreduce"].factory(reducer, worker.collective)
         steps = 0
 
         def asked() -> bool:
@@ -65,6 +68,7 @@ class Job:
             "metrics": metrics,
             "step": result.cursor.global_step,
             "skipped": result.cursor.skipped,
+            "halved": 0 < 2 * strategy.figures().get("bytes_after", 0) <= strategy.figures().get("bytes_before", 0),
             "audits": [a.to_dict() for a in result.audits],
         }
 

@@ -27,6 +27,12 @@ class Strategy(Protocol):
     def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
         """Change parameters in place after the update, where the strategy works on them."""
 
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """Called after every step that `on_gradients` or `backward` was called for; see `Reducer.settle`."""
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+
     def close(self) -> None:
         """Let go of the parameters: training is over."""
 

@@ -40,15 +40,22 @@ class AllReduce:
         if isinstance(self.reducer, Overlap):
             self.reducer.close()
 
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`."""
+        self.reducer.settle(made, rescaled)
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+        return self.reducer.figures()
+
     def state_dict(self) -> dict[str, Any]:
-        """Nothing is carried from step to step."""
-        return {}
+        """What the reducer remembers; nothing else is carried from step to step."""
+        return self.reducer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Accept what `state_dict` gave.
 
         Raises:
-            ValueError: for the state of another strategy.
+            ValueError: for the state of another strategy or reducer.
         """
-        if state:
-            raise ValueError(f"allreduce keeps no state, the checkpoint has {sorted(state)}: it is another strategy's")
+        self.reducer.load_state_dict(state)

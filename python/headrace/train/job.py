@@ -23,6 +23,7 @@ from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
 from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Strategy, pays
+from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -60,7 +61,8 @@ class TrainJob:
         data: of the training stream.
         batch_size: rows of a global batch.
         fit: see FitConfig.
-        reduction: a key of REDUCERS.
+        reduction: a key of REDUCERS: how what is not compressed is summed.
+        compression: of dense gradients; checked.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
@@ -79,6 +81,7 @@ class TrainJob:
     reduction: str
     device: str
     directory: str
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
     keep: int = 2
     overlap: str = "auto"
     bucket_bytes: int = BUCKET_BYTES
@@ -108,7 +111,7 @@ class TrainJob:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
             with optim.averaged(optimizer):
                 save_model(model, Path(self.directory), dict(self.model), dict(self.about))
-        return summary(result, test, collective)
+        return summary(result, test, collective, strategy)
 
     def make_model(self) -> models.ClickModel:
         """The model, the same bits on every rank."""
@@ -117,7 +120,8 @@ class TrainJob:
 
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
         """All-reduce, while backward runs where that pays."""
-        reducer = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
+        exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
+        reducer = compressed(self.compression, exact, self.fit.seed)
         if pays(self.overlap, collective, socket.gethostname()):
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
@@ -186,7 +190,7 @@ def describe(model: models.ClickModel) -> dict[str, Any]:
     return {"model": type(model).__name__, "layers": str(model), "dense_parameters": dense, "sparse_parameters": sparse}
 
 
-def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> dict[str, Any]:
+def summary(result: FitResult, test: Evaluation | None, collective: Metered, strategy: Strategy) -> dict[str, Any]:
     """A rank's value: JSON. Without figures of the test data a stop was asked for, maybe while they were made."""
     return {
         "stopped": result.stopped if test is not None else "asked",
@@ -202,6 +206,7 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> 
         "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
         "test": test.metrics.to_dict() if test else None,
         "bytes_sent": collective.sent_bytes,
+        "exchange": strategy.figures(),
     }
 
 

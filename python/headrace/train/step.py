@@ -81,9 +81,15 @@ class Stepper:
 
     def __call__(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         """Step number `step` of the run (from 0) on this rank's part of a global batch."""
+        if not self.scaler.begun:
+            self.scaler.begin(total(self.collective, batch.rows)[0])
+        scale = self.scaler.scale
+        done = self._tried(batch, step, steps_per_epoch)
+        self.replica.strategy.settle(done.made, self.scaler.scale / scale)
+        return done
+
+    def _tried(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         replica, scaler = self.replica, self.scaler
-        if not scaler.begun:
-            scaler.begin(total(self.collective, batch.rows)[0])
         replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
         loss, outputs = replica.backward(
             batch, self.cfg.precision, scale=scaler.scale, parts=self.cfg.accumulate,
