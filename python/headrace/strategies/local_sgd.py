@@ -185,7 +185,7 @@ class LocalSGD:
             ValueError: for the state of another strategy.
         """
         if "round" not in state:
-            raise ValueError("the checkpoint knows no rounds: it is another strategy's")
+            raise ValueError("the checkpoint knows no rounds: it is of another strategy")
         self._steps, self._round = state["steps"], state["round"]
         self._start, self._outer = dict(state["start"]), dict(state["outer"])
         self._tables = None if state["tables"] is None else set(state["tables"])
