@@ -133,7 +133,7 @@ class PowerSGD(Memory):
         with self.timed("exchange"):
             total = sum_in_rank_order(torch.cat([x.reshape(-1) for x in own]), collective)
         parts = torch.split(total, [x.numel() for x in own])
-        return [part.view(x.shape) for part, x in zip(parts, own, strict=True)]
+        return [part.view(x.shape).clone() for part, x in zip(parts, own, strict=True)]  # products see memory they own
 
     def _finished(self, name: str, matrix: _Matrix, basis: Tensor, own: Tensor, total: Tensor) -> Tensor:
         """The sum, as the gradient is shaped and typed; what was not sent is remembered."""
