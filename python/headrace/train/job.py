@@ -22,8 +22,10 @@ from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Strategy, pays
+from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Reducer, Strategy, pays
+from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
+from headrace.strategies.overlap import ByBuckets
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -62,7 +64,8 @@ class TrainJob:
         batch_size: rows of a global batch.
         fit: see FitConfig.
         reduction: a key of REDUCERS: how what is not compressed is summed.
-        compression: of dense gradients; checked.
+        compression: of gradients; checked.
+        aggregation: of ranks' gradients; checked, and none where they are compressed.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
@@ -82,6 +85,7 @@ class TrainJob:
     device: str
     directory: str
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     keep: int = 2
     overlap: str = "auto"
     bucket_bytes: int = BUCKET_BYTES
@@ -119,10 +123,19 @@ class TrainJob:
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
-        """All-reduce, while backward runs where that pays."""
+        """All-reduce, while backward runs where that can be and pays.
+
+        Raises:
+            UserError: ranks lie on hosts in a way that the settings do not allow.
+        """
+        host = socket.gethostname()
         exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
-        reducer = compressed(self.compression, exact, self.fit.seed)
-        if pays(self.overlap, collective, socket.gethostname()):
+        reducer: Reducer
+        if self.aggregation.name == "none":
+            reducer = compressed(self.compression, exact, self.fit.seed, collective, host)
+        else:
+            reducer = aggregated(self.aggregation, exact)
+        if isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
             return STRATEGIES["allreduce"].factory(Overlap(reducer, collective, named), collective)
