@@ -13,7 +13,17 @@ from torch import Tensor
 from headrace.comm import LocalCollective, Metered
 from headrace.compress import COMPRESSORS, create
 from headrace.compress.base import PayloadError, RandomCodec, as_bytes
-from headrace.compress.spec import CONTRACTION, EXACT, OWN_FEEDBACK, RANDOM, SHARED_DRAWS, UNBIASED, VARIABLE, CodecSpec
+from headrace.compress.spec import (
+    CONTRACTION,
+    EXACT,
+    OWN_FEEDBACK,
+    RANDOM,
+    SHARED_DRAWS,
+    SUMMABLE,
+    UNBIASED,
+    VARIABLE,
+    CodecSpec,
+)
 from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.reducers import ordered
 from headrace.strategies.sparse import Tables, coalesced
@@ -146,9 +156,9 @@ def test_which_codecs_serve() -> None:
             factory=Coins, paper="", rule="", use="", bits="", traits=frozenset(traits), **bound  # type: ignore[arg-type]
         )  # fmt: skip
 
-    for good in ((), (EXACT,), (UNBIASED, RANDOM), (UNBIASED, VARIABLE)):
+    for good in ((EXACT,), (SUMMABLE,), (UNBIASED, RANDOM), (UNBIASED, VARIABLE)):
         assert not why_not(spec(*good)), good
-    for bad in ((CONTRACTION,), (VARIABLE,), (OWN_FEEDBACK,), (UNBIASED, SHARED_DRAWS, RANDOM)):
+    for bad in ((), (RANDOM,), (CONTRACTION,), (VARIABLE,), (OWN_FEEDBACK,), (UNBIASED, SHARED_DRAWS, RANDOM)):
         assert why_not(spec(*bad)), bad
     assert set(SERVING) >= {"none", "fp16", "bf16"}
 

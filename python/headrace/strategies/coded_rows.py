@@ -18,7 +18,7 @@ from torch import Tensor
 from headrace.comm.base import Collective
 from headrace.compress import CodecSpec, Payload
 from headrace.compress.base import Codec
-from headrace.compress.spec import CONTRACTION, OWN_FEEDBACK, OWN_MOMENTUM, SHARED_DRAWS, UNBIASED, VARIABLE
+from headrace.compress.spec import EXACT, OWN_FEEDBACK, OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, UNBIASED
 from headrace.strategies.compressed import key_of
 from headrace.strategies.memory import Memory
 from headrace.strategies.overlap import ByBuckets
@@ -31,8 +31,8 @@ def why_not(spec: CodecSpec) -> str:
         return "it remembers what it did not send, and the next step touches other rows"
     if SHARED_DRAWS in spec.traits:
         return "its ranks must send the same numbers, and they touch different rows"
-    if spec.traits & {CONTRACTION, VARIABLE} and UNBIASED not in spec.traits:
-        return "what it leaves out is sent later only by error feedback, and rows have none"
+    if not spec.traits & {EXACT, UNBIASED, SUMMABLE}:  # summable: casts, since other ranks' draws are not shared
+        return "it is not right in the mean: error feedback would send the rest later, and rows have none"
     return ""
 
 
