@@ -14,6 +14,7 @@ from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.fit_config import FitConfig
@@ -33,6 +34,7 @@ class Job:
     source: dict[str, Any] = field(default_factory=dict)
     keep: int = 20
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         with worker.alone():
@@ -43,7 +45,10 @@ class Job:
             model, {"dense": {"name": self.dense, "lr": 0.02}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
         )
         source = Source(worker.rank, worker.size, **self.source)
-        reducer = compressed(self.compression, REDUCERS["ordered"].factory(), seed=4)
+        reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
+        if self.aggregation.name == "none":
+            host = f"host {worker.rank % 2}"
+            reducer = compressed(self.compression, reducer, 4, worker.collective, host)
         strategy = STRATEGIES["allreduce"].factory(reducer, worker.collective)
         steps = 0
 
