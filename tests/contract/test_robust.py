@@ -16,7 +16,7 @@ from headrace.errors import UserError
 from headrace.strategies.aggregation import AGGREGATIONS, AggregationConfig, aggregated, check_aggregation
 from headrace.strategies.overlap import Overlap
 from headrace.strategies.reducers import ordered
-from headrace.strategies.robust import choose, median, squares, trimmed_mean
+from headrace.strategies.robust import choose, median, ranked, squares, trimmed_mean
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = {"a": (6, 7), "b": (3,), "c": (41,)}
@@ -202,6 +202,10 @@ def test_rules_by_hand() -> None:
     x = torch.tensor([[1.0, 9.0], [100.0, 2.0], [3.0, -50.0], [2.0, 4.0]])
     assert median(x).tolist() == [2.5, 3.0] and trimmed_mean(x, 1).tolist() == [2.5, 3.0]
     assert median(x[:3]).tolist() == [3.0, 2.0]
+    g = torch.Generator().manual_seed(0)
+    for n in range(1, 10):
+        some = torch.randn(n, 200, generator=g).round(decimals=1)
+        assert torch.equal(torch.stack(ranked(some)), some.sort(dim=0).values)
     far = torch.tensor([[0.0], [1.0], [1.5], [1.2], [90.0]])
     assert squares(far)[0].tolist() == [0.0, 1.0, 2.25, pytest.approx(1.44), 8100.0]
     assert choose(squares(far), 1, 1) == [3] and choose(squares(far), 1, 3) == [1, 2, 3]
