@@ -11,7 +11,9 @@ References: D. Yin, Y. Chen, K. Ramchandran, P. Bartlett, "Byzantine-robust dist
 statistical rates", ICML 2018 (the first two); P. Blanchard, E. M. El Mhamdi, R. Guerraoui, J. Stainer, "Machine
 learning with adversaries: Byzantine tolerant gradient descent", NIPS 2017. Different from them: there is no server;
 every rank aggregates its chunk of all gradients and shares it. That is proof against ranks that compute wrong gradients
-(bad memory, bad rows), not against ranks that do not run this program.
+(bad memory, bad rows), not against ranks that do not run this program; and who knows the honest gradients can hide
+among them and slow training down, most of all under krum: G. Baruch, M. Baruch, Y. Goldberg, "A little is enough:
+circumventing defenses for distributed learning", NeurIPS 2019.
 
 V is the whole gradient of a rank, row-sparse tables included: Krum's distances and the norms are over all of it, and
 chosen or clipped it is as a whole. Medians of rows are not defined: a row that most ranks did not touch would never
