@@ -14,6 +14,7 @@ from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, create
+from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.fit_config import FitConfig
@@ -36,6 +37,7 @@ class Job:
     strategy: dict[str, Any] = field(default_factory=lambda: {"name": "allreduce"})
     sparse: str = "rowwise_adagrad"
     lrs: tuple[float, float] = (0.02, 0.1)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         with worker.alone():
@@ -47,7 +49,10 @@ class Job:
             {"dense": {"name": self.dense, "lr": self.lrs[0]}, "sparse": {"name": self.sparse, "lr": self.lrs[1]}},
         )
         source = Source(worker.rank, worker.size, **self.source)
-        reducer = compressed(self.compression, REDUCERS["ordered"].factory(), seed=4)
+        reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
+        if self.aggregation.name == "none":
+            host = f"host {worker.rank % 2}"
+            reducer = compressed(self.compression, reducer, 4, worker.collective, host)
         strategy = create(reducer=reducer, collective=worker.collective, **self.strategy)
         steps = 0
 

@@ -21,16 +21,19 @@ from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
 from headrace.pipelines.train_config import (
+    AggregationConfig,
     CompressionConfig,
     DataSettings,
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
+    StrategyConfig,
     TrackingConfig,
     find_run,
     new_run_id,
     resumed,
 )
+from headrace.pipelines.train_exchange import check_aggregation, check_compression, check_strategy, tell_of_compression
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -59,6 +62,8 @@ class Config:
         model: the model.
         optimizer: the optimizers.
         compression: of gradients on their way between ranks.
+        aggregation: of the ranks' gradients.
+        strategy: when ranks exchange what.
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
@@ -80,6 +85,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -169,21 +176,9 @@ def check(cfg: Config) -> None:
         )
     fit_config(cfg)
     _check_optimizers(cfg)
-    _check_compression(cfg)
-
-
-def _check_compression(cfg: Config) -> None:
-    from headrace.compress.spec import OWN_MOMENTUM
-    from headrace.optim import spec_of
-    from headrace.optim.spec import STATEFUL
-    from headrace.strategies.compression import check as check_compression
-
-    check_compression(cfg.compression)
-    if OWN_MOMENTUM in cfg.compression.spec.traits and STATEFUL in spec_of(cfg.optimizer.dense.name).traits:
-        raise UserError(
-            f"{cfg.compression.name} applies momentum itself, and {cfg.optimizer.dense.name} has moments of its own",
-            "--optimizer.dense.name sgd",
-        )
+    check_compression(cfg)
+    check_aggregation(cfg)
+    check_strategy(cfg)
 
 
 def _check_optimizers(cfg: Config) -> None:
@@ -271,6 +266,8 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         fit=fit_config(cfg),
         reduction=cfg.reduction,
         compression=cfg.compression,
+        aggregation=cfg.aggregation,
+        strategy=cfg.strategy,
         device=cfg.device,
         directory=str(directory),
         keep=cfg.train.keep_checkpoints,
@@ -386,20 +383,6 @@ def _answers(results: list[RankResult]) -> list[dict[str, Any]]:
         raise UserError(f"rank {error.rank}: {own['problem']}", own["remedy"] or "") from None
 
 
-def _tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:
-    """What compression saved, and what it took: the slowest rank's seconds."""
-    if cfg.compression.name == "none":
-        return
-    before, after = (sum(each.get(name, 0.0) for each in figures) for name in ("bytes_before", "bytes_after"))
-    if not after:
-        why = "one rank sends nothing" if cfg.ranks == 1 else "no dense gradient has --compression.min_numel numbers"
-        report.warn(f"--compression.name {cfg.compression.name} never engaged: {why}")
-        return
-    report.results |= {"compression": cfg.compression.name, "compression_ratio": before / after}
-    for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
-        report.results[name] = max(each.get(name, 0.0) for each in figures)
-
-
 def _finish(
     cfg: Config, job: TrainJob, directory: Path, answers: list[dict[str, Any]], report: Report, monitor: Monitor
 ) -> None:
@@ -421,7 +404,7 @@ def _finish(
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
-    _tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
+    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

@@ -73,12 +73,14 @@ class StrategySpec:
         synchronous: all ranks hold equal parameters after every step.
         stateful: `state_dict` must be kept with a checkpoint.
         defaults: options and their values where none are given.
+        check: `check(**options)` refuses with a UserError what makes no sense.
     """
 
     factory: Callable[..., Strategy]
     synchronous: bool
     stateful: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[..., None] = lambda **options: None
 
 
 REDUCERS = {
@@ -87,7 +89,9 @@ REDUCERS = {
 }
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
-    "local_sgd": StrategySpec(local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS),
+    "local_sgd": StrategySpec(
+        local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
+    ),
 }
 
 

@@ -254,9 +254,13 @@ def local_sgd(reducer: Reducer, collective: Collective, **options: Any) -> Local
     Raises:
         UserError: a value out of range.
     """
-    rounds = Rounds(**options)
-    rounds.check()
-    return LocalSGD(reducer, collective, rounds)
+    check(**options)
+    return LocalSGD(reducer, collective, Rounds(**options))
+
+
+def check(**options: Any) -> None:
+    """See `Rounds.check`."""
+    Rounds(**options).check()
 
 
 DEFAULTS = asdict(Rounds())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,6 +31,7 @@ def pays(wanted: str, collective: Collective, host: str) -> bool:
     return len(set(collective.allgather_object(host))) > 1
 
 
+@runtime_checkable
 class ByBuckets(Reducer, Protocol):
     """A Reducer that can be given one bucket at a time."""
 
