@@ -78,7 +78,7 @@ def test_any_bytes_are_numbers_in_range(bits: int, data: bytes, n: int) -> None:
     size = bits_bytes(n, bits)
     raw = torch.frombuffer(bytearray((data * size)[:size]), dtype=torch.uint8)
     values = unpack_bits(raw, bits, n)
-    assert values.shape == (n,) and 0 <= int(values.min()) and int(values.max()) < 2**bits
+    assert values.shape == (n,) and int(values.min()) >= 0 and int(values.max()) < 2**bits
 
 
 def test_bytes_needed() -> None:

@@ -1,8 +1,8 @@
 """Small whole numbers end to end in bytes: of 1 to 16 bits each, and of three values each, five to a byte.
 
-Neighbours do not share a byte: n numbers are cut into `planes` equal stretches (the last filled up
-with zeros), and number j of every stretch goes into the same bytes j, j + m, j + 2 m, ... with m the length of a
-stretch: whole stretches are shifted and joined at once. For 4 bits byte j is number j and 16 times number j + m.
+Neighbours do not share a byte: n numbers are cut into `planes` equal stretches (the last filled up with zeros), and
+number j of every stretch goes into the same bytes j, j + m, j + 2 m, ... with m the length of a stretch: whole
+stretches are shifted and joined at once. For 4 bits byte j is number j and 16 times number j + m.
 
     bits b    planes 8 / gcd(8, b), each m = ceil(n / planes); b / gcd(8, b) bytes for every j
     trits     planes 5; byte j is the sum of 3^p times number j of stretch p
@@ -103,7 +103,7 @@ def unpack_trits(data: Tensor, n: int) -> Tensor:
     values = torch.empty(TRITS, len(data), dtype=torch.uint8, device=data.device)
     left = data.to(torch.int16)
     for plane in range(TRITS - 1):
-        # left // 3: 85 / 256 is a 768th less, and with one more right for all up to 255. Division takes 8 times as long.
+        # left // 3: 85 / 256 is a 768th less, and of one more right for all up to 255; dividing takes 8 times as long.
         third = (left + 1).mul_(85).bitwise_right_shift_(8)
         values[plane].copy_(left.sub_(third, alpha=3))
         left = third
