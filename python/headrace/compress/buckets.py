@@ -75,6 +75,50 @@ class Piece:
     end: int
 
 
+class Scratch:
+    """Memory for the pieces of one tensor: asked for anew for each, the system would clear it anew as well.
+
+    Args:
+        n: numbers of a piece, at most.
+        dtype: of these.
+        device: of these.
+        generator: of the draws; None: nothing is drawn.
+    """
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None) -> None:
+        self.generator = generator
+        self.codes = torch.empty(n, dtype=torch.uint8, device=device)
+        self._numbers, self._others = (torch.empty(n, dtype=dtype, device=device) for _ in range(2))
+        if generator is not None:
+            self._moved = torch.empty(n, dtype=torch.uint8, device=device)
+            self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
+
+    def numbers(self, rows: Tensor) -> Tensor:
+        """Memory for as many; always the same."""
+        return self._numbers[: rows.numel()].view(rows.shape)
+
+    def others(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """More memory, for as many of a type no wider than the numbers'; draws are there, too."""
+        return self._others.view(dtype)[: rows.numel()].view(rows.shape)
+
+    def draws(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """As many whole numbers of [0, 65536), each as likely as any other; of a type no wider than the numbers'.
+
+        A number and one other have 8 bits in common, the upper of one and the lower of the other: with 8 fresh bits for
+        each, half the time. What is rounded by them is hardly correlated, and the square of an error is a sum over
+        single numbers.
+        """
+        n = rows.numel()
+        half = -(-n // 2)
+        words = self._words[: half // 4 + 1].random_(-(1 << 63), None, generator=self.generator).view(torch.uint8)
+        out = self.others(rows, dtype).view(-1)
+        out[:half].copy_(words[: 2 * half].view(torch.uint16))
+        # Words that begin at an odd byte lie askew: moved by one.
+        moved = self._moved[: 2 * (n - half)].copy_(words[1 : 2 * (n - half) + 1])
+        out[half:].copy_(moved.view(torch.uint16))
+        return out.view(rows.shape)
+
+
 class Buckets(Codec):
     """Base of these codecs; see the module's docstring.
 
@@ -88,12 +132,20 @@ class Buckets(Codec):
             raise UserError(f"bucket must be between 8 and 65536 numbers, not {bucket}", "512 suits most gradients")
         self.bucket, self.packing = bucket, packing
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """A scale [rows] of every row [rows, width], before it is kept in its range; `room` is like the rows."""
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """What the scale of every row [rows, width] is made of [rows]; `room` is like the rows.
+
+        0 where the row is, not finite where a number of the row is not.
+        """
         raise NotImplementedError
 
-    def codes(self, rows: Tensor, scales: Tensor, room: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Codes uint8 [rows, width] of rows [rows, width] with scales [rows, 1]; `room` is like the rows."""
+    def scales(self, sizes: Tensor) -> Tensor:
+        """Scales of sizes, of any shape, in the range that the module's docstring gives; of 0 the least of it."""
+        about = torch.finfo(sizes.dtype)
+        return sizes.clamp(about.tiny * LEAST, about.max * MOST)
+
+    def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
+        """Codes of rows [rows, width] with scales [rows, 1], into `out`, uint8 like the rows."""
         raise NotImplementedError
 
     def values(self, codes: Tensor, out: Tensor) -> None:
@@ -113,15 +165,16 @@ class Buckets(Codec):
         n, wide = x.numel(), _wide(x.dtype)
         data = torch.empty(self.nbytes(n, x.dtype), dtype=torch.uint8, device=x.device)
         head = self._buckets(n) * wide.itemsize
-        scales, body = data[:head].view(wide), data[head:]
+        sizes, body = data[:head].view(wide), data[head:]
+        scratch = Scratch(min(n, self._size), wide, x.device, generator)
         for piece in self._pieces(n):
             numbers = x[piece.start : piece.stop].to(wide)
-            codes = torch.empty(numbers.numel(), dtype=torch.uint8, device=x.device)
-            blocks = self._rows(scales[piece.first : piece.last], numbers, torch.empty_like(numbers), codes)
-            for scale, rows, room, out in blocks:
-                scale[:, 0] = sendable(self.scales(rows, room))
-                out.copy_(self.codes(rows, scale, room, generator))
+            codes = scratch.codes[: numbers.numel()]
+            for size, rows, out in self._rows(sizes[piece.first : piece.last], numbers, codes):
+                size[:, 0] = self.sizes(rows, scratch.numbers(rows))
+                self.codes(rows, self.scales(size), out, scratch)
             self.packing.pack(codes, body[piece.begin : piece.end])
+        sizes.copy_(self.scales(sizes).where(sizes != 0, 0.0).add_(sizes - sizes))
         return data
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
@@ -147,9 +200,12 @@ class Buckets(Codec):
     def _buckets(self, n: int) -> int:
         return -(-n // self.bucket)
 
+    @property
+    def _size(self) -> int:
+        return max(1, PIECE // (self.bucket * _WHOLE)) * _WHOLE * self.bucket
+
     def _pieces(self, n: int) -> Iterator[Piece]:
-        rows = max(1, PIECE // (self.bucket * _WHOLE)) * _WHOLE
-        size = rows * self.bucket
+        size, rows = self._size, self._size // self.bucket
         for first, start in zip(range(0, self._buckets(n), rows), range(0, n, size), strict=True):
             stop, last = min(n, start + size), min(self._buckets(n), first + rows)
             yield Piece(start, stop, first, last, self.packing.nbytes(start), self.packing.nbytes(stop))
@@ -170,29 +226,6 @@ class DrawnBuckets(RandomCodec, Buckets):
     def encode_drawing(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See `RandomCodec.encode_drawing`."""
         return self.encoded(x, generator)
-
-
-def sendable(scales: Tensor) -> Tensor:
-    """Scales kept in their range; see the module's docstring."""
-    about = torch.finfo(scales.dtype)
-    kept = scales.clamp(about.tiny * LEAST, about.max * MOST)
-    return kept.where(scales != 0, 0.0).add_(scales - scales)
-
-
-def draw_16_bits(out: Tensor, generator: torch.Generator) -> None:
-    """Whole numbers of [0, 65536), each as likely as any other, into `out` [n] of any type.
-
-    A number and one other have 8 bits in common, the upper of one and the lower of the other: with 8 fresh bits for
-    each, half the time. What is rounded by them is hardly correlated, and the square of an error is a sum over single
-    numbers.
-    """
-    n, half = out.numel(), -(-out.numel() // 2)
-    words = torch.empty(half // 4 + 1, dtype=torch.int64, device=out.device).random_(
-        -(1 << 63), None, generator=generator
-    )
-    raw = words.view(torch.uint8)
-    out[:half].copy_(raw[: 2 * half].view(torch.uint16))
-    out[half:].copy_(raw[1 : 2 * (n - half) + 1].clone().view(torch.uint16))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -36,8 +36,8 @@ class Int8Nearest(Levels):
     def __init__(self, bucket: int) -> None:
         super().__init__(LEVELS, bucket)
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """See `Buckets.scales`."""
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """See `Buckets.sizes`."""
         return largest(rows, room)
 
 

@@ -14,7 +14,7 @@ import math
 import torch
 from torch import Tensor
 
-from headrace.compress.buckets import Bits, Buckets, Trits, draw_16_bits
+from headrace.compress.buckets import Bits, Buckets, Scratch, Trits
 
 
 class Levels(Buckets):
@@ -30,20 +30,19 @@ class Levels(Buckets):
         super().__init__(bucket, packing or Bits((2 * levels).bit_length()))
         self.levels = levels
 
-    def codes(self, rows: Tensor, scales: Tensor, room: Tensor, generator: torch.Generator | None) -> Tensor:
+    def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        s = self.levels
-        factor = (s / scales).where(scales > 0, 0.0)  # no number: 0 as well, the scale says it
-        torch.mul(rows, factor, out=room)
+        s, room = self.levels, scratch.numbers(rows)
+        torch.mul(rows, s / scales, out=room)
         self.prepare(room)
-        if generator is None:
+        if scratch.generator is None:
             room.round_()
         else:
-            draws = torch.empty_like(room)
-            draw_16_bits(draws.view(-1), generator)
-            room.add_(draws, alpha=2.0**-16)
-        # y may be a rounding error over s or under -s; conversion cuts off towards zero
-        return room.add_(s).to(torch.uint8).clamp_(max=2 * s)
+            room.add_(scratch.draws(rows, rows.dtype), alpha=2.0**-16)
+        # Conversion cuts off towards zero, and by way of 16 bits in a third of the time. y may be a rounding error over
+        # s or under -s; what is not finite becomes any code, its bucket's scale says so.
+        whole = scratch.others(rows, torch.int16).copy_(room.add_(s))
+        out.copy_(whole).clamp_(max=2 * s)
 
     def prepare(self, multiples: Tensor) -> None:
         """Change y [rows, width] before it is rounded."""
@@ -66,8 +65,10 @@ def norms(rows: Tensor) -> Tensor:
     """|x|_2 of every row, also where squares are beyond the type; the type's largest where that is beyond it."""
     found = torch.linalg.vector_norm(rows, dim=1)
     about = torch.finfo(rows.dtype)
-    odd = ~((found > 2**13 * math.sqrt(about.tiny)) & (found < math.inf))
-    if odd.any():
+    exact = 2**13 * math.sqrt(about.tiny)
+    least, most = (float(end) for end in torch.aminmax(found))
+    if not (least > exact and most < math.inf):
+        odd = ~((found > exact) & (found < math.inf))
         some = rows[odd].double()
         top = some.abs().amax(1, keepdim=True)
         top = top.where(top != 0, 1.0)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.compress.buckets import Bits, DrawnBuckets, draw_16_bits
+from headrace.compress.buckets import MOST, Bits, DrawnBuckets, Scratch
 from headrace.compress.levels import largest
 from headrace.compress.spec import RANDOM, UNBIASED, CodecSpec
 
@@ -40,24 +40,28 @@ class Natural(DrawnBuckets):
     def __init__(self, bucket: int) -> None:
         super().__init__(bucket, Bits(8))
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """See `Buckets.scales`: 2^top."""
-        top = largest(rows, room)
-        half, _ = torch.frexp(top)  # in [1/2, 1)
-        rounded = (top / half).clamp_(max=torch.finfo(top.dtype).max)
-        return top.where((half == 0.5) | (top == 0), rounded)
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """See `Buckets.sizes`."""
+        return largest(rows, room)
 
-    def codes(self, rows: Tensor, scales: Tensor, room: Tensor, generator: torch.Generator | None) -> Tensor:
+    def scales(self, sizes: Tensor) -> Tensor:
+        """See `Buckets.scales`: 2^top, by carrying whatever the mantissa holds into the exponent."""
+        kept = super().scales(sizes)
+        whole, fraction = (torch.int32, _MANTISSA) if kept.dtype == torch.float32 else (torch.int64, 52)
+        rest = (1 << fraction) - 1
+        kept.view(whole).add_(rest).bitwise_and_(~rest)
+        return kept.clamp_(max=torch.finfo(kept.dtype).max * MOST)
+
+    def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        assert generator is not None
-        torch.mul(rows, scales.reciprocal().where(scales > 0, 0.0), out=room)
-        bits = room.float().view(torch.int32)
-        draws = torch.empty_like(bits)
-        draw_16_bits(draws.view(-1), generator)
-        draws.add_(bits >> (_MANTISSA - 16))
-        # 1 is exponent 127: its eighth bit is always 0, and the sign takes its place
-        draws.sub_(bits >> 31, alpha=1 << _MANTISSA)
-        return draws.bitwise_right_shift_(16).to(torch.uint8)
+        ones = torch.mul(rows, scales.reciprocal(), out=scratch.numbers(rows))
+        bits = ones.float().view(torch.int32)
+        draws = scratch.draws(rows, torch.int32)
+        # 1 is exponent 127: its eighth bit is always 0, and the sign takes its place. Shifted signs are -1.
+        bits.bitwise_right_shift_(_MANTISSA - 16)
+        draws.add_(bits)
+        draws.sub_(bits.bitwise_right_shift_(24), alpha=1 << _MANTISSA)
+        out.copy_(draws.bitwise_right_shift_(16))
 
     def values(self, codes: Tensor, out: Tensor) -> None:
         """See `Buckets.values`."""

@@ -45,8 +45,8 @@ class Qsgd(DrawnBuckets, Levels):
         super().__init__(levels, bucket)
         self.norm = norm
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """See `Buckets.scales`."""
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """See `Buckets.sizes`."""
         return norms(rows) if self.norm == "l2" else largest(rows, room)
 
 

@@ -41,8 +41,8 @@ class TernGrad(DrawnBuckets, Levels):
     def __init__(self, bucket: int) -> None:
         super().__init__(1, bucket, Trits())
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """See `Buckets.scales`."""
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """See `Buckets.sizes`."""
         return largest(rows, room)
 
 
@@ -60,10 +60,10 @@ class ClippedTernGrad(TernGrad):
         super().__init__(bucket)
         self.clip = clip
 
-    def scales(self, rows: Tensor, room: Tensor) -> Tensor:
-        """See `Buckets.scales`."""
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """See `Buckets.sizes`."""
         bound = norms(rows).mul_(self.clip / math.sqrt(rows.shape[1]))
-        return torch.minimum(super().scales(rows, room), bound)
+        return torch.minimum(super().sizes(rows, room), bound)
 
     def prepare(self, multiples: Tensor) -> None:
         """See `Levels.prepare`."""
