@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.compress import casts, int8, int8_dynamic, natural, none, qsgd, terngrad
+from headrace.compress import casts, int8, int8_dynamic, natural, none, qsgd, qsgd_elias, terngrad
 from headrace.compress.base import Codec, Payload, PayloadError, State
 from headrace.compress.spec import CodecSpec
 from headrace.options import choose, known
@@ -18,6 +18,7 @@ COMPRESSORS: dict[str, CodecSpec] = {
     "int8_dynamic": int8_dynamic.SPEC,
     "natural": natural.SPEC,
     "qsgd": qsgd.SPEC,
+    "qsgd_elias": qsgd_elias.SPEC,
     "terngrad": terngrad.SPEC,
     "terngrad_clipped": terngrad.CLIPPED,
 }

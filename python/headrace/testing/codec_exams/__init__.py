@@ -14,6 +14,7 @@ EXAMS: dict[str, CodecExam] = {
     "int8_dynamic": quantized.INT8_DYNAMIC,
     "natural": quantized.NATURAL,
     "qsgd": quantized.QSGD,
+    "qsgd_elias": quantized.QSGD_ELIAS,
     "terngrad": quantized.TERNGRAD,
     "terngrad_clipped": quantized.TERNGRAD_CLIPPED,
 }

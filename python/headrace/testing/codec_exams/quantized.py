@@ -94,6 +94,53 @@ def bytes_of(bits: float) -> Callable[..., int]:
     return nbytes
 
 
+def omega_text(k: int) -> str:
+    """Elias' recursive code as text, by its definition."""
+    text = "0"
+    while k > 1:
+        text = f"{k:b}{text}"
+        k = len(f"{k:b}") - 1
+    return text
+
+
+def elias_text(part: Array) -> str:
+    """Alistarh et al. 2017, section 3.2: levels with sign of one bucket."""
+    text, before = "", -1
+    for place in np.flatnonzero(part):
+        text += omega_text(int(place) - before) + ("1" if part[place] < 0 else "0") + omega_text(abs(int(part[place])))
+        before = int(place)
+    return text
+
+
+def elias_streams(decoded: Array, levels: int, bucket: int, scales: Array) -> list[str]:
+    """The bits of every bucket, from what it decodes to."""
+    parts = [decoded[start : start + bucket] for start in range(0, len(decoded), bucket)]
+    return [
+        elias_text(np.rint(part * (levels / scale if scale else 0.0)))
+        for part, scale in zip(parts, scales, strict=True)
+    ]
+
+
+def elias_bytes(x: Array, decoded: Array, *, levels: int, bucket: int, norm: str) -> int:
+    """Norms, sizes of 16 bits, and each bucket's bits in whole bytes."""
+    scale = euclidean if norm == "l2" else largest
+    scales = by_buckets(x, bucket, lambda part: np.array([scale(part)]))
+    return sum(6 + -(-len(text) // 8) for text in elias_streams(decoded, levels, bucket, scales))
+
+
+def elias_bits_are_the_papers() -> None:
+    """Every bit of a payload of three buckets, written out."""
+    x = torch.randn(250, generator=torch.Generator().manual_seed(1)) * torch.linspace(0, 3, 250) ** 4
+    for levels in (1, 7, 127):
+        codec = create("qsgd_elias", levels=levels, bucket=100)
+        payload, _ = codec.compress(x, codec.init(x, key=levels))
+        scales = payload.data[:12].view(torch.float32).double().numpy()
+        texts = elias_streams(codec.decompress(payload).double().numpy(), levels, 100, scales)
+        assert payload.data[12:18].view(torch.int16).tolist() == [len(text) for text in texts]
+        whole = "".join(text + "0" * (-len(text) % 8) for text in texts)
+        assert "".join(f"{byte:08b}" for byte in payload.data[18:].tolist()) == whole, levels
+
+
 def small_numbers_are_kept_on_average() -> None:
     """Natural compression of numbers 2^-120 to 2^-140 of the largest: that or 0, but right on average."""
     exponents = torch.arange(-140.0, -119.0, dtype=torch.float64)
@@ -136,6 +183,13 @@ QSGD = CodecExam(
         {"levels": 127, "bucket": 8},
     ),
     tolerance=1e-5,  # a norm may be 22 times the largest
+)
+QSGD_ELIAS = CodecExam(
+    neighbours=qsgd,
+    nbytes=elias_bytes,
+    variants=({"levels": 127, "bucket": 100, "norm": "max"},),
+    tolerance=1e-5,
+    whole=(elias_bits_are_the_papers,),
 )
 TERNGRAD = CodecExam(neighbours=terngrad, nbytes=bytes_of(1.6), variants=BUCKETS)
 TERNGRAD_CLIPPED = CodecExam(neighbours=terngrad, nbytes=bytes_of(1.6), variants=({"clip": 1.0, "bucket": 64},))
