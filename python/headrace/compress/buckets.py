@@ -104,9 +104,9 @@ class Scratch:
     def draws(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """As many whole numbers of [0, 65536), each as likely as any other; of a type no wider than the numbers'.
 
-        The upper 8 bits of a number are the lower of another, half of them away: 8 fresh bits for each take half the time
-        of 16. What is rounded by two such numbers is hardly correlated, and bounds of the square of an error are sums
-        over single numbers.
+        The upper 8 bits of a number are the lower ones of another, half of them away: 8 fresh bits for each take half
+        the time of 16. What is rounded by two such numbers is hardly correlated, and bounds of the square of an error
+        are sums over single numbers.
         """
         n = rows.numel()
         half = -(-n // 2)
