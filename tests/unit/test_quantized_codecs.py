@@ -96,7 +96,7 @@ def test_contraction_of_nearest_is_as_bad_as_said() -> None:
 
 def test_draws_are_uniform_and_few_bits_are_shared() -> None:
     scratch = Scratch(100_000, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(1))
-    drawn = scratch.draws(torch.empty(99_999), torch.float32).numpy().copy()
+    drawn = scratch.draws(torch.Size([99_999]), torch.float32).numpy().copy()
     for low in (drawn // 256, drawn % 256):
         counts = np.bincount(low.astype(int), minlength=256)
         assert len(counts) == 256 and ((counts - 99_999 / 256) ** 2).sum() / (99_999 / 256) < 255 + 6 * (2 * 255) ** 0.5

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -75,8 +76,23 @@ class Piece:
     end: int
 
 
+class _Draws(NamedTuple):
+    """Views of a scratch: random words, their bytes as numbers, those again from the second byte on, where both go."""
+
+    words: Tensor
+    even: Tensor
+    askew: Tensor
+    straight: Tensor
+    odd: Tensor
+    first: Tensor
+    second: Tensor
+    whole: Tensor
+
+
 class Scratch:
     """Memory for the pieces of one tensor: asked for anew for each, the system would clear it anew as well.
+
+    Views of it are made once for a shape: making them takes as long as what is done with them.
 
     Args:
         n: numbers of a piece, at most.
@@ -89,34 +105,56 @@ class Scratch:
         self.generator = generator
         self.codes = torch.empty(n, dtype=torch.uint8, device=device)
         self._numbers, self._others = (torch.empty(n, dtype=dtype, device=device) for _ in range(2))
+        self._views: dict[tuple[torch.Size, torch.dtype | None], Tensor] = {}
+        self._draws: dict[tuple[torch.Size, torch.dtype], _Draws] = {}
         if generator is not None:
             self._moved = torch.empty(n, dtype=torch.uint8, device=device)
             self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
 
-    def numbers(self, rows: Tensor) -> Tensor:
+    def numbers(self, shape: torch.Size) -> Tensor:
         """Memory for as many; always the same."""
-        return self._numbers[: rows.numel()].view(rows.shape)
+        if (shape, None) not in self._views:
+            self._views[shape, None] = self._numbers[: shape.numel()].view(shape)
+        return self._views[shape, None]
 
-    def others(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def others(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """More memory, for as many of a type no wider than the numbers'; draws are there, too."""
-        return self._others.view(dtype)[: rows.numel()].view(rows.shape)
+        if (shape, dtype) not in self._views:
+            self._views[shape, dtype] = self._others.view(dtype)[: shape.numel()].view(shape)
+        return self._views[shape, dtype]
 
-    def draws(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    def draws(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         """As many whole numbers of [0, 65536), each as likely as any other; of a type no wider than the numbers'.
 
         The upper 8 bits of a number are the lower ones of another, half of them away: 8 fresh bits for each take half
         the time of 16. What is rounded by two such numbers is hardly correlated, and bounds of the square of an error
         are sums over single numbers.
         """
-        n = rows.numel()
+        if (shape, dtype) not in self._draws:
+            self._draws[shape, dtype] = self._drawn(self.others(shape, dtype))
+        views = self._draws[shape, dtype]
+        views.words.random_(-(1 << 63), None, generator=self.generator)
+        views.first.copy_(views.even)
+        views.straight.copy_(views.askew)
+        views.second.copy_(views.odd)
+        return views.whole
+
+    def _drawn(self, whole: Tensor) -> _Draws:
+        n = whole.numel()
         half = -(-n // 2)
-        words = self._words[: half // 4 + 1].random_(-(1 << 63), None, generator=self.generator).view(torch.uint8)
-        out = self.others(rows, dtype).view(-1)
-        out[:half].copy_(words[: 2 * half].view(torch.uint16))
-        # Words that begin at an odd byte lie askew: moved by one.
-        moved = self._moved[: 2 * (n - half)].copy_(words[1 : 2 * (n - half) + 1])
-        out[half:].copy_(moved.view(torch.uint16))
-        return out.view(rows.shape)
+        words = self._words[: half // 4 + 1]
+        raw, out = words.view(torch.uint8), whole.view(-1)
+        straight = self._moved[: 2 * (n - half)]  # numbers must not begin at an odd byte
+        return _Draws(
+            words=words,
+            even=raw[: 2 * half].view(torch.uint16),
+            askew=raw[1 : 2 * (n - half) + 1],
+            straight=straight,
+            odd=straight.view(torch.uint16),
+            first=out[:half],
+            second=out[half:],
+            whole=whole,
+        )
 
 
 class Buckets(Codec):
@@ -171,7 +209,7 @@ class Buckets(Codec):
             numbers = x[piece.start : piece.stop].to(wide)
             codes = scratch.codes[: numbers.numel()]
             for size, rows, out in self._rows(sizes[piece.first : piece.last], numbers, codes):
-                size[:, 0] = self.sizes(rows, scratch.numbers(rows))
+                size[:, 0] = self.sizes(rows, scratch.numbers(rows.shape))
                 self.codes(rows, self.scales(size), out, scratch)
             self.packing.pack(codes, body[piece.begin : piece.end])
         sizes.copy_(self.scales(sizes).where(sizes != 0, 0.0).add_(sizes - sizes))
@@ -214,10 +252,12 @@ class Buckets(Codec):
         """Scales [rows, 1] and numbers [rows, width]: of all whole buckets, then of one that is not."""
         total, width = numbers[0].numel(), self.bucket
         whole = total - total % width
+        if whole == total:
+            yield scales[:, None], *(t.view(-1, width) for t in numbers)
+            return
         if whole:
             yield scales[: whole // width, None], *(t[:whole].view(-1, width) for t in numbers)
-        if whole < total:
-            yield scales[whole // width :, None], *(t[whole:].view(1, -1) for t in numbers)
+        yield scales[whole // width :, None], *(t[whole:].view(1, -1) for t in numbers)
 
 
 class DrawnBuckets(RandomCodec, Buckets):

@@ -32,16 +32,16 @@ class Levels(Buckets):
 
     def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        s, room = self.levels, scratch.numbers(rows)
+        s, room = self.levels, scratch.numbers(rows.shape)
         torch.mul(rows, s / scales, out=room)
         self.prepare(room)
         if scratch.generator is None:
             room.round_()
         else:
-            room.add_(scratch.draws(rows, rows.dtype), alpha=2.0**-16)
+            room.add_(scratch.draws(rows.shape, rows.dtype), alpha=2.0**-16)
         # Conversion cuts off towards zero, and by way of 16 bits in a third of the time. y may be a rounding error over
         # s or under -s; what is not finite becomes any code, its bucket's scale says so.
-        whole = scratch.others(rows, torch.int16).copy_(room.add_(s))
+        whole = scratch.others(rows.shape, torch.int16).copy_(room.add_(s))
         out.copy_(whole).clamp_(max=2 * s)
 
     def prepare(self, multiples: Tensor) -> None:

@@ -54,9 +54,9 @@ class Natural(DrawnBuckets):
 
     def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        ones = torch.mul(rows, scales.reciprocal(), out=scratch.numbers(rows))
+        ones = torch.mul(rows, scales.reciprocal(), out=scratch.numbers(rows.shape))
         bits = ones.float().view(torch.int32)
-        draws = scratch.draws(rows, torch.int32)
+        draws = scratch.draws(rows.shape, torch.int32)
         # 1 is exponent 127: its eighth bit is always 0, and the sign takes its place. Shifted signs are -1.
         bits.bitwise_right_shift_(_MANTISSA - 16)
         draws.add_(bits)

@@ -40,6 +40,9 @@ def pack_bits(values: Tensor, bits: int, out: Tensor) -> None:
         bits: 1 to 16.
         out: uint8 [bits_bytes(n, bits)], written.
     """
+    if bits == 8:
+        out.copy_(values)
+        return
     planes, rows = bits_layout(bits)
     stretches, data = _stretches(values, planes), out.view(rows, -1)
     for row in range(rows):
