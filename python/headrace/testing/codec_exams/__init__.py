@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from headrace.testing.codec_exam import CodecExam
-from headrace.testing.codec_exams import casts
+from headrace.testing.codec_exams import casts, quantized
 
 EXAMS: dict[str, CodecExam] = {
     "none": casts.NONE,
     "fp16": casts.FP16,
     "bf16": casts.BF16,
+    "int8": quantized.INT8,
+    "int8_nearest": quantized.INT8_NEAREST,
+    "int8_dynamic": quantized.INT8_DYNAMIC,
+    "natural": quantized.NATURAL,
+    "qsgd": quantized.QSGD,
+    "qsgd_elias": quantized.QSGD_ELIAS,
+    "terngrad": quantized.TERNGRAD,
+    "terngrad_clipped": quantized.TERNGRAD_CLIPPED,
 }
