@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.compress import casts, none
+from headrace.compress import casts, dgc, none, onebit, randomk, signsgd, threshold, topk
 from headrace.compress.base import Codec, Payload, PayloadError, State
 from headrace.compress.spec import CodecSpec
 from headrace.options import choose, known
@@ -13,6 +13,14 @@ COMPRESSORS: dict[str, CodecSpec] = {
     "none": none.SPEC,
     "fp16": casts.FP16,
     "bf16": casts.BF16,
+    "dgc": dgc.SPEC,
+    "onebit": onebit.SPEC,
+    "randomk": randomk.KEPT,
+    "randomk_unbiased": randomk.SCALED,
+    "signsgd": signsgd.SCALED,
+    "signsgd_unscaled": signsgd.UNSCALED,
+    "threshold": threshold.SPEC,
+    "topk": topk.SPEC,
 }
 
 

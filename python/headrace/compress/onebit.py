@@ -1,0 +1,99 @@
+"""One bit a number, and two values a bucket: the mean of what is not negative and the mean of what is.
+
+    C(x)_i = m+ where x_i >= 0, m- where x_i < 0;  m+, m- the means of these numbers of the bucket of i
+
+Reference: F. Seide, H. Fu, J. Droppo, G. Li, D. Yu, "1-bit stochastic gradient descent and its application to
+data-parallel distributed training of speech DNNs", Interspeech 2014. There a bucket is a column of a matrix; here so
+many numbers of the flat tensor, whatever its shape. It wants error feedback.
+
+Contraction. Of all vectors that are constant on the k+ numbers that are not negative and on the k- others, C(x) is the
+nearest to x, so |C(x) - x|^2 = |x|^2 - |C(x)|^2, and |C(x)|^2 = S+^2 / k+ + S-^2 / k- with S the sums. Numbers of one
+sign have |S+| = |x+|_1 >= |x+|_2, so |C(x)|^2 >= |x|^2 / max(k+, k-) >= |x|^2 / bucket: delta >= 1 / min(n, bucket).
+The worst is reached by a bucket with a single number that is not 0; of normal numbers |C(x)|^2 is 2 / pi of |x|^2.
+
+A bucket with a number that is not finite has means that are not: it is seen.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from headrace.comm.sums import saturated
+from headrace.compress.base import Codec, State, joined, taken
+from headrace.compress.limits import within
+from headrace.compress.signs import PIECE, counts_of, pack_words, unpack, words_of
+from headrace.compress.spec import CONTRACTION, CodecSpec
+from headrace.errors import UserError
+
+
+class OneBit(Codec):
+    """C(x) of the module's docstring. On the wire: (m-, m+) float32 of every bucket, then the signs.
+
+    Args:
+        bucket: numbers that share their means; a multiple of 8.
+    """
+
+    def __init__(self, bucket: int) -> None:
+        within("bucket", bucket, 8, 1 << 24)
+        if bucket % 8:
+            raise UserError(f"compression option bucket is {bucket}", "a multiple of 8, such as 512")
+        self._bucket = bucket
+        self._piece = max(1, PIECE // bucket) * bucket
+
+    def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `Codec.encode`."""
+        parts = [self._encoded(saturated(piece, torch.float32)) for piece in x.split(self._piece)]
+        return joined([means for means, _ in parts] + [signs for _, signs in parts]), state
+
+    def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+        """See `Codec.decode`."""
+        buckets = -(-n // self._bucket)
+        means = taken(data, 0, 2 * buckets, torch.float32).view(buckets, 2, 1)
+        signs = data[8 * buckets :].split(self._piece // 8)
+        out = torch.empty(n, dtype=dtype, device=data.device)
+        rows = means.split(self._piece // self._bucket)
+        for place, mean, bits in zip(out.split(self._piece), rows, signs, strict=True):
+            negative = _rows(unpack(bits, place.numel()), self._bucket)
+            place.copy_(saturated(torch.where(negative, mean[:, 0], mean[:, 1]).view(-1)[: place.numel()], dtype))
+        return out
+
+    def nbytes(self, n: int, dtype: torch.dtype) -> int:
+        """See `Codec.nbytes`."""
+        return 8 * -(-n // self._bucket) + -(-n // 8)
+
+    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means [buckets, 2] and signs of a piece."""
+        rows = _rows(x, self._bucket)
+        words = words_of((rows < 0).view(-1))
+        below = counts_of(words).view(len(rows), -1).sum(1)
+        sizes = torch.full_like(below, self._bucket)
+        sizes[-1] -= rows.numel() - x.numel()
+        counts = torch.stack([below, sizes - below], 1).clamp_(min=1)
+        means = _sums(rows) / counts
+        if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
+            means = (_sums(rows.double()) / counts).float()
+        return means, pack_words(words)[: -(-x.numel() // 8)]
+
+
+def _sums(rows: Tensor) -> Tensor:
+    """Of negative numbers and of others: [rows, 2]."""
+    return torch.stack([rows.clamp(max=0).sum(1), rows.clamp(min=0).sum(1)], 1)
+
+
+def _rows(flat: Tensor, length: int) -> Tensor:
+    """[n] as [ceil(n / length), length], zeros behind."""
+    return (pad(flat, (0, -flat.numel() % length)) if flat.numel() % length else flat).view(-1, length)
+
+
+SPEC = CodecSpec(
+    factory=OneBit,
+    paper="Seide et al. 2014",
+    rule="the mean of the bucket's numbers of its sign",
+    use="A thirtieth of the bytes at little cost of time, with error feedback; the first to try on a slow link.",
+    bits="1, and 64 a bucket of 512",
+    traits=frozenset({CONTRACTION}),
+    defaults={"bucket": 512},
+    delta=lambda n, options: 1 / min(n, options["bucket"]),
+)
