@@ -6,8 +6,8 @@
     decoded = codec.decompress(payload)
 
 A payload is packed bytes and nothing else: shape, type and shared draws are known to all ranks beforehand. `compress`
-changes neither tensor nor state but returns the next state, so that a step that is given up leaves none behind. A number
-that is not finite is never lost: something in what is decoded is not finite then.
+changes neither tensor nor state but returns the next state, so that a step that is given up leaves none behind. A
+number that is not finite is never lost: something in what is decoded is not finite then.
 """
 
 from __future__ import annotations

@@ -136,6 +136,15 @@ class CompressedReducer:
         """For the next turn, if this one is kept."""
         self._next[unit] = state
 
+    def sent(self, unit: str, x: Tensor, rank: int) -> Payload:
+        """What goes over the wire for a unit this turn; what is left is remembered."""
+        with self.timed("encode"):
+            sent = self.feedback.send(x, self.state_of(unit, x, rank))
+        self.remember(unit, sent.state)
+        self.numbers["in"] += x.nbytes
+        self.numbers["out"] += sent.payload.nbytes
+        return sent.payload
+
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Adds to `seconds`."""
@@ -215,14 +224,9 @@ class _Turn:
             return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
 
     def _send(self, unit: str, x: Tensor) -> Payload:
-        reducer = self.reducer
-        with reducer.timed("encode"):
-            sent = reducer.feedback.send(x, reducer.state_of(unit, x, self.collective.rank))
-        reducer.remember(unit, sent.state)
-        self.draws[unit] = sent.payload.draw
-        reducer.numbers["in"] += x.nbytes
-        reducer.numbers["out"] += sent.payload.nbytes
-        return sent.payload
+        payload = self.reducer.sent(unit, x, self.collective.rank)
+        self.draws[unit] = payload.draw
+        return payload
 
     def _named(self, values: Iterator[Tensor]) -> dict[str, Tensor]:
         return {name: x.view(self.shapes[name]) for name, x in zip(self.flat, values, strict=True)}
