@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.limits import within
-from headrace.compress.signs import PIECE, counts_of, pack_words, unpack, words_of
+from headrace.compress.signs import counts_of, pack_words, piece_for, unpack, words_of
 from headrace.compress.spec import CONTRACTION, CodecSpec
 from headrace.errors import UserError
 
@@ -40,21 +40,20 @@ class OneBit(Codec):
         if bucket % 8:
             raise UserError(f"compression option bucket is {bucket}", "a multiple of 8, such as 512")
         self._bucket = bucket
-        self._piece = max(1, PIECE // bucket) * bucket
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        parts = [self._encoded(saturated(piece, torch.float32)) for piece in x.split(self._piece)]
+        parts = [self._encoded(saturated(piece, torch.float32)) for piece in x.split(piece_for(x, self._bucket))]
         return joined([means for means, _ in parts] + [signs for _, signs in parts]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
         buckets = -(-n // self._bucket)
         means = taken(data, 0, 2 * buckets, torch.float32).view(buckets, 2, 1)
-        signs = data[8 * buckets :].split(self._piece // 8)
+        piece = piece_for(data, self._bucket)
+        signs, rows = data[8 * buckets :].split(piece // 8), means.split(piece // self._bucket)
         out = torch.empty(n, dtype=dtype, device=data.device)
-        rows = means.split(self._piece // self._bucket)
-        for place, mean, bits in zip(out.split(self._piece), rows, signs, strict=True):
+        for place, mean, bits in zip(out.split(piece), rows, signs, strict=True):
             negative = _rows(unpack(bits, place.numel()), self._bucket)
             place.copy_(saturated(torch.where(negative, mean[:, 0], mean[:, 1]).view(-1)[: place.numel()], dtype))
         return out

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from headrace.compress.signs import PIECE, words_of
+from headrace.compress.signs import piece_for, words_of
 
 SELECTIONS = ("exact", "sampled")
 SAMPLE = 1 << 15
@@ -63,9 +63,9 @@ def sampled_places(n: int, count: int, device: torch.device | str = "cpu") -> Te
 
 def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
     """Ascending indices int64 where not |x| <= threshold."""
-    found = []
-    for start in range(0, x.numel(), PIECE):
-        piece = x[start : start + PIECE].abs()
+    found, size = [], piece_for(x)
+    for start in range(0, x.numel(), size):
+        piece = x[start : start + size].abs()
         found.append(places((piece <= threshold).logical_not_()) + start)
     return torch.cat(found)
 

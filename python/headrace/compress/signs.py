@@ -15,7 +15,13 @@ _GATHER = 0x0102040810204080
 _ONES = 0x0101010101010101
 _EACH = 0x8040201008040201 - (1 << 64)  # bit i of byte i; as a signed number
 _CARRY = 0x7F7F7F7F7F7F7F7F
-PIECE = 1 << 16  # numbers at a time: their float32 and what is made of them stay in the cache
+_PIECE = 1 << 16  # numbers at a time on a CPU: their float32 and what is made of them stay in the cache
+
+
+def piece_for(x: Tensor, multiple: int = 8) -> int:
+    """Numbers to be worked on at a time where x lies, a multiple of `multiple`: much where starting is what costs."""
+    size = _PIECE if x.device.type == "cpu" else 1 << 28
+    return max(1, size // multiple) * multiple
 
 
 def words_of(flags: Tensor) -> Tensor:
@@ -35,7 +41,7 @@ def counts_of(words: Tensor) -> Tensor:
 
 def pack(flags: Tensor) -> Tensor:
     """Flags bool [n] as bytes uint8 [ceil(n / 8)]."""
-    parts = [pack_words(words_of(piece)) for piece in flags.split(8 * PIECE)]
+    parts = [pack_words(words_of(piece)) for piece in flags.split(8 * piece_for(flags))]
     return torch.cat(parts) if len(parts) > 1 else parts[0]
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
-from headrace.compress.signs import PIECE, pack, unpack
+from headrace.compress.signs import pack, piece_for, unpack
 from headrace.compress.spec import CONTRACTION, Bound, CodecSpec
 
 
@@ -41,20 +41,21 @@ class SignSGD(Codec):
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        sums, signs = [], []
-        for piece in x.split(PIECE):
+        sums, signs, size = [], [], piece_for(x)
+        for piece in x.split(size):
             sums.append(piece.abs().sum(dtype=torch.promote_types(piece.dtype, torch.float32)))
             signs.append(pack(piece < 0))
         scale = torch.stack(sums).double().sum() / x.numel()
         if not bool(scale.isfinite()):  # a sum beyond float32, or a number that is not finite
-            scale = torch.stack([(piece.double() / x.numel()).abs().sum() for piece in x.split(PIECE)]).sum()
+            scale = torch.stack([(piece.double() / x.numel()).abs().sum() for piece in x.split(size)]).sum()
         return joined([self._sent(scale).view(1), *signs]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
         scale = saturated(taken(data, 0, 1, torch.float32), dtype)
         out = torch.empty(n, dtype=dtype, device=data.device)
-        for place, bits in zip(out.split(PIECE), data[4:].split(PIECE // 8), strict=True):
+        size = piece_for(data)
+        for place, bits in zip(out.split(size), data[4:].split(size // 8), strict=True):
             torch.where(unpack(bits, place.numel()), -scale, scale, out=place)
         return out
 

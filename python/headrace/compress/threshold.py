@@ -27,7 +27,7 @@ from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.limits import within
 from headrace.compress.selection import all_finite, places_beyond
-from headrace.compress.signs import PIECE
+from headrace.compress.signs import piece_for
 from headrace.compress.spec import VARIABLE, CodecSpec
 
 
@@ -73,10 +73,10 @@ class Threshold(Codec):
         """tau float32, or NaN where x is not finite."""
         if not self._relative:
             return torch.tensor(self._tau if all_finite(x) else math.nan, device=x.device)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        total = torch.stack([piece.abs().sum(dtype=wide) for piece in x.split(PIECE)]).double().sum()
+        size, wide = piece_for(x), torch.promote_types(x.dtype, torch.float32)
+        total = torch.stack([piece.abs().sum(dtype=wide) for piece in x.split(size)]).double().sum()
         if not bool(total.isfinite()):  # a sum beyond float32, or a number that is not finite
-            total = torch.stack([piece.double().abs().sum() for piece in x.split(PIECE)]).sum()
+            total = torch.stack([piece.double().abs().sum() for piece in x.split(size)]).sum()
         mean = total * (self._tau / x.numel())
         return saturated(mean + (mean - mean), torch.float32)
 
