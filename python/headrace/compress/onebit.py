@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.limits import within
-from headrace.compress.signs import counts_of, pack_words, piece_for, unpack, words_of
+from headrace.compress.signs import counts_of, looked_up, negative, pack, piece_for, table, words_of
 from headrace.compress.spec import CONTRACTION, CodecSpec
 from headrace.errors import UserError
 
@@ -49,13 +49,16 @@ class OneBit(Codec):
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
         buckets = -(-n // self._bucket)
-        means = taken(data, 0, 2 * buckets, torch.float32).view(buckets, 2, 1)
+        means = taken(data, 0, 2 * buckets, torch.int32).view(buckets, 2, 1)
         piece = piece_for(data, self._bucket)
         signs, rows = data[8 * buckets :].split(piece // 8), means.split(piece // self._bucket)
         out = torch.empty(n, dtype=dtype, device=data.device)
+        masks = table(*torch.tensor([0, -1], dtype=torch.int32, device=data.device))
         for place, mean, bits in zip(out.split(piece), rows, signs, strict=True):
-            negative = _rows(unpack(bits, place.numel()), self._bucket)
-            place.copy_(saturated(torch.where(negative, mean[:, 0], mean[:, 1]).view(-1)[: place.numel()], dtype))
+            # m+ where a mask is 0, else m+ ^ (m- ^ m+) = m-: exact, and faster than a choice.
+            chosen = _rows(looked_up(bits, masks)[: place.numel()], self._bucket)
+            chosen = chosen.bitwise_and_(mean[:, 0] ^ mean[:, 1]).bitwise_xor_(mean[:, 1])
+            place.copy_(saturated(chosen.view(torch.float32).view(-1)[: place.numel()], dtype))
         return out
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
@@ -65,15 +68,15 @@ class OneBit(Codec):
     def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Means [buckets, 2] and signs of a piece."""
         rows = _rows(x, self._bucket)
-        words = words_of((rows < 0).view(-1))
-        below = counts_of(words).view(len(rows), -1).sum(1)
+        flags = negative(rows).view(-1)
+        below = counts_of(words_of(flags)).view(len(rows), -1).sum(1)
         sizes = torch.full_like(below, self._bucket)
         sizes[-1] -= rows.numel() - x.numel()
         counts = torch.stack([below, sizes - below], 1).clamp_(min=1)
         means = _sums(rows) / counts
         if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
             means = (_sums(rows.double()) / counts).float()
-        return means, pack_words(words)[: -(-x.numel() // 8)]
+        return means, pack(flags[: x.numel()])
 
 
 def _sums(rows: Tensor) -> Tensor:

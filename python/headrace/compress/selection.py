@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.compress.signs import piece_for, words_of
+from headrace.compress.signs import in_numpy, piece_for
 
 SELECTIONS = ("exact", "sampled")
 SAMPLE = 1 << 15
@@ -65,17 +66,20 @@ def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
     """Ascending indices int64 where not |x| <= threshold."""
     found, size = [], piece_for(x)
     for start in range(0, x.numel(), size):
-        piece = x[start : start + size].abs()
-        found.append(places((piece <= threshold).logical_not_()) + start)
+        piece = x[start : start + size]
+        if in_numpy(x):
+            flags = torch.from_numpy(np.logical_not(np.abs(piece.numpy()) <= threshold.numpy()))
+        else:
+            flags = (piece.abs() <= threshold).logical_not_()
+        found.append(places(flags) + start)
     return torch.cat(found)
 
 
 def places(flags: Tensor) -> Tensor:
-    """Ascending indices int64 of the flags of bool [n] that are set: eight at a time are passed over where none is."""
-    words = words_of(flags)
-    hot = words.nonzero().view(-1)
-    rows = words[hot].view(torch.bool).view(-1, 8).nonzero()
-    return (hot[rows[:, 0]] << 3) + rows[:, 1]
+    """Ascending indices int64 of the flags of bool [n] that are set."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().view(-1)
 
 
 def all_finite(x: Tensor) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
-from headrace.compress.signs import pack, piece_for, unpack
+from headrace.compress.signs import looked_up, negative, pack, piece_for, table
 from headrace.compress.spec import CONTRACTION, Bound, CodecSpec
 
 
@@ -44,7 +44,7 @@ class SignSGD(Codec):
         sums, signs, size = [], [], piece_for(x)
         for piece in x.split(size):
             sums.append(piece.abs().sum(dtype=torch.promote_types(piece.dtype, torch.float32)))
-            signs.append(pack(piece < 0))
+            signs.append(pack(negative(piece)))
         scale = torch.stack(sums).double().sum() / x.numel()
         if not bool(scale.isfinite()):  # a sum beyond float32, or a number that is not finite
             scale = torch.stack([(piece.double() / x.numel()).abs().sum() for piece in x.split(size)]).sum()
@@ -52,12 +52,8 @@ class SignSGD(Codec):
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
-        scale = saturated(taken(data, 0, 1, torch.float32), dtype)
-        out = torch.empty(n, dtype=dtype, device=data.device)
-        size = piece_for(data)
-        for place, bits in zip(out.split(size), data[4:].split(size // 8), strict=True):
-            torch.where(unpack(bits, place.numel()), -scale, scale, out=place)
-        return out
+        scale = saturated(taken(data, 0, 1, torch.float32), dtype)[0]
+        return looked_up(data[4:], table(scale, -scale))[:n]
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""

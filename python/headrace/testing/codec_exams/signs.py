@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from headrace.compress.signs import counts_of, pack, unpack, words_of
+from headrace.compress.signs import counts_of, pack, pack_by_words, unpack, unpack_by_words, words_of
 from headrace.testing.codec_exam import Array, CodecExam
 
 
@@ -32,7 +32,8 @@ def packs_bits() -> None:
         flags = torch.from_numpy(rng.random(n) < rng.random())
         packed = pack(flags)
         np.testing.assert_array_equal(packed.numpy(), np.packbits(flags.numpy(), bitorder="little"))
-        assert torch.equal(unpack(packed, n), flags)
+        assert torch.equal(pack_by_words(flags), packed)
+        assert torch.equal(unpack(packed, n), flags) and torch.equal(unpack_by_words(packed, n), flags)
         assert int(counts_of(words_of(flags)).sum()) == int(flags.sum())
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(pack(unpack(every, 2048)), every)
