@@ -72,9 +72,9 @@ class DGC(Codec):
         velocity = state["velocity"].mul(self._momentum).add_(self._clipped(x))
         held = state["held"] + velocity
         indices = largest(held, kept(n, self.ratio(state["done"])), "sampled")
-        values = saturated(held[indices], torch.float32)
-        held[indices] -= values
-        velocity[indices] = 0
+        values = saturated(held.index_select(0, indices), torch.float32)
+        held.index_add_(0, indices, values.to(held.dtype), alpha=-1)
+        velocity.index_fill_(0, indices, 0)
         if not bool(values.isfinite().all()):  # what is not finite is among the largest
             held.nan_to_num_(0.0, 0.0, 0.0)
             velocity.nan_to_num_(0.0, 0.0, 0.0)
@@ -91,8 +91,7 @@ class DGC(Codec):
         if indices.numel() != count:
             raise PayloadError(f"{indices.numel()} places of {count} came")
         out = torch.zeros(n, dtype=dtype, device=data.device)
-        out[indices] = saturated(taken(data, 8, count, torch.float32), dtype)
-        return out
+        return out.index_copy_(0, indices, saturated(taken(data, 8, count, torch.float32), dtype))
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
         """See `Codec.nbytes`."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from headrace.compress.base import PayloadError
-from headrace.compress.signs import pack, unpack
+from headrace.compress.signs import pack, places, unpack
 
 
 def low_bits(k: int, n: int) -> int:
@@ -37,10 +37,12 @@ def encode_indices(indices: Tensor, k: int, n: int) -> Tensor:
         return torch.empty(0, dtype=torch.uint8, device=indices.device)
     low, count = low_bits(k, n), indices.numel()
     steps = torch.zeros(k + ((n - 1) >> low), dtype=torch.bool, device=indices.device)
-    steps[(indices >> low) + torch.arange(count, device=indices.device)] = True
+    steps.index_fill_(0, (indices >> low) + torch.arange(count, device=indices.device), True)
     planes = torch.zeros(low, -(-k // 8), dtype=torch.uint8, device=indices.device)
-    for bit in range(low if count else 0):
-        planes[bit, : -(-count // 8)] = pack((indices >> bit & 1).bool())
+    for start in range(0, low if count else 0, 8):
+        part = (indices >> start & 255).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
+        for bit, plane in enumerate(planes[start : start + 8]):
+            plane[: -(-count // 8)] = pack((part >> bit & 1).view(torch.bool))
     return torch.cat([pack(steps), planes.view(-1)])
 
 
@@ -56,13 +58,17 @@ def decode_indices(data: Tensor, k: int, n: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=data.device)
     low = low_bits(k, n)
     length = k + ((n - 1) >> low)
-    places = unpack(data[: -(-length // 8)], length).nonzero().view(-1)
-    count = places.numel()
+    found = places(unpack(data[: -(-length // 8)], length))
+    count = found.numel()
     if count > k:
         raise PayloadError(f"{count} indices where {k} have room")
-    indices = places.sub_(torch.arange(count, device=data.device)) << low
-    for bit, plane in enumerate(data[-(-length // 8) :].view(low, -(-k // 8))):
-        indices |= unpack(plane, count).to(torch.int64) << bit
+    indices = found.sub_(torch.arange(count, device=data.device)) << low
+    planes = data[-(-length // 8) :].view(low, -(-k // 8))
+    for start in range(0, low if count else 0, 8):
+        part = torch.zeros(count, dtype=torch.uint8, device=data.device)
+        for bit, plane in enumerate(planes[start : start + 8]):
+            part |= unpack(plane, count).view(torch.uint8) << bit
+        indices |= part.to(torch.int64) << start
     if count and (int(indices[-1]) >= n or not bool((indices[1:] > indices[:-1]).all())):
         raise PayloadError(f"indices do not ascend, or reach {n}")
     return indices

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.limits import within
-from headrace.compress.signs import counts_of, looked_up, negative, pack, piece_for, table, words_of
+from headrace.compress.signs import counts_of, negative, pack, piece_for, table
 from headrace.compress.spec import CONTRACTION, CodecSpec
 from headrace.errors import UserError
 
@@ -43,50 +43,50 @@ class OneBit(Codec):
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        parts = [self._encoded(saturated(piece, torch.float32)) for piece in x.split(piece_for(x, self._bucket))]
+        bucket = self._bucket_of(x.numel())
+        parts = [_encoded(saturated(piece, torch.float32), bucket) for piece in x.split(piece_for(x, bucket))]
         return joined([means for means, _ in parts] + [signs for _, signs in parts]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
-        buckets = -(-n // self._bucket)
-        means = taken(data, 0, 2 * buckets, torch.int32).view(buckets, 2, 1)
-        piece = piece_for(data, self._bucket)
-        signs, rows = data[8 * buckets :].split(piece // 8), means.split(piece // self._bucket)
-        out = torch.empty(n, dtype=dtype, device=data.device)
+        bucket = self._bucket_of(n)
+        buckets, piece = -(-n // bucket), piece_for(data, bucket)
+        means = taken(data, 0, 2 * buckets, torch.int32).view(buckets, 2, 1).split(piece // bucket)
+        signs = pad(data[8 * buckets :], (0, buckets * bucket // 8 - -(-n // 8))).split(piece // 8)
+        numbers = torch.empty(buckets * bucket // 8, 8, dtype=torch.int32, device=data.device)
         masks = table(*torch.tensor([0, -1], dtype=torch.int32, device=data.device))
-        for place, mean, bits in zip(out.split(piece), rows, signs, strict=True):
+        for place, mean, bits in zip(numbers.split(piece // 8), means, signs, strict=True):
             # m+ where a mask is 0, else m+ ^ (m- ^ m+) = m-: exact, and faster than a choice.
-            chosen = _rows(looked_up(bits, masks)[: place.numel()], self._bucket)
-            chosen = chosen.bitwise_and_(mean[:, 0] ^ mean[:, 1]).bitwise_xor_(mean[:, 1])
-            place.copy_(saturated(chosen.view(torch.float32).view(-1)[: place.numel()], dtype))
-        return out
+            torch.index_select(masks, 0, bits.to(torch.int32), out=place)
+            place.view(-1, bucket).bitwise_and_(mean[:, 0] ^ mean[:, 1]).bitwise_xor_(mean[:, 1])
+        return saturated(numbers.view(-1)[:n].view(torch.float32), dtype)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""
         return 8 * -(-n // self._bucket) + -(-n // 8)
 
-    def _encoded(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Means [buckets, 2] and signs of a piece."""
-        rows = _rows(x, self._bucket)
-        flags = negative(rows).view(-1)
-        below = counts_of(words_of(flags)).view(len(rows), -1).sum(1)
-        sizes = torch.full_like(below, self._bucket)
-        sizes[-1] -= rows.numel() - x.numel()
-        counts = torch.stack([below, sizes - below], 1).clamp_(min=1)
-        means = _sums(rows) / counts
-        if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
-            means = (_sums(rows.double()) / counts).float()
-        return means, pack(flags[: x.numel()])
+    def _bucket_of(self, n: int) -> int:
+        """A bucket has no more room than n numbers take."""
+        return min(self._bucket, -(-n // 8) * 8)
+
+
+def _encoded(x: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
+    """Means [buckets, 2] and signs of a piece."""
+    rows = (pad(x, (0, -x.numel() % bucket)) if x.numel() % bucket else x).view(-1, bucket)
+    flags = negative(rows).view(-1)
+    below = counts_of(flags, bucket)
+    sizes = torch.full_like(below, bucket)
+    sizes[-1] -= rows.numel() - x.numel()
+    counts = torch.stack([below, sizes - below], 1).clamp_(min=1)
+    means = _sums(rows) / counts
+    if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
+        means = (_sums(rows.double()) / counts).float()
+    return means, pack(flags[: x.numel()])
 
 
 def _sums(rows: Tensor) -> Tensor:
     """Of negative numbers and of others: [rows, 2]."""
     return torch.stack([rows.clamp(max=0).sum(1), rows.clamp(min=0).sum(1)], 1)
-
-
-def _rows(flat: Tensor, length: int) -> Tensor:
-    """[n] as [ceil(n / length), length], zeros behind."""
-    return (pad(flat, (0, -flat.numel() % length)) if flat.numel() % length else flat).view(-1, length)
 
 
 SPEC = CodecSpec(

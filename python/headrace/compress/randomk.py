@@ -64,7 +64,7 @@ class RandomK(SharedDrawCodec):
 
     def encode_drawing(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See `RandomCodec.encode_drawing`."""
-        values = x[drawn_places(x.numel(), kept(x.numel(), self._ratio), generator)]
+        values = x.index_select(0, drawn_places(x.numel(), kept(x.numel(), self._ratio), generator))
         if not all_finite(x):
             values[0] = math.nan
         return as_bytes(values)
@@ -76,8 +76,7 @@ class RandomK(SharedDrawCodec):
         if self._unbiased:
             values = _scaled(values, n / k)
         out = torch.zeros(n, dtype=dtype, device=data.device)
-        out[drawn_places(n, k, generator)] = values
-        return out
+        return out.index_copy_(0, drawn_places(n, k, generator), values)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""

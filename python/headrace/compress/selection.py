@@ -11,15 +11,17 @@ or where many are equal, or the tensor follows the pattern of the draws: then `e
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from headrace.compress.signs import in_numpy, piece_for
+from headrace.compress.signs import in_numpy, piece_for, places
 
 SELECTIONS = ("exact", "sampled")
-SAMPLE = 1 << 15
+SAMPLE = 1 << 14
+CPU = torch.device("cpu")
 _SMALL = 64  # numbers: too few to take a sample of
 
 
@@ -33,12 +35,12 @@ def largest(x: Tensor, k: int, selection: str) -> Tensor:
         return _topk(x, k)
     if candidates.numel() <= k:
         return candidates
-    return candidates[_topk(x[candidates], k)]
+    return candidates[_topk(x.index_select(0, candidates), k)]
 
 
 def _topk(x: Tensor, k: int) -> Tensor:
     chosen = torch.zeros(x.numel(), dtype=torch.bool, device=x.device)
-    chosen[x.abs().topk(k, sorted=False).indices] = True
+    chosen.index_fill_(0, x.abs().topk(k, sorted=False).indices, True)
     return places(chosen.logical_and_(x != 0))
 
 
@@ -50,12 +52,13 @@ def _candidates(x: Tensor, k: int) -> Tensor | None:
     rank = math.ceil(mean + 4 * math.sqrt(mean) + 4)
     if rank >= count:
         return None
-    threshold = x[sampled_places(n, count, x.device)].abs().topk(rank, sorted=False).values.min()
+    threshold = x.index_select(0, sampled_places(n, count, x.device)).abs().topk(rank, sorted=False).values.min()
     found = places_beyond(x, threshold)
     return found if found.numel() >= k or threshold == 0 else None
 
 
-def sampled_places(n: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+@lru_cache(64)
+def sampled_places(n: int, count: int, device: torch.device = CPU) -> Tensor:
     """int64 [count]: one place from each of `count` stretches of [0, n), the same at every call."""
     generator = torch.Generator(device).manual_seed(1)
     starts = torch.arange(count, device=device) * n // count
@@ -73,13 +76,6 @@ def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
             flags = (piece.abs() <= threshold).logical_not_()
         found.append(places(flags) + start)
     return torch.cat(found)
-
-
-def places(flags: Tensor) -> Tensor:
-    """Ascending indices int64 of the flags of bool [n] that are set."""
-    if flags.device.type == "cpu":
-        return torch.from_numpy(np.flatnonzero(flags.numpy()))
-    return flags.nonzero().view(-1)
 
 
 def all_finite(x: Tensor) -> bool:

@@ -8,6 +8,8 @@ Words are those of little-endian machines.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -42,9 +44,11 @@ def words_of(flags: Tensor) -> Tensor:
     return (pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags).view(torch.int64)
 
 
-def counts_of(words: Tensor) -> Tensor:
-    """Flags that are set in each word: int64 [m]."""
-    return (words * _ONES) >> 56
+def counts_of(flags: Tensor, length: int) -> Tensor:
+    """Flags that are set in each `length`, a multiple of 8, of bool [n]: int64 [n / length]."""
+    together = math.gcd(length // 8, 128)  # so many words add up byte by byte without a carry
+    sums = words_of(flags).view(-1, together).sum(1)
+    return sums.view(torch.uint8).view(-1, length // together).sum(1)
 
 
 def pack(flags: Tensor) -> Tensor:
@@ -70,6 +74,13 @@ def unpack_by_words(data: Tensor, n: int) -> Tensor:
     """As `unpack`, on any device."""
     words = data.to(torch.int64).mul_(_ONES).bitwise_and_(_EACH).add_(_CARRY)
     return words.bitwise_right_shift_(7).bitwise_and_(_ONES).view(torch.bool)[:n]
+
+
+def places(flags: Tensor) -> Tensor:
+    """Ascending indices int64 of the flags of bool [n] that are set."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().view(-1)
 
 
 def table(clear: Tensor, marked: Tensor) -> Tensor:

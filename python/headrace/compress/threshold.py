@@ -48,7 +48,7 @@ class Threshold(Codec):
         n = x.numel()
         tau = self._threshold(x)
         beyond = places_beyond(x, tau.to(x.dtype)) if tau == tau else x.isfinite().logical_not_().nonzero().view(-1)
-        entries = (beyond << 1) + (x[beyond] < 0)
+        entries = (beyond << 1) + (x.index_select(0, beyond) < 0)
         count = torch.full((1,), beyond.numel(), dtype=torch.int64, device=x.device)
         return joined([count, tau.view(1), encode_indices(entries, beyond.numel(), 2 * n)]), state
 
@@ -63,8 +63,7 @@ class Threshold(Codec):
             raise PayloadError("an entry is missing, or sent twice")
         tau = saturated(taken(data, 8, 1, torch.float32), dtype)
         out = torch.zeros(n, dtype=dtype, device=data.device)
-        out[places] = torch.where((entries & 1).bool(), -tau, tau)
-        return out
+        return out.index_copy_(0, places, tau * (1 - 2 * (entries & 1)))
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
         """See `Codec.nbytes`."""

@@ -59,7 +59,7 @@ class TopK(Codec):
         k = kept(n, self._ratio)
         indices = largest(x, k, self._selection)
         values = torch.zeros(k, dtype=torch.float32, device=x.device)
-        values[: indices.numel()] = saturated(x[indices], torch.float32)
+        values[: indices.numel()] = saturated(x.index_select(0, indices), torch.float32)
         coded = encode_indices(indices, k, n)
         return joined([*(_halves(values) if self._half else [values]), coded]), state
 
@@ -74,8 +74,7 @@ class TopK(Codec):
         else:
             values = taken(data, 0, k, torch.float32)
         out = torch.zeros(n, dtype=dtype, device=data.device)
-        out[indices] = saturated(values[: indices.numel()], dtype)
-        return out
+        return out.index_copy_(0, indices, saturated(values[: indices.numel()], dtype))
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from headrace.compress.signs import counts_of, pack, pack_by_words, unpack, unpack_by_words, words_of
+from headrace.compress.signs import counts_of, pack, pack_by_words, unpack, unpack_by_words
 from headrace.testing.codec_exam import Array, CodecExam
 
 
@@ -34,7 +34,9 @@ def packs_bits() -> None:
         np.testing.assert_array_equal(packed.numpy(), np.packbits(flags.numpy(), bitorder="little"))
         assert torch.equal(pack_by_words(flags), packed)
         assert torch.equal(unpack(packed, n), flags) and torch.equal(unpack_by_words(packed, n), flags)
-        assert int(counts_of(words_of(flags)).sum()) == int(flags.sum())
+    for length in (8, 24, 512, 2040, 4096):
+        flags = torch.from_numpy(rng.random(3 * length) < np.repeat([0.0, 0.5, 1.0], length))
+        assert counts_of(flags, length).tolist() == flags.view(3, length).sum(1).tolist()
     every = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(pack(unpack(every, 2048)), every)
 
