@@ -16,6 +16,8 @@ A bucket with a number that is not finite has means that are not: it is seen.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -43,9 +45,17 @@ class OneBit(Codec):
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        bucket = self._bucket_of(x.numel())
-        parts = [_encoded(saturated(piece, torch.float32), bucket) for piece in x.split(piece_for(x, bucket))]
-        return joined([means for means, _ in parts] + [signs for _, signs in parts]), state
+        n, bucket = x.numel(), self._bucket_of(x.numel())
+        parts = [_parted(saturated(piece, torch.float32), bucket) for piece in x.split(piece_for(x, bucket))]
+        below, sums = torch.cat([part.below for part in parts]), torch.cat([part.sums for part in parts], 1)
+        sizes = torch.full_like(below, bucket)
+        sizes[-1] -= -n % bucket
+        counts = torch.stack([below, sizes - below]).clamp_(min=1)
+        means = sums / counts
+        if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
+            wide = [_sums(_rows(saturated(p, torch.float32).double(), bucket)) for p in x.split(piece_for(x, bucket))]
+            means = (torch.cat(wide, 1) / counts).float()
+        return joined([means.t().contiguous(), *(part.signs for part in parts)]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
@@ -70,23 +80,28 @@ class OneBit(Codec):
         return min(self._bucket, -(-n // 8) * 8)
 
 
-def _encoded(x: Tensor, bucket: int) -> tuple[Tensor, Tensor]:
-    """Means [buckets, 2] and signs of a piece."""
-    rows = (pad(x, (0, -x.numel() % bucket)) if x.numel() % bucket else x).view(-1, bucket)
+class _Parted(NamedTuple):
+    """Of a piece: negative numbers a bucket, their sums and the others' [2, buckets], signs packed."""
+
+    below: Tensor
+    sums: Tensor
+    signs: Tensor
+
+
+def _parted(x: Tensor, bucket: int) -> _Parted:
+    rows = _rows(x, bucket)
     flags = negative(rows).view(-1)
-    below = counts_of(flags, bucket)
-    sizes = torch.full_like(below, bucket)
-    sizes[-1] -= rows.numel() - x.numel()
-    counts = torch.stack([below, sizes - below], 1).clamp_(min=1)
-    means = _sums(rows) / counts
-    if not bool(means.isfinite().all()):  # sums beyond float32, or numbers that are not finite
-        means = (_sums(rows.double()) / counts).float()
-    return means, pack(flags[: x.numel()])
+    return _Parted(counts_of(flags, bucket), _sums(rows), pack(flags[: x.numel()]))
 
 
 def _sums(rows: Tensor) -> Tensor:
-    """Of negative numbers and of others: [rows, 2]."""
-    return torch.stack([rows.clamp(max=0).sum(1), rows.clamp(min=0).sum(1)], 1)
+    """Of negative numbers and of others: [2, rows]."""
+    return torch.stack([rows.clamp(max=0).sum(1), rows.clamp(min=0).sum(1)])
+
+
+def _rows(flat: Tensor, length: int) -> Tensor:
+    """[n] as [ceil(n / length), length], zeros behind."""
+    return (pad(flat, (0, -flat.numel() % length)) if flat.numel() % length else flat).view(-1, length)
 
 
 SPEC = CodecSpec(
