@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.compress import casts, int8, int8_dynamic, natural, none, qsgd, qsgd_elias, terngrad
+from headrace.compress import (
+    casts,
+    dgc,
+    int8,
+    int8_dynamic,
+    natural,
+    none,
+    onebit,
+    qsgd,
+    qsgd_elias,
+    randomk,
+    signsgd,
+    terngrad,
+    threshold,
+    topk,
+)
 from headrace.compress.base import Codec, Payload, PayloadError, State
 from headrace.compress.spec import CodecSpec
 from headrace.options import choose, known
@@ -21,6 +36,14 @@ COMPRESSORS: dict[str, CodecSpec] = {
     "qsgd_elias": qsgd_elias.SPEC,
     "terngrad": terngrad.SPEC,
     "terngrad_clipped": terngrad.CLIPPED,
+    "dgc": dgc.SPEC,
+    "onebit": onebit.SPEC,
+    "randomk": randomk.KEPT,
+    "randomk_unbiased": randomk.SCALED,
+    "signsgd": signsgd.SCALED,
+    "signsgd_unscaled": signsgd.UNSCALED,
+    "threshold": threshold.SPEC,
+    "topk": topk.SPEC,
 }
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -265,7 +265,7 @@ def adds_up(name: str, spec: CodecSpec, exam: CodecExam) -> None:
             number = codec.number or xs[0].dtype
             total = sum(p.data.clone().view(number) for p in payloads)
             assert isinstance(total, Tensor)
-            found = codec.decompress(Payload(total.view(torch.uint8), xs[0].shape, xs[0].dtype))
+            found = codec.decompress(replace(payloads[0], data=total.view(torch.uint8)))
             wanted = torch.stack([codec.decompress(p) for p in payloads]).sum(0)
             tolerance = 8 * torch.finfo(number).eps
             torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance, msg=f"{name} {options} [{n}]")
@@ -283,11 +283,11 @@ def withstands_hostile_bytes(name: str, spec: CodecSpec, exam: CodecExam) -> Non
             wrong = [right[:-1], torch.cat([right, right.new_zeros(1)]), right[: len(right) // 2], right.new_zeros(0)]
             if VARIABLE not in spec.traits:
                 for data in wrong:
-                    _refused(f"{name} {options}", codec, Payload(data, x.shape, x.dtype))
+                    _refused(f"{name} {options}", codec, replace(payload, data=data))
             noise = [torch.from_numpy(rng.integers(0, 256, len(right), dtype=np.uint8)) for _ in range(20)]
             for data in [*wrong, *noise, torch.full_like(right, 255), torch.zeros_like(right)]:
                 try:
-                    found = codec.decompress(Payload(data, x.shape, x.dtype))
+                    found = codec.decompress(replace(payload, data=data))
                 except PayloadError:
                     continue
                 assert found.shape == x.shape and found.dtype == x.dtype, f"{name} {options}: {len(data)} bytes"

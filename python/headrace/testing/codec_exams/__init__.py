@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from headrace.testing.codec_exam import CodecExam
-from headrace.testing.codec_exams import casts, quantized
+from headrace.testing.codec_exams import casts, dgc, quantized, signs, sparse
 
 EXAMS: dict[str, CodecExam] = {
     "none": casts.NONE,
@@ -17,4 +17,12 @@ EXAMS: dict[str, CodecExam] = {
     "qsgd_elias": quantized.QSGD_ELIAS,
     "terngrad": quantized.TERNGRAD,
     "terngrad_clipped": quantized.TERNGRAD_CLIPPED,
+    "dgc": dgc.DGC,
+    "onebit": signs.ONEBIT,
+    "randomk": sparse.RANDOMK,
+    "randomk_unbiased": sparse.RANDOMK_UNBIASED,
+    "signsgd": signs.SIGNSGD,
+    "signsgd_unscaled": signs.SIGNSGD_UNSCALED,
+    "threshold": sparse.THRESHOLD,
+    "topk": sparse.TOPK,
 }
