@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def exchanges(name: str) -> list[str]:
     return [
         e
         for e in EXCHANGES
-        if e not in ("auto", "allreduce") or e == "allreduce" and SUMMABLE in COMPRESSORS[name].traits
+        if e in ("allgather", "reduce_scatter") or (e == "allreduce" and SUMMABLE in COMPRESSORS[name].traits)
     ]
 
 
@@ -125,6 +126,20 @@ def test_a_step_that_was_given_up_leaves_nothing_and_a_saved_state_goes_on(
         assert all(torch.equal(whole[2][each], resumed[each]) for each in SHAPES)
 
 
+@pytest.mark.parametrize(("exchange", "variant"), sorted({(e, v) for n, e, v in CASES if n == "bf16"}))
+def test_memory_follows_the_scale_of_the_loss(exchange: str, variant: str) -> None:
+    """Gradients of a loss scaled by 4 from the second step on: 4 times the sums, to the bit."""
+
+    def fn(c: LocalCollective, scale: float) -> list[Grads]:
+        made = reducer("bf16", exchange, variant)
+        first = made.reduce(gradients(c.rank, 0), c)
+        made.settle(True, scale)
+        return [first, made.reduce({name: scale * g for name, g in gradients(c.rank, 1).items()}, c)]
+
+    plain, scaled = (on_ranks(3, partial(fn, scale=scale))[0] for scale in (1.0, 4.0))
+    assert all(torch.equal(4 * plain[1][name], scaled[1][name]) for name in SHAPES)
+
+
 @pytest.mark.parametrize(("name", "exchange"), sorted({(n, e) for n, e, _ in CASES}))
 @pytest.mark.parametrize("size", [2, 4])
 def test_bytes_are_those_of_the_formula(name: str, exchange: str, size: int) -> None:
@@ -153,8 +168,8 @@ def test_parts_of_a_group_work_side_by_side() -> None:
         inside, across = parts_by(c, hosts[c.rank])
         x = torch.arange(3.0) + 10**c.rank
         return (
-            inside.members, across.members, inside.allreduce(x), across.allgather(x[: c.rank + 1]), inside.broadcast(x, 1),
-            inside.allgather_object(c.rank), across.alltoall([x[:1], x[1:]], None),
+            inside.members, across.members, inside.allreduce(x), across.allgather(x[: c.rank + 1]),
+            inside.broadcast(x, 1), inside.allgather_object(c.rank), across.alltoall([x[:1], x[1:]], None),
         )  # fmt: skip
 
     results = on_ranks(4, fn)

@@ -21,12 +21,16 @@ from headrace.optim.clipping import ClippingConfig
 from headrace.optim.schedules import ScheduleConfig
 from headrace.optim.spec import ACCEPTS_SPARSE
 from headrace.options import described
+from headrace.strategies.aggregation import AggregationConfig
+from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.strategy_config import StrategyConfig
 from headrace.train.precision import PrecisionConfig
 from headrace.train.tracking import TrackingConfig
 
 __all__ = [
-    "ClippingConfig", "DataSettings", "DenseRuleConfig", "LoopSettings", "ModelConfig", "OptimizerConfig",
-    "PrecisionConfig", "RuleConfig", "ScheduleConfig", "TrackingConfig",
+    "AggregationConfig", "ClippingConfig", "CompressionConfig", "DataSettings", "DenseRuleConfig", "LoopSettings",
+    "ModelConfig", "OptimizerConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig", "StrategyConfig",
+    "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",

@@ -21,15 +21,19 @@ from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
 from headrace.pipelines.train_config import (
+    AggregationConfig,
+    CompressionConfig,
     DataSettings,
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
+    StrategyConfig,
     TrackingConfig,
     find_run,
     new_run_id,
     resumed,
 )
+from headrace.pipelines.train_exchange import check_aggregation, check_compression, check_strategy, tell_of_compression
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -57,6 +61,9 @@ class Config:
         seed: of parameters, order of rows, dropout.
         model: the model.
         optimizer: the optimizers.
+        compression: of gradients on their way between ranks.
+        aggregation: of the ranks' gradients.
+        strategy: when ranks exchange what.
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
@@ -77,6 +84,9 @@ class Config:
     seed: int = 0
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -166,6 +176,9 @@ def check(cfg: Config) -> None:
         )
     fit_config(cfg)
     _check_optimizers(cfg)
+    check_compression(cfg)
+    check_aggregation(cfg)
+    check_strategy(cfg)
 
 
 def _check_optimizers(cfg: Config) -> None:
@@ -252,6 +265,9 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         batch_size=cfg.train.batch_size,
         fit=fit_config(cfg),
         reduction=cfg.reduction,
+        compression=cfg.compression,
+        aggregation=cfg.aggregation,
+        strategy=cfg.strategy,
         device=cfg.device,
         directory=str(directory),
         keep=cfg.train.keep_checkpoints,
@@ -388,6 +404,7 @@ def _finish(
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
+    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

@@ -95,18 +95,31 @@ class CompressedReducer:
         summed |= self._compressed(large, collective) if large else {}
         return {name: summed[name] for name in bucket}
 
-    def settle(self, made: bool) -> None:
-        """The step that the last turn was for was made, or was given up."""
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`."""
         if made:
             self._kept |= self._next
         self._next = {}
+        if rescaled != 1.0:
+            self._kept = {unit: _times(state, rescaled) for unit, state in self._kept.items()}
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+        seconds = {f"{what}_seconds": value for what, value in self.seconds.items()}
+        return {"bytes_before": self.numbers["in"], "bytes_after": self.numbers["out"], **seconds}
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, by name; of this rank."""
         return {"units": self._kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave."""
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another reducer.
+        """
+        if "units" not in state:
+            raise ValueError("the checkpoint has no memory of compressed gradients: they were not compressed then")
         self._kept, self._next = dict(state["units"]), {}
 
     def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
@@ -153,6 +166,15 @@ class CompressedReducer:
             yield
         finally:
             self.seconds[what] += time.perf_counter() - start
+
+
+def _times(state: State, factor: float) -> State:
+    """A state whose remembered gradients are scaled."""
+    scaled = {
+        name: value * factor for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()
+    }
+    below = {name: _times(value, factor) for name, value in state.items() if isinstance(value, dict)}
+    return state | scaled | below
 
 
 def key_of(seed: int, unit: str, rank: int) -> int:

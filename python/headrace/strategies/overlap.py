@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from headrace.comm.base import Collective
-from headrace.strategies.reducers import BucketReducer, buckets
+from headrace.strategies.reducers import Reducer, buckets
 
 OVERLAP = ("auto", "on", "off")
 
@@ -30,6 +31,17 @@ def pays(wanted: str, collective: Collective, host: str) -> bool:
     return len(set(collective.allgather_object(host))) > 1
 
 
+@runtime_checkable
+class ByBuckets(Reducer, Protocol):
+    """A Reducer that can be given one bucket at a time."""
+
+    @property
+    def bucket_bytes(self) -> int: ...
+
+    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sum one bucket of dense gradients of one dtype."""
+
+
 class Overlap:
     """A Reducer whose dense sums were begun in `backward()`; without that it is the reducer it is made of.
 
@@ -41,7 +53,7 @@ class Overlap:
         params: those whose gradients are dense, by name, in an order that is the same on every rank.
     """
 
-    def __init__(self, reducer: BucketReducer, collective: Collective, params: Mapping[str, Tensor]) -> None:
+    def __init__(self, reducer: ByBuckets, collective: Collective, params: Mapping[str, Tensor]) -> None:
         self._reducer, self._collective, self._params = reducer, collective, dict(params)
         self._buckets = [tuple(bucket) for bucket in buckets(self._params, reducer.bucket_bytes)][::-1]
         self._bucket_of = {name: k for k, bucket in enumerate(self._buckets) for name in bucket}
@@ -76,6 +88,22 @@ class Overlap:
         sums, self._sums = self._sums, {}
         sums = sums | self._reducer.reduce({name: g for name, g in grads.items() if name not in sums}, collective)
         return {name: sums[name] for name in grads}
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`."""
+        self._reducer.settle(made, rescaled)
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+        return self._reducer.figures()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Reducer.state_dict`."""
+        return self._reducer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`."""
+        self._reducer.load_state_dict(state)
 
     def close(self) -> None:
         """Leave the parameters alone and end the thread."""

@@ -7,9 +7,9 @@ are the same on every transport and for every bucket size. `ring` leaves the ord
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +26,23 @@ class Reducer(Protocol):
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """Sums by name, dense and row-sparse alike; every rank gives the same names in the same order."""
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """The step that the last sums were for was made, or was given up: then what they left behind is forgotten.
+
+        Args:
+            made: which of both.
+            rescaled: the next gradients are by this factor larger (a scale of the loss that changes).
+        """
+
+    def figures(self) -> dict[str, float]:
+        """Of this rank so far, where gradients are compressed: bytes before and after, seconds by what was done."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered from step to step, on this rank; nothing where sums are exact."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Undo `state_dict`."""
 
 
 SumFlat = Callable[[Tensor, Collective], Tensor]
@@ -59,6 +76,26 @@ class BucketReducer:
         total = self.sum_flat(torch.cat([g.reshape(-1) for g in bucket.values()]), collective)
         parts = torch.split(total, [g.numel() for g in bucket.values()])
         return {name: part.view(g.shape) for (name, g), part in zip(bucket.items(), parts, strict=True)}
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`: nothing is remembered."""
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`: nothing is compressed."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Reducer.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another reducer.
+        """
+        if state:
+            raise ValueError(f"exact sums keep no state, the checkpoint has {sorted(state)}: of another strategy")
 
 
 def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:

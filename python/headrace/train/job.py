@@ -22,7 +22,11 @@ from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Strategy, pays
+from headrace.strategies import BUCKET_BYTES, REDUCERS, Overlap, Reducer, Strategy, create, pays
+from headrace.strategies.aggregation import AggregationConfig, aggregated
+from headrace.strategies.compression import CompressionConfig, compressed
+from headrace.strategies.overlap import ByBuckets
+from headrace.strategies.strategy_config import StrategyConfig
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -60,7 +64,10 @@ class TrainJob:
         data: of the training stream.
         batch_size: rows of a global batch.
         fit: see FitConfig.
-        reduction: a key of REDUCERS.
+        reduction: a key of REDUCERS: how what is not compressed is summed.
+        compression: of gradients; checked.
+        aggregation: of ranks' gradients; checked, and none where they are compressed.
+        strategy: when ranks exchange what; checked.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
@@ -79,6 +86,9 @@ class TrainJob:
     reduction: str
     device: str
     directory: str
+    compression: CompressionConfig = field(default_factory=CompressionConfig)
+    aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     keep: int = 2
     overlap: str = "auto"
     bucket_bytes: int = BUCKET_BYTES
@@ -108,7 +118,7 @@ class TrainJob:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
             with optim.averaged(optimizer):
                 save_model(model, Path(self.directory), dict(self.model), dict(self.about))
-        return summary(result, test, collective)
+        return summary(result, test, collective, strategy)
 
     def make_model(self) -> models.ClickModel:
         """The model, the same bits on every rank."""
@@ -116,13 +126,23 @@ class TrainJob:
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
-        """All-reduce, while backward runs where that pays."""
-        reducer = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
-        if pays(self.overlap, collective, socket.gethostname()):
+        """The run's; gradients are exchanged while backward runs where that can be and pays.
+
+        Raises:
+            UserError: ranks lie on hosts in a way that the settings do not allow.
+        """
+        host = socket.gethostname()
+        exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
+        reducer: Reducer
+        if self.aggregation.name == "none":
+            reducer = compressed(self.compression, exact, self.fit.seed, collective, host)
+        else:
+            reducer = aggregated(self.aggregation, exact)
+        if self.strategy.spec.synchronous and isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
-            return STRATEGIES["allreduce"].factory(Overlap(reducer, collective, named), collective)
-        return STRATEGIES["allreduce"].factory(reducer, collective)
+            reducer = Overlap(reducer, collective, named)
+        return create(self.strategy.name, reducer, collective, **self.strategy.options)
 
     def stream(self, split: str, rank: int, size: int, *, planned: bool = False) -> Stream:
         """A split's batches for a rank: planned and shuffled for training, else in the table's order and padded."""
@@ -186,7 +206,7 @@ def describe(model: models.ClickModel) -> dict[str, Any]:
     return {"model": type(model).__name__, "layers": str(model), "dense_parameters": dense, "sparse_parameters": sparse}
 
 
-def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> dict[str, Any]:
+def summary(result: FitResult, test: Evaluation | None, collective: Metered, strategy: Strategy) -> dict[str, Any]:
     """A rank's value: JSON. Without figures of the test data a stop was asked for, maybe while they were made."""
     return {
         "stopped": result.stopped if test is not None else "asked",
@@ -202,6 +222,7 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered) -> 
         "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
         "test": test.metrics.to_dict() if test else None,
         "bytes_sent": collective.sent_bytes,
+        "exchange": strategy.figures(),
     }
 
 

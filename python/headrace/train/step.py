@@ -41,6 +41,8 @@ class Outcome:
         overflow: it was not made because fp16 overflowed, and the scale is lower now.
         unfinished: it was not made because a stop was asked for meanwhile: the resumed run makes it.
         clipped: what clipping did.
+        met: whether ranks met: where they do not, loss and rows are this rank's times the number of ranks.
+        lost: steps that bad numbers cost, over all ranks where each steps on its own.
     """
 
     loss: float
@@ -50,6 +52,8 @@ class Outcome:
     overflow: bool = False
     unfinished: bool = False
     clipped: Clipped = field(default_factory=Clipped)
+    met: bool = True
+    lost: int = 1
 
     @property
     def made(self) -> bool:
@@ -81,9 +85,15 @@ class Stepper:
 
     def __call__(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         """Step number `step` of the run (from 0) on this rank's part of a global batch."""
+        if not self.scaler.begun:
+            self.scaler.begin(total(self.collective, batch.rows)[0])
+        scale = self.scaler.scale
+        done = self._tried(batch, step, steps_per_epoch)
+        self.replica.strategy.settle(done.made, self.scaler.scale / scale)
+        return done
+
+    def _tried(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         replica, scaler = self.replica, self.scaler
-        if not scaler.begun:
-            scaler.begin(total(self.collective, batch.rows)[0])
         replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
         loss, outputs = replica.backward(
             batch, self.cfg.precision, scale=scaler.scale, parts=self.cfg.accumulate,

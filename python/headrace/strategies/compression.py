@@ -1,0 +1,182 @@
+"""Settings of gradient compression, and the reducer that they make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.comm.base import Collective
+from headrace.compress import COMPRESSORS, CodecSpec, create
+from headrace.compress.feedback import VARIANTS, Feedback
+from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE
+from headrace.errors import UserError
+from headrace.free_options import FREE
+from headrace.options import choose, described, known
+from headrace.strategies.coded_rows import CodedRows, why_not
+from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
+from headrace.strategies.hierarchical import Hierarchical
+from headrace.strategies.overlap import ByBuckets
+from headrace.strategies.powersgd import PowerSGD, PowerSGDConfig
+from headrace.strategies.reducers import BucketReducer
+
+POWERSGD = "powersgd"  # sums matrices by a rule of its own: no codec
+_POWERSGD_DEFAULTS = {"rank": 2}
+
+
+@dataclass(kw_only=True)
+class CompressionConfig:
+    """How gradients are compressed on their way; the help is made of COMPRESSORS, below."""
+
+    name: str = "none"
+    options: dict[str, Any] = field(default_factory=dict, metadata=FREE)
+    feedback: str = "auto"
+    decay: float = 1.0
+    exchange: str = "auto"
+    min_numel: int = 1024
+    hierarchical: bool = False
+    sparse: str = "none"
+
+    @property
+    def spec(self) -> CodecSpec:
+        """Of the codec; not of powersgd.
+
+        Raises:
+            UserError: there is no such codec.
+        """
+        known("compression.name", self.name, (*COMPRESSORS, POWERSGD))
+        return COMPRESSORS[self.name]
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """Of the codec, or what is like them of powersgd.
+
+        Raises:
+            UserError: there is no such codec.
+        """
+        return frozenset({OWN_FEEDBACK}) if self.name == POWERSGD else self.spec.traits
+
+    @property
+    def compresses(self) -> bool:
+        """Whether any number is sent in another form."""
+        return self.name != "none" or self.sparse != "none"
+
+    @property
+    def variant(self) -> str:
+        """Of the feedback: what `auto` stands for."""
+        if self.feedback != "auto":
+            return self.feedback
+        return "none" if self.traits & {EXACT, OWN_FEEDBACK} else "ef"
+
+
+_ROW_CODECS = [name for name, spec in COMPRESSORS.items() if name != "none" and not why_not(spec)]
+
+CompressionConfig.__doc__ = f"""How gradients are compressed on their way between ranks.
+
+    Args:
+        name: of dense gradients: none, or one of {", ".join(n for n in COMPRESSORS if n != "none")}, {POWERSGD}.
+        options: of the codec, each a setting by its own name, as in --compression.levels 7. With their defaults:
+            {"; ".join(f"{name}: {described(spec.defaults) or 'none'}" for name, spec in COMPRESSORS.items())};
+            {POWERSGD}: {described(_POWERSGD_DEFAULTS)}.
+        feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but for codecs that keep
+            it themselves.
+        decay: of what was not sent, in ef: 1 keeps all of it.
+        exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes.
+        min_numel: tensors of fewer numbers go as they are.
+        hierarchical: dense gradients are summed as they are within a host, and compressed between hosts, which must
+            have equal numbers of ranks.
+        sparse: of row-sparse gradients' rows: none, or one of {", ".join(_ROW_CODECS)}, with its defaults.
+    """
+
+
+def check(cfg: CompressionConfig) -> None:
+    """Refuse settings that do not go together.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    traits = cfg.traits
+    known("compression.exchange", cfg.exchange, EXCHANGES)
+    known("compression.feedback", cfg.feedback, ("auto", *VARIANTS))
+    if not 0 <= cfg.decay <= 1:
+        raise UserError(f"--compression.decay {cfg.decay}", "from 0 to 1")
+    if cfg.min_numel < 1:
+        raise UserError(f"--compression.min_numel {cfg.min_numel}", "1 or more")
+    if cfg.name == POWERSGD:
+        _check_powersgd(cfg)
+    else:
+        create(cfg.name, **cfg.options)
+    if cfg.exchange == "allreduce" and SUMMABLE not in traits:
+        sums = ", ".join(name for name, each in COMPRESSORS.items() if SUMMABLE in each.traits)
+        raise UserError(
+            f"--compression.exchange allreduce: what {cfg.name} sends cannot be added up",
+            f"--compression.exchange auto, or one of {sums}",
+        )
+    if OWN_FEEDBACK in traits and cfg.variant != "none":
+        raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
+    _check_sparse(cfg)
+
+
+def _check_powersgd(cfg: CompressionConfig) -> None:
+    if powersgd_rank(cfg) < 1:
+        raise UserError(f"--compression.rank {powersgd_rank(cfg)}", "1 or more")
+    if cfg.exchange != "auto":
+        raise UserError(
+            f"--compression.exchange {cfg.exchange}: {POWERSGD} has its own, two sums of thin matrices",
+            "--compression.exchange auto",
+        )
+    if cfg.hierarchical:
+        raise UserError(
+            f"--compression.hierarchical: {POWERSGD} takes whole matrices, hosts exchange chunks",
+            "--compression.hierarchical false, or another --compression.name",
+        )
+
+
+def _check_sparse(cfg: CompressionConfig) -> None:
+    known("compression.sparse", cfg.sparse, COMPRESSORS)
+    if why := why_not(COMPRESSORS[cfg.sparse]):
+        raise UserError(f"--compression.sparse {cfg.sparse}: {why}", f"one of none, {', '.join(_ROW_CODECS)}")
+
+
+def powersgd_rank(cfg: CompressionConfig) -> int:
+    """Columns of PowerSGD's factors.
+
+    Raises:
+        UserError: an option that it has not, or of another type.
+    """
+    rank: int = choose(f"compression {POWERSGD}", _POWERSGD_DEFAULTS, cfg.options)["rank"]
+    return rank
+
+
+def compressed(
+    cfg: CompressionConfig, rest: BucketReducer, seed: int, collective: Collective | None = None, host: str = ""
+) -> ByBuckets:
+    """The reducer of a run: `rest` itself where nothing is compressed.
+
+    Args:
+        cfg: checked.
+        rest: sums what is not compressed, and says how large buckets are.
+        seed: of what codecs draw.
+        collective: of a hierarchical sum, which all ranks make together.
+        host: this rank's name of its host.
+
+    Raises:
+        UserError: hosts have unequal numbers of ranks.
+    """
+    if not cfg.hierarchical:
+        made = _dense(cfg, rest, seed, cfg.min_numel)
+    else:
+        if collective is None:
+            raise ValueError("a hierarchical sum needs a collective")
+        made = Hierarchical(_dense(cfg, rest, seed, 0), rest, collective, host, cfg.min_numel)
+    return CodedRows(create(cfg.sparse), made, seed) if cfg.sparse != "none" else made
+
+
+def _dense(cfg: CompressionConfig, rest: BucketReducer, seed: int, min_numel: int) -> ByBuckets:
+    if cfg.name == "none":
+        return rest
+    if cfg.name == POWERSGD:
+        return PowerSGD(PowerSGDConfig(rank=powersgd_rank(cfg), decay=cfg.decay, min_numel=min_numel, seed=seed), rest)
+    settings = CompressedConfig(exchange=cfg.exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
+    return CompressedReducer(
+        cfg.spec, Feedback(create(cfg.name, **cfg.options), cfg.variant, cfg.decay), rest, settings
+    )

@@ -1,0 +1,82 @@
+"""What a reducer remembers from step to step, by parameter name, and what it measures on the way.
+
+A turn counts when `settle` says that the step was made; else it is as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from headrace.compress.base import State
+
+
+class Memory:
+    """Base of reducers that remember.
+
+    Attributes:
+        seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
+        numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.numbers: Counter[str] = Counter()
+        self._kept: dict[str, State] = {}
+        self._next: dict[str, State] = {}
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`."""
+        if made:
+            self._kept |= self._next
+        self._next = {}
+        if rescaled != 1.0:
+            self._kept = {unit: self.scaled(state, rescaled) for unit, state in self._kept.items()}
+
+    def scaled(self, state: State, factor: float) -> State:
+        """A unit's state for gradients that are larger by a factor: what it remembers of gradients, scaled."""
+        return {
+            name: value * factor if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in state.items()
+        }
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+        seconds = {f"{what}_seconds": value for what, value in self.seconds.items()}
+        return {"bytes_before": self.numbers["in"], "bytes_after": self.numbers["out"], **seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered, by name; of this rank."""
+        return {"units": self._kept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another reducer.
+        """
+        if "units" not in state:
+            raise ValueError("the checkpoint has no memory of compressed gradients: they were not compressed then")
+        self._kept, self._next = dict(state["units"]), {}
+
+    def kept(self, unit: str) -> State | None:
+        """What is remembered of a unit, if anything."""
+        return self._kept.get(unit)
+
+    def remember(self, unit: str, state: State) -> None:
+        """For the next turn, if this one is kept."""
+        self._next[unit] = state
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Adds to `seconds`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[what] += time.perf_counter() - start

@@ -1,0 +1,192 @@
+"""Compression and aggregation from the command line to the ranks' reducer; what does not go together is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from headrace import models, strategies
+from headrace.comm import LocalGroup
+from headrace.compress import COMPRESSORS
+from headrace.config import parse, to_yaml
+from headrace.data.stream import DataConfig
+from headrace.errors import UserError
+from headrace.pipelines import train_ctr
+from headrace.pipelines.train_config import from_dict, resumed
+from headrace.pipelines.train_exchange import tell_of_compression
+from headrace.report import Report
+from headrace.strategies.aggregation import AGGREGATIONS
+from headrace.strategies.allreduce import AllReduce
+from headrace.strategies.coded_rows import CodedRows, why_not
+from headrace.strategies.compressed import CompressedReducer
+from headrace.strategies.hierarchical import Hierarchical
+from headrace.strategies.local_sgd import LocalSGD
+from headrace.strategies.powersgd import PowerSGD
+from headrace.strategies.reducers import BucketReducer
+from headrace.strategies.robust import Coordinatewise, Krum, NormClip
+from headrace.train.job import TrainJob
+
+POWERSGD = ["--compression.name", "powersgd"]
+
+
+def load(*argv: str) -> train_ctr.Config:
+    config: train_ctr.Config = parse({"": train_ctr.Config}, ["--lake", "x", *argv], "headrace train-ctr")[""]
+    return config
+
+
+def job(cfg: train_ctr.Config) -> TrainJob:
+    """What is pickled to the ranks, whatever launches them; without tables."""
+    made = TrainJob(
+        tables={}, model={}, optimizers={}, data=DataConfig(), batch_size=1, fit=train_ctr.fit_config(cfg),
+        reduction=cfg.reduction, device="cpu", directory="", compression=cfg.compression, aggregation=cfg.aggregation,
+        strategy=cfg.strategy, overlap=cfg.train.overlap,
+    )  # fmt: skip
+    copy: TrainJob = pickle.loads(pickle.dumps(made))
+    return copy
+
+
+def reducer(*argv: str) -> Any:
+    """Of the strategy that a rank makes of a command line that `check` accepts."""
+    return strategy(*argv).reducer
+
+
+def strategy(*argv: str) -> Any:
+    """What a rank makes of a command line that `check` accepts; closed."""
+    cfg = load(*argv)
+    train_ctr.check(cfg)
+    model = models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,))
+    made: Any = job(cfg).make_strategy(model, LocalGroup(1).collective(0))
+    made.close()
+    return made
+
+
+def test_every_reducer_is_reached_by_its_setting() -> None:
+    made = reducer(*POWERSGD, "--compression.rank", "3", "--compression.decay", "0.5", "--seed", "9")
+    assert isinstance(made, PowerSGD) and (made.cfg.rank, made.cfg.decay, made.cfg.seed) == (3, 0.5, 9)
+    assert reducer(*POWERSGD).cfg.rank == 2
+    made = reducer("--compression.hierarchical", "true", "--compression.name", "bf16")
+    assert isinstance(made, Hierarchical) and made.min_numel == 1024
+    made = reducer("--compression.sparse", "fp16")
+    assert isinstance(made, CodedRows) and isinstance(made.inner, BucketReducer)
+    made = reducer("--compression.sparse", "bf16", "--compression.hierarchical", "true")
+    assert isinstance(made, CodedRows) and isinstance(made.inner, Hierarchical)
+    made = reducer(*POWERSGD, "--compression.sparse", "bf16")
+    assert isinstance(made, CodedRows) and isinstance(made.inner, PowerSGD)
+    made = reducer("--aggregation.name", "median", "--model.categories", "false", "--ranks", "3")
+    assert isinstance(made, Coordinatewise)
+    krum = ["--aggregation.name", "krum", "--ranks", "7"]
+    assert reducer(*krum, "--aggregation.faulty", "2", "--aggregation.chosen", "3") == Krum(4 << 20, 2, 3)
+    made = reducer("--aggregation.name", "norm_clip", "--aggregation.factor", "2", "--ranks", "2")
+    assert isinstance(made, NormClip) and made.factor == 2.0
+    assert type(reducer()) is BucketReducer
+
+
+def test_overlap_is_around_what_goes_by_buckets_only() -> None:
+    on = ["--train.overlap", "on"]
+    for argv in (POWERSGD, ["--compression.hierarchical", "true"], ["--compression.sparse", "bf16"]):
+        assert isinstance(reducer(*argv, *on), strategies.Overlap)
+    median = ["--aggregation.name", "median", "--model.categories", "false", "--ranks", "3"]
+    assert isinstance(reducer(*median, *on), strategies.Overlap)
+
+
+@pytest.mark.parametrize(("argv", "problem", "remedy"), [
+    (["--compression.exchange", "allgather", *POWERSGD], "has its own", "auto"),
+    (["--compression.exchange", "allreduce", *POWERSGD], "has its own", "auto"),
+    (["--compression.feedback", "ef", *POWERSGD], "by itself", "feedback none"),
+    (["--compression.hierarchical", "true", *POWERSGD], "whole matrices", "false"),
+    (["--compression.rank", "0", *POWERSGD], "rank 0", "1 or more"),
+    (["--compression.rank", "two", *POWERSGD], "of type int", ""),
+    (["--compression.levels", "7", *POWERSGD], "no option 'levels'", "rank"),
+    (["--compression.rank", "2"], "no option 'rank'", ""),
+    (["--compression.name", "powersdg"], "unknown", "powersgd"),
+    (["--compression.sparse", "bf61"], "unknown", "bf16"),
+    (["--compression.sparse", "powersgd"], "unknown", "one of none"),
+    (["--aggregation.trim", "1"], "no options", "--aggregation.name"),
+    (["--aggregation.name", "krum"], "5 ranks or more", ""),
+    (["--aggregation.name", "median", "--ranks", "5"], "row-sparse", "--model.categories false"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--train.overlap", "on"], "whole gradients", "overlap auto"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--compression.name", "bf16"], "compressed ones", "none"),
+    (["--aggregation.name", "krum", "--ranks", "5", *POWERSGD], "compressed ones", "none"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--compression.sparse", "bf16"], "compressed ones", "none"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--compression.hierarchical", "true"], "hosts' sums", "none"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--optimizer.dense.wrappers", "[sam]"], "sam sums", "leave sam"),
+    (["--aggregation.name", "krum", "--ranks", "5", "--optimizer.dense.name", "kfac"], "kfac sums", "leave kfac"),
+])  # fmt: skip
+def test_what_does_not_go_together_is_refused(argv: list[str], problem: str, remedy: str) -> None:
+    with pytest.raises(UserError) as caught:
+        train_ctr.check(load(*argv))
+    assert problem in str(caught.value) and remedy in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", sorted(n for n, spec in COMPRESSORS.items() if why_not(spec)))
+def test_codecs_that_need_memory_are_refused_for_rows(name: str) -> None:
+    with pytest.raises(UserError, match=f"compression.sparse {name}"):
+        train_ctr.check(load("--compression.sparse", name))
+
+
+def test_a_saved_run_keeps_them_and_refuses_others(tmp_path: Path) -> None:
+    krum = ["--aggregation.name", "krum", "--aggregation.faulty", "2", "--ranks", "7"]
+    for argv in (krum, [*POWERSGD, "--compression.rank", "3", "--compression.sparse", "bf16"]):
+        cfg = load(*argv)
+        saved = yaml.safe_load(to_yaml(cfg))
+        assert from_dict(train_ctr.Config, saved) == cfg
+        (tmp_path / "config.yaml").write_text(to_yaml(dataclasses.replace(cfg, lake="x")))
+        assert resumed(load("--resume", "r"), tmp_path).aggregation == cfg.aggregation
+        with pytest.raises(UserError, match="--aggregation differs"):
+            resumed(load("--resume", "r", "--aggregation.name", "norm_clip"), tmp_path)
+
+
+def test_help_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    for word in ("powersgd: rank 2", "--compression.hierarchical", "--compression.sparse", *AGGREGATIONS):
+        assert word in shown, word
+
+
+def test_compression_that_never_engaged_says_why() -> None:
+    def told(figures: dict[str, float], *argv: str) -> tuple[str, dict[str, Any]]:
+        report = Report("train-ctr")
+        tell_of_compression(load(*argv), [figures], report)
+        return " ".join(report.warnings), report.results
+
+    assert told({}) == ("", {})
+    assert "one rank" in told({}, *POWERSGD)[0]
+    assert "2 rank (n + m)" in told({}, *POWERSGD, "--ranks", "2")[0]
+    assert "--compression.sparse bf16" in told({}, "--compression.sparse", "bf16", "--ranks", "2")[0]
+    tiers = ["--compression.name", "bf16", "--compression.hierarchical", "true", "--ranks", "2"]
+    assert "one host" in told({}, *tiers)[0]
+    figures = {"bytes_before": 8.0, "bytes_after": 2.0, "encode_seconds": 1.0}
+    warned, results = told(figures, "--compression.sparse", "bf16", "--ranks", "2")
+    assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
+
+
+def test_strategies_are_reached_by_their_settings() -> None:
+    assert isinstance(strategy(), AllReduce)
+    made = strategy("--strategy.name", "local_sgd", "--strategy.steps", "3", "--strategy.nesterov", "true")
+    assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
+    made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
+    assert isinstance(made.reducer, CompressedReducer)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--strategy.name", "lokal_sgd"], "local_sgd"),
+        (["--strategy.steps", "3"], "strategy allreduce has no option 'steps'"),
+        (["--strategy.name", "local_sgd", "--strategy.steps", "0"], "--strategy.steps 0"),
+        (["--strategy.name", "local_sgd", "--strategy.outer_momentum", "1"], "outer_momentum"),
+        (["--strategy.name", "local_sgd", "--train.precision.compute", "fp16"], "fp16"),
+        (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
+        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "exchanges parameters"),
+        (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
+    ],
+)
+def test_strategies_that_cannot_be_are_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_ctr.check(load(*argv))
