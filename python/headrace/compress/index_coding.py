@@ -40,7 +40,7 @@ def encode_indices(indices: Tensor, k: int, n: int) -> Tensor:
     steps.index_fill_(0, (indices >> low) + torch.arange(count, device=indices.device), True)
     planes = torch.zeros(low, -(-k // 8), dtype=torch.uint8, device=indices.device)
     for start in range(0, low if count else 0, 8):
-        part = (indices >> start & 255).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
+        part = (indices >> start).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
         for bit, plane in enumerate(planes[start : start + 8]):
             plane[: -(-count // 8)] = pack((part >> bit & 1).view(torch.bool))
     return torch.cat([pack(steps), planes.view(-1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -58,6 +59,11 @@ def beyond(x: Array, tau: float, relative: bool) -> Array:
     return np.where(np.abs(x) > limit, limit * np.sign(x), 0.0)
 
 
+def _threshold_bytes(x: Array, decoded: Array, tau: float, relative: bool) -> int:
+    count = int(np.count_nonzero(decoded))
+    return 12 + math.ceil(count / 8) + coded_size(count, len(x))
+
+
 def codes_indices() -> None:
     """Bit by bit in plain Python, for all kinds of crowds; room for k holds fewer."""
     rng = np.random.default_rng(0)
@@ -100,7 +106,7 @@ def _refused(data: torch.Tensor, k: int, n: int) -> None:
 
 
 def samples_as_well_as_it_sorts() -> None:
-    """The k largest by a full sort, where a sample serves and where it misleads; NaN and infinite ones first."""
+    """The k largest by a full sort, where a sample serves and where it misleads; in a type of NumPy's and in another."""
     rng = np.random.default_rng(0)
     n, k = 20_000, 200
     misleading = rng.normal(size=n)
@@ -108,14 +114,27 @@ def samples_as_well_as_it_sorts() -> None:
     few = np.zeros(n)
     few[rng.choice(n, 150, replace=False)] = rng.normal(size=150)
     tensors = [rng.normal(size=n), rng.standard_cauchy(n), misleading, few, np.zeros(n), np.full(n, -2.0)]
-    for selection in ("exact", "sampled"):
-        for x in tensors:
-            chosen = largest(torch.from_numpy(x), k, selection).numpy()
-            assert len(chosen) == min(k, np.count_nonzero(x)) and (np.diff(chosen) > 0).all()
-            np.testing.assert_array_equal(np.sort(np.abs(x[chosen])), np.sort(np.abs(x))[n - len(chosen) :])
-        odd = torch.from_numpy(tensors[0].copy())
-        odd[[7, 4000, 19_999]] = torch.tensor([math.nan, math.inf, -math.inf], dtype=torch.float64)
-        assert {7, 4000, 19_999} <= set(largest(odd, k, selection).tolist())
+    for selection, dtype in itertools.product(("exact", "sampled"), (torch.float64, torch.bfloat16)):
+        for each in tensors:
+            x = torch.from_numpy(each).to(dtype)
+            chosen, numbers = largest(x, k, selection).numpy(), x.double().numpy()
+            assert len(chosen) == min(k, np.count_nonzero(numbers)) and (np.diff(chosen) > 0).all()
+            sizes = np.sort(np.abs(numbers))
+            np.testing.assert_array_equal(np.sort(np.abs(numbers[chosen])), sizes[n - len(chosen) :])
+        _prefers_what_is_not_finite(torch.from_numpy(tensors[0]).to(dtype), k, selection)
+
+
+def _prefers_what_is_not_finite(x: torch.Tensor, k: int, selection: str) -> None:
+    """Among other numbers and equal ones; there may be more or fewer of it than there is room for."""
+    x[[7, 4000, 19_999]] = torch.tensor([math.nan, math.inf, -math.inf], dtype=x.dtype)
+    assert {7, 4000, 19_999} <= set(largest(x, k, selection).tolist())
+    equal = torch.full_like(x, 3.0)
+    equal[5000 : 5100 + k] = math.nan
+    chosen = largest(equal, k, selection)
+    assert len(chosen) == k and equal[chosen].isnan().all()
+    equal[5100 : 5100 + k] = 4.0
+    found = set(largest(equal, k, selection).tolist())
+    assert len(found) == k and set(range(5000, 5100)) <= found <= set(range(5000, 5100 + k))
 
 
 def places_are_equally_likely() -> None:
@@ -135,7 +154,7 @@ def places_are_equally_likely() -> None:
 
 
 def threshold_refuses_lies() -> None:
-    """Counts below 0, beyond the tensor, unlike the bytes; one place with both signs."""
+    """Counts below 0, beyond the tensor, unlike the bytes; one place twice."""
     codec = create("threshold")
     x = torch.zeros(64)
     x[[3, 9]] = torch.tensor([5.0, -4.0])
@@ -145,9 +164,9 @@ def threshold_refuses_lies() -> None:
         data = right.data.clone()
         data[:8] = torch.tensor([count]).view(torch.uint8)
         refused(codec, Payload(data, x.shape, x.dtype))
-    twice = torch.cat([right.data[:12], encode_indices(torch.tensor([6, 7]), 2, 128)])
+    twice = torch.cat([right.data[:13], torch.from_numpy(_coded_slowly([3, 3], 2, 64))])
     refused(codec, Payload(twice, x.shape, x.dtype))
-    fewer = torch.cat([right.data[:12], encode_indices(torch.tensor([6]), 2, 128)])
+    fewer = torch.cat([right.data[:13], encode_indices(torch.tensor([6]), 2, 64)])
     refused(codec, Payload(fewer, x.shape, x.dtype))
 
 
@@ -194,7 +213,7 @@ RANDOMK_UNBIASED = CodecExam(
 )
 THRESHOLD = CodecExam(
     rule=beyond,
-    nbytes=lambda x, decoded, **_: 12 + coded_size(np.count_nonzero(decoded), 2 * len(x)),
+    nbytes=_threshold_bytes,
     variants=[{"tau": 0.5}, {"tau": 0.7, "relative": False}],
     whole=[threshold_refuses_lies, threshold_knows_no_measure],
 )
