@@ -90,7 +90,7 @@ def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
             flags = torch.from_numpy(np.logical_not(np.abs(piece.numpy()) <= threshold.numpy()))
         else:
             flags = (piece.abs() <= threshold).logical_not_()
-        found.append(places(flags) + start)
+        found.append(places(flags).add_(start))
     return torch.cat(found)
 
 

@@ -67,8 +67,8 @@ def _threshold_bytes(x: Array, decoded: Array, tau: float, relative: bool) -> in
 def codes_indices() -> None:
     """Bit by bit in plain Python, for all kinds of crowds; room for k holds fewer."""
     rng = np.random.default_rng(0)
-    for n in (1, 2, 9, 100, 5000):
-        for k in sorted({1, min(2, n), -(-n // 10), -(-n // 3), n}):
+    for n in (1, 2, 9, 100, 5000, 300_000):
+        for k in sorted({1, min(2, n), -(-n // 10), -(-n // 3), n}) if n < 10_000 else (70_000,):
             for count in (k, k // 2):
                 indices = np.sort(rng.choice(n, count, replace=False))
                 coded = encode_indices(torch.from_numpy(indices), k, n)
@@ -106,7 +106,7 @@ def _refused(data: torch.Tensor, k: int, n: int) -> None:
 
 
 def samples_as_well_as_it_sorts() -> None:
-    """The k largest by a full sort, where a sample serves and where it misleads; in a type of NumPy's and in another."""
+    """The k largest by a full sort, where a sample serves and where it misleads; types of NumPy's and others."""
     rng = np.random.default_rng(0)
     n, k = 20_000, 200
     misleading = rng.normal(size=n)
