@@ -14,7 +14,7 @@ from torch import Tensor
 
 from headrace.comm import LocalCollective, Metered
 from headrace.comm.subgroup import Subgroup, parts_by
-from headrace.compress import COMPRESSORS, create
+from headrace.compress import COMPRESSORS, Payload, create
 from headrace.compress.feedback import VARIANTS, Feedback
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, VARIABLE
 from headrace.strategies import REDUCERS
@@ -143,22 +143,31 @@ def test_memory_follows_the_scale_of_the_loss(exchange: str, variant: str) -> No
 @pytest.mark.parametrize(("name", "exchange"), sorted({(n, e) for n, e, _ in CASES}))
 @pytest.mark.parametrize("size", [2, 4])
 def test_bytes_are_those_of_the_formula(name: str, exchange: str, size: int) -> None:
-    def fn(c: LocalCollective) -> tuple[int, int]:
-        metered, made = Metered(c), reducer(name, exchange, bucket_bytes=1 << 20)
-        made.reduce({k: g for k, g in gradients(c.rank, 0).items() if k != "small"}, metered)
-        return metered.sent_bytes, made.numbers["out"]
+    def fn(c: LocalCollective) -> tuple[int, dict[str, int]]:
+        metered, made, by_unit = Metered(c), reducer(name, exchange, bucket_bytes=1 << 20), {}
+        send = made.sent
 
-    results = on_ranks(size, fn)
+        def noted(unit: str, x: Tensor, rank: int) -> Payload:
+            payload = send(unit, x, rank)
+            by_unit[unit] = payload.nbytes
+            return payload
+
+        made.sent = noted  # type: ignore[method-assign]
+        made.reduce({k: g for k, g in gradients(c.rank, 0).items() if k != "small"}, metered)
+        assert made.numbers["out"] == sum(by_unit.values())
+        return metered.sent_bytes, by_unit
+
     sizes = 8 * 3 if VARIABLE in COMPRESSORS[name].traits else 0
-    for sent, out in results:
+    for rank, (sent, by_unit) in enumerate(on_ranks(size, fn)):
+        out = sum(by_unit.values())
         if exchange == "allgather":
             assert sent == (size - 1) * (out + sizes)
         elif exchange == "allreduce":
             assert abs(sent - 2 * (size - 1) * out / size) <= 8 * size
-    if exchange == "reduce_scatter":  # together: every rank's chunks to others, and every owner's sum to all others
-        together = sum(sent for sent, _ in results)
-        m = sum(out for _, out in results) / (size + 1)  # chunks of all ranks, and one whole of owners
-        assert abs(together - (size - 1) * (2 * m + 2 * size * sizes)) <= 0.15 * together
+        else:  # chunks to their owners but the own one; the sum of that to all others
+            chunks = sum(n for unit, n in by_unit.items() if not unit.endswith(("#owner", f"#{rank}")))
+            owned = sum(n for unit, n in by_unit.items() if unit.endswith("#owner"))
+            assert sent == chunks + (size - 1) * (owned + 2 * sizes)
 
 
 def test_parts_of_a_group_work_side_by_side() -> None:

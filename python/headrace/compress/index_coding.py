@@ -11,11 +11,13 @@ decide. The lower bits lie plane by plane, bit 0 of all indices first. Room for 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from headrace.compress.base import PayloadError
-from headrace.compress.signs import pack, places, unpack
+from headrace.compress.signs import pack, piece_for, places, unpack
 
 
 def low_bits(k: int, n: int) -> int:
@@ -35,14 +37,16 @@ def encode_indices(indices: Tensor, k: int, n: int) -> Tensor:
     """Indices int64 [at most k], strictly ascending and below n, as uint8 [coded_bytes(k, n)]."""
     if k == 0:
         return torch.empty(0, dtype=torch.uint8, device=indices.device)
-    low, count = low_bits(k, n), indices.numel()
+    low = low_bits(k, n)
     steps = torch.zeros(k + ((n - 1) >> low), dtype=torch.bool, device=indices.device)
-    steps.index_fill_(0, (indices >> low) + torch.arange(count, device=indices.device), True)
     planes = torch.zeros(low, -(-k // 8), dtype=torch.uint8, device=indices.device)
-    for start in range(0, low if count else 0, 8):
-        part = (indices >> start & 255).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
-        for bit, plane in enumerate(planes[start : start + 8]):
-            plane[: -(-count // 8)] = pack((part >> bit & 1).view(torch.bool))
+    for first, block in _blocks(indices):
+        steps.index_fill_(0, _counting(first, block).add_(block >> low), True)
+        place = planes[:, first // 8 : -(-(first + block.numel()) // 8)]
+        for start in range(0, low, 8):
+            part = (block >> start).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
+            for bit, plane in enumerate(place[start : start + 8]):
+                plane.copy_(pack((part >> bit & 1).view(torch.bool)))
     return torch.cat([pack(steps), planes.view(-1)])
 
 
@@ -58,17 +62,38 @@ def decode_indices(data: Tensor, k: int, n: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=data.device)
     low = low_bits(k, n)
     length = k + ((n - 1) >> low)
-    found = places(unpack(data[: -(-length // 8)], length))
-    count = found.numel()
-    if count > k:
-        raise PayloadError(f"{count} indices where {k} have room")
-    indices = found.sub_(torch.arange(count, device=data.device)) << low
+    indices = places(unpack(data[: -(-length // 8)], length))
+    if indices.numel() > k:
+        raise PayloadError(f"{indices.numel()} indices where {k} have room")
     planes = data[-(-length // 8) :].view(low, -(-k // 8))
-    for start in range(0, low if count else 0, 8):
-        part = torch.zeros(count, dtype=torch.uint8, device=data.device)
-        for bit, plane in enumerate(planes[start : start + 8]):
-            part |= unpack(plane, count).view(torch.uint8) << bit
-        indices |= part.to(torch.int64) << start
-    if count and (int(indices[-1]) >= n or not bool((indices[1:] > indices[:-1]).all())):
-        raise PayloadError(f"indices do not ascend, or reach {n}")
+    last = -1
+    for first, block in _blocks(indices):
+        block.sub_(_counting(first, block)).bitwise_left_shift_(low)
+        _add_low_bits(block, planes[:, first // 8 : -(-(first + block.numel()) // 8)])
+        if int(block[0]) <= last or not bool((block[1:] > block[:-1]).all()):
+            raise PayloadError("indices do not ascend")
+        last = int(block[-1])
+    if last >= n:
+        raise PayloadError(f"an index is {last}, not below {n}")
     return indices
+
+
+def _add_low_bits(block: Tensor, planes: Tensor) -> None:
+    """In place, to indices [m] whose lower bits are 0, from planes [low, ceil(m / 8)]."""
+    for start in range(0, len(planes), 8):
+        part = torch.zeros(block.numel(), dtype=torch.uint8, device=block.device)
+        for bit, plane in enumerate(planes[start : start + 8]):
+            part |= unpack(plane, block.numel()).view(torch.uint8) << bit
+        block |= part.to(torch.int64) << start
+
+
+def _blocks(indices: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """So many at a time that they stay in the cache; each with the place of its first, a multiple of 8."""
+    size = piece_for(indices, 32) // 4
+    for first in range(0, indices.numel(), size):
+        yield first, indices[first : first + size]
+
+
+def _counting(first: int, block: Tensor) -> Tensor:
+    """first, first + 1, ... for each of a block."""
+    return torch.arange(first, first + block.numel(), device=block.device)

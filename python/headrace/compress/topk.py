@@ -88,8 +88,7 @@ class TopK(Codec):
 def _halves(values: Tensor) -> list[Tensor]:
     """The largest |value| float32 [1], and all as its parts float16 [k]."""
     most = values.abs().max().view(1)
-    parts = values.double() * (_LARGEST_HALF / most.double())
-    return [most, torch.where(most > 0, parts, most).half()]
+    return [most, (values.double() * (_LARGEST_HALF / most.double())).half()]
 
 
 def _delta(n: int, options: Mapping[str, Any]) -> float:

@@ -77,6 +77,15 @@ def keeps_nothing_that_is_not_finite() -> None:
     assert bool(state["held"].isfinite().all()) and bool(state["velocity"].isfinite().all())
 
 
+def clips_whatever_the_measure() -> None:
+    """To a norm that float32 has, also where the sum of squares is beyond it."""
+    codec = create("dgc", ratio=1.0, warmup_turns=0, clip=10.0)
+    for power in (100, 0):
+        x = _gradients()[0] * 2.0**power
+        payload, _ = codec.compress(x, codec.init(x))
+        assert abs(float(codec.decompress(payload).double().norm()) - 10) < 1e-4
+
+
 def refuses_lies() -> None:
     """Counts that the bytes or the tensor do not have."""
     codec = create("dgc", ratio=0.1, warmup_turns=0)
@@ -105,5 +114,11 @@ DGC = CodecExam(
     rule=first_turn,
     nbytes=_bytes,
     variants=[{"warmup_turns": 0}, {"ratio": 0.4}, {"clip": 1.0, "momentum": 0.0}],
-    whole=[follows_the_paper, loses_nothing_without_momentum, keeps_nothing_that_is_not_finite, refuses_lies],
+    whole=[
+        follows_the_paper,
+        loses_nothing_without_momentum,
+        keeps_nothing_that_is_not_finite,
+        clips_whatever_the_measure,
+        refuses_lies,
+    ],
 )
