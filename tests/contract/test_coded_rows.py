@@ -172,3 +172,15 @@ def test_a_message_cut_short_is_refused(cut: int) -> None:
     assert np.array_equal(ids.numpy(), table._indices()[0].numpy())
     with pytest.raises(PayloadError):
         tables._opened(message[:cut], made)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 4])
+@pytest.mark.parametrize("made", [None, "bf16"])
+def test_ranks_of_no_row_and_of_one_take_part_whatever_the_size_of_a_row(dim: int, made: str | None) -> None:
+    def fn(c: LocalCollective) -> list[list[float]]:
+        table = torch.sparse_coo_tensor(torch.arange(c.rank)[None], torch.ones(c.rank, dim), (4, dim))
+        reducing = reducer(made) if made else ordered()
+        found: list[list[float]] = reducing.reduce({"t": table}, c)["t"].to_dense().tolist()
+        return found
+
+    assert on_ranks(3, fn) == [[[2.0] * dim, [1.0] * dim, [0.0] * dim, [0.0] * dim]] * 3
