@@ -25,6 +25,7 @@ MODULES = {
     "graph_memory": ("graph_memory.py", False),
     "text_rules": ("text_rules.py", False),
     "optim": ("optim.py", False),
+    "codecs": ("codecs.py", False),
 }
 
 

@@ -36,13 +36,23 @@ def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
         "spark.driver.memory": "1g",
         "spark.sql.shuffle.partitions": "4",
         # Delta reads its log by projections over 100 columns: to generate and compile them took a third of a small
-        # commit. Stages are compiled all the same; verbs in processes of their own run as users run them.
+        # commit. Plans are interpreted instead, but in tests that ask for `generated_code` and in verbs in processes of
+        # their own, which run as users run them.
         "spark.sql.codegen.factoryMode": "NO_CODEGEN",
         "spark.sql.warehouse.dir": str(tmp_path_factory.mktemp("warehouse")),
     }
     session = build_session("headrace-tests", master="local[4]", conf=conf)
     yield session
     session.stop()
+
+
+@pytest.fixture(scope="module")
+def generated_code(spark: SparkSession) -> Iterator[None]:
+    """Plans are compiled, as users' are: for what we put into generated code ourselves."""
+    from headrace.session import configured
+
+    with configured(spark, {"spark.sql.codegen.factoryMode": "FALLBACK"}):
+        yield
 
 
 @pytest.fixture

@@ -186,7 +186,7 @@ def train(c: Collective, reducer: str, bucket_bytes: int = 500, steps: int = 5, 
         for name, p in model.named_parameters():
             p.grad = grads[name]
         optimizer.step()
-        strategy.on_parameters(dict(model.named_parameters()), step)
+        strategy.on_parameters(dict(model.named_parameters()), step, True)
     strategy.close()
     digest = hashlib.sha256()
     for p in model.parameters():

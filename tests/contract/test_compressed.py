@@ -102,7 +102,8 @@ def test_what_was_not_sent_is_still_held(name: str, exchange: str) -> None:
                 continue
             held += torch.cat([units[f"{each}#{j}"]["memory"] for j in range(3)]).double()
             held[starts[rank] : starts[rank + 1]] += units[f"{each}#owner"]["memory"].double()
-        torch.testing.assert_close(got + held, given, rtol=0, atol=2e-4)
+        # What is scaled up by far, as randomk_unbiased, is remembered as large numbers of float32.
+        torch.testing.assert_close(got + held, given, rtol=0, atol=2e-4 + 1e-6 * float(held.abs().max()))
 
 
 @pytest.mark.parametrize(("name", "exchange", "variant"), CASES)

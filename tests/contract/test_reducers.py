@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from headrace.comm import CollectiveError, LocalCollective, LocalGroup, Metered
 from headrace.models.embedding import sum_rows
-from headrace.strategies import REDUCERS, STRATEGIES, Overlap, pays
+from headrace.strategies import REDUCERS, STRATEGIES, Overlap, create, pays
 from headrace.strategies.reducers import buckets
 from headrace.strategies.sparse import coalesced
 
@@ -256,7 +256,7 @@ def test_buckets_keep_order_and_bounds(tensors: list[tuple[int, bool]], limit: i
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
 def test_strategy_state_is_json_and_its_own(name: str) -> None:
-    strategy = STRATEGIES[name].factory(REDUCERS["ordered"].factory(), LocalGroup(1).collective(0))
+    strategy = create(name, REDUCERS["ordered"].factory(), LocalGroup(1).collective(0))
     state = json.loads(json.dumps(strategy.state_dict()))
     strategy.load_state_dict(state)
     assert strategy.state_dict() == state

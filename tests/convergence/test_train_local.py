@@ -13,7 +13,7 @@ from headrace import models, optim
 from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.optim.schedules import ScheduleConfig
-from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies import REDUCERS, create
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.train.checkpoint import CheckpointStore
@@ -34,6 +34,9 @@ class Job:
     source: dict[str, Any] = field(default_factory=dict)
     keep: int = 20
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    strategy: dict[str, Any] = field(default_factory=lambda: {"name": "allreduce"})
+    sparse: str = "rowwise_adagrad"
+    lrs: tuple[float, float] = (0.02, 0.1)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
@@ -42,14 +45,15 @@ class Job:
                 self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
             )
         optimizer = optim.create_parts(
-            model, {"dense": {"name": self.dense, "lr": 0.02}, "sparse": {"name": "rowwise_adagrad", "lr": 0.1}}
+            model,
+            {"dense": {"name": self.dense, "lr": self.lrs[0]}, "sparse": {"name": self.sparse, "lr": self.lrs[1]}},
         )
         source = Source(worker.rank, worker.size, **self.source)
         reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
         if self.aggregation.name == "none":
             host = f"host {worker.rank % 2}"
             reducer = compressed(self.compression, reducer, 4, worker.collective, host)
-        strategy = STRATEGIES["allreduce"].factory(reducer, worker.collective)
+        strategy = create(reducer=reducer, collective=worker.collective, **self.strategy)
         steps = 0
 
         def asked() -> bool:

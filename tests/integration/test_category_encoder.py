@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
+pytestmark = pytest.mark.usefixtures("generated_code")
 Cells = list[int | None]
 
 

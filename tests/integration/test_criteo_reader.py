@@ -24,6 +24,7 @@ from headrace.ingest.textfiles import FileRange, scan
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
+pytestmark = pytest.mark.usefixtures("generated_code")
 FILES = 150
 Rows = list[dict[str, object]]
 FORMATS = (

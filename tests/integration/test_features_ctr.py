@@ -27,7 +27,7 @@ from headrace.report import Report, Stage
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.usefixtures("no_quality_reports")
+pytestmark = pytest.mark.usefixtures("no_quality_reports", "generated_code")
 SILVER, VOCABULARY, BRONZE = load("silver/ctr"), load("silver/ctr_vocabulary"), load("bronze/criteo")
 ROWS = slow.synthetic(4, 400)
 

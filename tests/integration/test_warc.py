@@ -18,6 +18,7 @@ import pytest
 if TYPE_CHECKING:
     from pyspark.sql import Row, SparkSession
 
+pytestmark = pytest.mark.usefixtures("generated_code")
 # Records and responses by file, as shared/data/README.md and the files' own notes have them.
 INTACT = {
     "cc_whirlwind/whirlwind.warc": (4, 1),

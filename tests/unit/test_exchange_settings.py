@@ -22,8 +22,11 @@ from headrace.pipelines.train_config import from_dict, resumed
 from headrace.pipelines.train_exchange import tell_of_compression
 from headrace.report import Report
 from headrace.strategies.aggregation import AGGREGATIONS
+from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.coded_rows import CodedRows, why_not
+from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
+from headrace.strategies.local_sgd import LocalSGD
 from headrace.strategies.powersgd import PowerSGD
 from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
@@ -42,7 +45,7 @@ def job(cfg: train_ctr.Config) -> TrainJob:
     made = TrainJob(
         tables={}, model={}, optimizers={}, data=DataConfig(), batch_size=1, fit=train_ctr.fit_config(cfg),
         reduction=cfg.reduction, device="cpu", directory="", compression=cfg.compression, aggregation=cfg.aggregation,
-        overlap=cfg.train.overlap,
+        strategy=cfg.strategy, overlap=cfg.train.overlap,
     )  # fmt: skip
     copy: TrainJob = pickle.loads(pickle.dumps(made))
     return copy
@@ -50,12 +53,17 @@ def job(cfg: train_ctr.Config) -> TrainJob:
 
 def reducer(*argv: str) -> Any:
     """Of the strategy that a rank makes of a command line that `check` accepts."""
+    return strategy(*argv).reducer
+
+
+def strategy(*argv: str) -> Any:
+    """What a rank makes of a command line that `check` accepts; closed."""
     cfg = load(*argv)
     train_ctr.check(cfg)
     model = models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,))
-    strategy: Any = job(cfg).make_strategy(model, LocalGroup(1).collective(0))
-    strategy.close()
-    return strategy.reducer
+    made: Any = job(cfg).make_strategy(model, LocalGroup(1).collective(0))
+    made.close()
+    return made
 
 
 def test_every_reducer_is_reached_by_its_setting() -> None:
@@ -179,3 +187,29 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
         assert ("compression_ratio" in report.results) == (kind == "powersgd")
         assert any("one host" in words for words in report.warnings) == (kind == "tiers")
+
+
+def test_strategies_are_reached_by_their_settings() -> None:
+    assert isinstance(strategy(), AllReduce)
+    made = strategy("--strategy.name", "local_sgd", "--strategy.steps", "3", "--strategy.nesterov", "true")
+    assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
+    made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
+    assert isinstance(made.reducer, CompressedReducer)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--strategy.name", "lokal_sgd"], "local_sgd"),
+        (["--strategy.steps", "3"], "strategy allreduce has no option 'steps'"),
+        (["--strategy.name", "local_sgd", "--strategy.steps", "0"], "--strategy.steps 0"),
+        (["--strategy.name", "local_sgd", "--strategy.outer_momentum", "1"], "outer_momentum"),
+        (["--strategy.name", "local_sgd", "--train.precision.compute", "fp16"], "fp16"),
+        (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
+        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "exchanges parameters"),
+        (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
+    ],
+)
+def test_strategies_that_cannot_be_are_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_ctr.check(load(*argv))

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from headrace.compress.dynamic_tree import BLOCK, _tables, dequantize, quantize, scales_like, tree_values
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS, cache_blocks, create, scaling
-from headrace.optim.quantized_state import BLOCK, _tables, dequantize, quantize, scales_like, tree_values
 from headrace.testing import optim_exam
 from headrace.testing.exams import EXAMS
 from headrace.testing.exams.large_batch import decode, round_trip

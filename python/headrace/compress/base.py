@@ -5,15 +5,15 @@
     payload, state = codec.compress(grad, state)
     decoded = codec.decompress(payload)
 
-A payload is packed bytes and nothing else: shape and type are known to all ranks beforehand. `compress` changes neither
-tensor nor state but returns the next state, so that a step that is given up leaves none behind. A number that is not
-finite is never lost: something in what is decoded is not finite then.
+A payload is packed bytes and nothing else: shape, type and shared draws are known to all ranks beforehand. `compress`
+changes neither tensor nor state but returns the next state, so that a step that is given up leaves none behind. A
+number that is not finite is never lost: something in what is decoded is not finite then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,11 +38,13 @@ class Payload:
         data: uint8 [bytes], on the tensor's device: all that is sent.
         shape: of the tensor; not sent.
         dtype: of the tensor; not sent.
+        draw: (key, turn) of what all ranks drew alike, where a codec has it; not sent.
     """
 
     data: Tensor
     shape: torch.Size
     dtype: torch.dtype
+    draw: tuple[int, int] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -88,7 +90,7 @@ class Codec:
             raise PayloadError(f"{payload.nbytes} bytes for {n} numbers: {expected} were to come")
         if n == 0:
             return torch.empty(payload.shape, dtype=payload.dtype, device=payload.data.device)
-        return self.decode(payload.data, n, payload.dtype).view(payload.shape)
+        return self._opened(payload, n).view(payload.shape)
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """Bytes uint8 [m] of x [n], n > 0, of any floating type; the next state."""
@@ -106,6 +108,9 @@ class Codec:
         """Bytes of n > 0 numbers of a type; None where that depends on them."""
         raise NotImplementedError
 
+    def _opened(self, payload: Payload, n: int) -> Tensor:
+        return self.decode(payload.data, n, payload.dtype)
+
 
 class RandomCodec(Codec):
     """A codec that draws numbers: by the key and the turn of its state, and nothing else."""
@@ -122,6 +127,27 @@ class RandomCodec(Codec):
     def encode_drawing(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Bytes of x [n]."""
         raise NotImplementedError
+
+
+class SharedDrawCodec(RandomCodec):
+    """A random codec whose draws are equal on all ranks: a payload knows their key and turn, and decoding repeats them.
+
+    Nothing of the draw is among the bytes, so that these may be numbers that ranks add up.
+    """
+
+    def compress(self, x: Tensor, state: State) -> tuple[Payload, State]:
+        """See `Codec.compress`; an empty tensor takes a turn as well, for other ranks' are not empty."""
+        payload, _ = super().compress(x, state)
+        return replace(payload, draw=(state["key"], state["turn"])), state | {"turn": state["turn"] + 1}
+
+    def decode_drawing(self, data: Tensor, n: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+        """See `Codec.decode`; the generator begins where that of `encode_drawing` began."""
+        raise NotImplementedError
+
+    def _opened(self, payload: Payload, n: int) -> Tensor:
+        if payload.draw is None:
+            raise PayloadError("the payload was made by a draw that is not given")
+        return self.decode_drawing(payload.data, n, payload.dtype, generator_of(*payload.draw, payload.data.device))
 
 
 def generator_of(key: int, turn: int, device: torch.device | str = "cpu") -> torch.Generator:

@@ -23,12 +23,14 @@ from headrace.optim.spec import ACCEPTS_SPARSE
 from headrace.options import described
 from headrace.strategies.aggregation import AggregationConfig
 from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.strategy_config import StrategyConfig
 from headrace.train.precision import PrecisionConfig
 from headrace.train.tracking import TrackingConfig
 
 __all__ = [
     "AggregationConfig", "ClippingConfig", "CompressionConfig", "DataSettings", "DenseRuleConfig", "LoopSettings",
-    "ModelConfig", "OptimizerConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig", "TrackingConfig",
+    "ModelConfig", "OptimizerConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig", "StrategyConfig",
+    "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",

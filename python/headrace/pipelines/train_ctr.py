@@ -27,12 +27,13 @@ from headrace.pipelines.train_config import (
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
+    StrategyConfig,
     TrackingConfig,
     find_run,
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import check_aggregation, check_compression, tell_of_compression
+from headrace.pipelines.train_exchange import check_aggregation, check_compression, check_strategy, tell_of_compression
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -62,6 +63,7 @@ class Config:
         optimizer: the optimizers.
         compression: of gradients on their way between ranks.
         aggregation: of the ranks' gradients.
+        strategy: when ranks exchange what.
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
@@ -84,6 +86,7 @@ class Config:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -175,6 +178,7 @@ def check(cfg: Config) -> None:
     _check_optimizers(cfg)
     check_compression(cfg)
     check_aggregation(cfg)
+    check_strategy(cfg)
 
 
 def _check_optimizers(cfg: Config) -> None:
@@ -263,6 +267,7 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         reduction=cfg.reduction,
         compression=cfg.compression,
         aggregation=cfg.aggregation,
+        strategy=cfg.strategy,
         device=cfg.device,
         directory=str(directory),
         keep=cfg.train.keep_checkpoints,

@@ -36,7 +36,6 @@ def check_aggregation(cfg: Config) -> None:
     Raises:
         UserError: which, and what to do.
     """
-    from headrace.optim import OPTIMIZERS, WRAPPERS
     from headrace.optim.spec import NEEDS_CLOSURE
     from headrace.strategies.aggregation import check_aggregation as check
 
@@ -49,13 +48,31 @@ def check_aggregation(cfg: Config) -> None:
             f"--aggregation.name {rule.name} is of gradients as they are, not of compressed ones or of hosts' sums",
             "--aggregation.name none, or leave --compression.* out",
         )
-    used = {name: OPTIMIZERS[name].traits for name in (cfg.optimizer.dense.name, cfg.optimizer.sparse.name)}
-    used |= {name: WRAPPERS[name].traits for name in cfg.optimizer.dense.wrappers}
-    if own := [name for name, traits in used.items() if NEEDS_CLOSURE in traits]:
+    if own := [name for name, traits in _used(cfg).items() if NEEDS_CLOSURE in traits]:
         raise UserError(
             f"--aggregation.name {rule.name}: {own[0]} sums over ranks what it evaluates itself, corrupted or not",
             f"leave {own[0]} out, or --aggregation.name none",
         )
+
+
+def check_strategy(cfg: Config) -> None:
+    """Refuse a strategy that cannot be, or not with these settings.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    from headrace.strategies.strategy_config import check_strategy as check
+
+    precision, overlap = cfg.train.precision.compute, cfg.train.overlap
+    check(cfg.strategy, precision=precision, overlap=overlap, aggregation=cfg.aggregation.name, rules=_used(cfg))
+
+
+def _used(cfg: Config) -> dict[str, frozenset[str]]:
+    """Traits of the run's optimizers and wrappers by name."""
+    from headrace.optim import OPTIMIZERS, WRAPPERS
+
+    used = {name: OPTIMIZERS[name].traits for name in (cfg.optimizer.dense.name, cfg.optimizer.sparse.name)}
+    return used | {name: WRAPPERS[name].traits for name in cfg.optimizer.dense.wrappers}
 
 
 def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:

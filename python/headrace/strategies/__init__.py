@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from headrace.strategies import reducers
+from headrace.comm import Collective
+from headrace.options import choose, known
+from headrace.strategies import local_sgd, reducers
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
 
 
 class Strategy(Protocol):
-    """Called by the training loop around backward, between backward and update, and after the update."""
+    """Called by the training loop around backward, between backward and update, and after the update.
+
+    Attributes:
+        local: ranks may hold different parameters between steps that they meet in, and are told nothing of each other
+            in others: a rank's gradient is the mean over its own rows, and what the optimizer keeps is its own.
+    """
+
+    local: bool
+
+    def meets(self, step: int, last: bool) -> bool:
+        """Whether ranks exchange anything in a step; `last`: it is an epoch's last one."""
 
     def backward(self) -> AbstractContextManager[None]:
         """Surrounds backward: a strategy may exchange while it runs, so nobody else uses the collective inside."""
@@ -24,8 +36,17 @@ class Strategy(Protocol):
     def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """What the optimizer shall use instead of this rank's gradients (sums over rows, not means)."""
 
-    def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
-        """Change parameters in place after the update, where the strategy works on them."""
+    def before_update(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+        """What the optimizer is about to change, and by what."""
+
+    def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
+        """Change parameters in place after the update, where the strategy works on them; `meets` as it was said."""
+
+    def consensus(self, params: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Inside, parameters are those that all ranks agree on: for evaluation; all ranks enter together."""
+
+    def finish(self, params: dict[str, Tensor]) -> None:
+        """Training is over: all ranks hold the same parameters from now on."""
 
     def settle(self, made: bool, rescaled: float = 1.0) -> None:
         """Called after every step that `on_gradients` or `backward` was called for; see `Reducer.settle`."""
@@ -51,18 +72,39 @@ class StrategySpec:
         factory: `factory(reducer, collective)` makes one.
         synchronous: all ranks hold equal parameters after every step.
         stateful: `state_dict` must be kept with a checkpoint.
+        defaults: options and their values where none are given.
+        check: `check(**options)` refuses with a UserError what makes no sense.
     """
 
     factory: Callable[..., Strategy]
     synchronous: bool
     stateful: bool
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[..., None] = lambda **options: None
 
 
 REDUCERS = {
     "ordered": ReducerSpec(reducers.ordered, same_bits=True),
     "ring": ReducerSpec(reducers.ring, same_bits=False),
 }
-STRATEGIES = {"allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False)}
+STRATEGIES = {
+    "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
+    "local_sgd": StrategySpec(
+        local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
+    ),
+}
+
+
+def create(name: str, reducer: Reducer, collective: Collective, **options: Any) -> Strategy:
+    """The strategy of that name, over the ranks of a collective.
+
+    Raises:
+        UserError: an unknown name or option, or a value out of range.
+    """
+    known("strategy.name", name, STRATEGIES)
+    spec = STRATEGIES[name]
+    return spec.factory(reducer, collective, **choose(f"strategy {name}", spec.defaults, options))
+
 
 __all__ = [
     "BUCKET_BYTES",
@@ -75,5 +117,6 @@ __all__ = [
     "ReducerSpec",
     "Strategy",
     "StrategySpec",
+    "create",
     "pays",
 ]

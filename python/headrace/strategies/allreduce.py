@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -20,6 +21,8 @@ class AllReduce:
         collective: over whom.
     """
 
+    local = False
+
     def __init__(self, reducer: Reducer, collective: Collective) -> None:
         self.reducer = reducer
         self.collective = collective
@@ -28,17 +31,31 @@ class AllReduce:
         """Surrounds backward; nobody else may use the collective inside."""
         return self.reducer.backward() if isinstance(self.reducer, Overlap) else nullcontext()
 
+    def meets(self, step: int, last: bool) -> bool:
+        """In every step."""
+        return True
+
     def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
         """Sums over ranks by name; divide by the global number of rows afterwards."""
         return self.reducer.reduce(grads, self.collective)
 
-    def on_parameters(self, params: dict[str, Tensor], step: int) -> None:
+    def before_update(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+        """Nothing to do."""
+
+    def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
         """Called after the update; nothing to do, all ranks made the same one."""
+
+    def consensus(self, params: dict[str, Tensor]) -> AbstractContextManager[None]:
+        """Ranks hold the same already."""
+        return nullcontext()
 
     def close(self) -> None:
         """Let go of the parameters."""
         if isinstance(self.reducer, Overlap):
             self.reducer.close()
+
+    def finish(self, params: dict[str, Tensor]) -> None:
+        """Ranks hold the same already."""
 
     def settle(self, made: bool, rescaled: float = 1.0) -> None:
         """See `Reducer.settle`."""

@@ -29,7 +29,7 @@ from headrace.comm.sums import saturated, sum_in_rank_order
 from headrace.compress import CodecSpec, Payload
 from headrace.compress.base import Codec, PayloadError, State
 from headrace.compress.feedback import Feedback
-from headrace.compress.spec import SHARED_DRAWS, SUMMABLE, VARIABLE
+from headrace.compress.spec import OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, VARIABLE
 from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, buckets
 
 EXCHANGES = ("auto", "allgather", "reduce_scatter", "allreduce")
@@ -40,8 +40,8 @@ class CompressedConfig:
     """How gradients are compressed.
 
     Args:
-        exchange: of EXCHANGES; auto: allreduce for summable codecs, else allgather for two ranks and reduce_scatter
-            for more.
+        exchange: of EXCHANGES; auto: allreduce for summable codecs, else allgather for two ranks or a codec with
+            momentum of its own, and reduce_scatter for more.
         min_numel: tensors of fewer numbers go as they are.
         bucket_bytes: of gradients that are exchanged by one operation.
         seed: of what codecs draw.
@@ -127,7 +127,8 @@ class CompressedReducer:
             return bucket
         kind = self.cfg.exchange
         if kind == "auto":
-            kind = "allgather" if collective.size == 2 else "reduce_scatter"
+            once = OWN_MOMENTUM in self.spec.traits  # an owner's codec would apply it to the sum once more
+            kind = "allgather" if once or collective.size == 2 else "reduce_scatter"
             kind = "allreduce" if SUMMABLE in self.spec.traits else kind
         turn = _Turn(self, bucket, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
@@ -147,6 +148,15 @@ class CompressedReducer:
     def remember(self, unit: str, state: State) -> None:
         """For the next turn, if this one is kept."""
         self._next[unit] = state
+
+    def sent(self, unit: str, x: Tensor, rank: int) -> Payload:
+        """What goes over the wire for a unit this turn; what is left is remembered."""
+        with self.timed("encode"):
+            sent = self.feedback.send(x, self.state_of(unit, x, rank))
+        self.remember(unit, sent.state)
+        self.numbers["in"] += x.nbytes
+        self.numbers["out"] += sent.payload.nbytes
+        return sent.payload
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -186,6 +196,7 @@ class _Turn:
         self.codec: Codec = reducer.feedback.codec
         first = next(iter(bucket.values()))
         self.dtype, self.device = first.dtype, first.device
+        self.draws: dict[str, tuple[int, int] | None] = {}  # by unit; other ranks' are equal, where there are any
 
     def allgather(self) -> dict[str, Tensor]:
         """Everything to everyone."""
@@ -193,7 +204,7 @@ class _Turn:
         lengths = [x.numel() for x in self.flat.values()]
         arrived = self._gather(payloads, [lengths] * self.collective.size)
         with self.reducer.timed("decode"):
-            sums = [self._total(parts, n) for parts, n in zip(zip(*arrived, strict=True), lengths, strict=True)]
+            sums = self._totals(list(self.flat), arrived, lengths)
             return self._named(self._based(name, total) for name, total in zip(self.flat, sums, strict=True))
 
     def reduce_scatter(self) -> dict[str, Tensor]:
@@ -204,14 +215,15 @@ class _Turn:
         lengths = [[parts[j].numel() for parts in chunks.values()] for j in range(size)]
         arrived = self._scatter(sent, lengths[rank])
         with self.reducer.timed("decode"):
-            totals = [self._total(parts, n) for parts, n in zip(zip(*arrived, strict=True), lengths[rank], strict=True)]
+            totals = self._totals([f"{name}#{rank}" for name in chunks], arrived, lengths[rank])
             totals = [self._based(f"{name}#sum", total) for name, total in zip(self.flat, totals, strict=True)]
         payloads = [self._send(f"{name}#owner", t).data for name, t in zip(self.flat, totals, strict=True)]
         gathered = self._gather(payloads, lengths)
         with self.reducer.timed("decode"):
+            owners = [f"{name}#owner" for name in self.flat]
             parts = [
-                [self._decoded(d, n) for d, n in zip(*each, strict=True)]
-                for each in zip(gathered, lengths, strict=True)
+                [self._decoded(*each) for each in zip(owners, *of_rank, strict=True)]
+                for of_rank in zip(gathered, lengths, strict=True)
             ]
             whole = [torch.cat(each) for each in zip(*parts, strict=True)]
             return self._named(self._based(name, each) for name, each in zip(self.flat, whole, strict=True))
@@ -228,29 +240,31 @@ class _Turn:
             data = as_bytes(saturated(total, number))
             ends = np.cumsum([p.numel() for p in payloads])
             pieces = [data[end - p.numel() : end] for p, end in zip(payloads, ends.tolist(), strict=True)]
-            decoded = [self._decoded(d, x.numel()) for d, x in zip(pieces, self.flat.values(), strict=True)]
+            decoded = [
+                self._decoded(name, d, x.numel()) for d, (name, x) in zip(pieces, self.flat.items(), strict=True)
+            ]
             return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
 
     def _send(self, unit: str, x: Tensor) -> Payload:
-        reducer = self.reducer
-        with reducer.timed("encode"):
-            sent = reducer.feedback.send(x, reducer.state_of(unit, x, self.collective.rank))
-        reducer.remember(unit, sent.state)
-        reducer.numbers["in"] += x.nbytes
-        reducer.numbers["out"] += sent.payload.nbytes
-        return sent.payload
+        payload = self.reducer.sent(unit, x, self.collective.rank)
+        self.draws[unit] = payload.draw
+        return payload
 
     def _named(self, values: Iterator[Tensor]) -> dict[str, Tensor]:
         return {name: x.view(self.shapes[name]) for name, x in zip(self.flat, values, strict=True)}
 
-    def _decoded(self, data: Tensor, n: int) -> Tensor:
-        return self.codec.decompress(Payload(data, torch.Size([n]), self.dtype))
+    def _decoded(self, unit: str, data: Tensor, n: int) -> Tensor:
+        return self.codec.decompress(Payload(data, torch.Size([n]), self.dtype, self.draws[unit]))
 
-    def _total(self, parts: Sequence[Tensor], n: int) -> Tensor:
-        """The sum of what payloads stand for, in rank order."""
-        total = self._decoded(parts[0], n)
+    def _totals(self, units: list[str], arrived: list[list[Tensor]], lengths: list[int]) -> list[Tensor]:
+        """Of each unit, the sum of what the payloads of all ranks stand for."""
+        return [self._total(*each) for each in zip(units, zip(*arrived, strict=True), lengths, strict=True)]
+
+    def _total(self, unit: str, parts: Sequence[Tensor], n: int) -> Tensor:
+        """The sum in rank order."""
+        total = self._decoded(unit, parts[0], n)
         for part in parts[1:]:
-            total += self._decoded(part, n)
+            total += self._decoded(unit, part, n)
         return total
 
     def _based(self, unit: str, received: Tensor) -> Tensor:

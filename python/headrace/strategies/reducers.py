@@ -95,7 +95,7 @@ class BucketReducer:
             ValueError: for the state of another reducer.
         """
         if state:
-            raise ValueError(f"exact sums keep no state, the checkpoint has {sorted(state)}: gradients were compressed")
+            raise ValueError(f"exact sums keep no state, the checkpoint has {sorted(state)}: of another strategy")
 
 
 def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:

@@ -22,10 +22,11 @@ from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.strategies import BUCKET_BYTES, REDUCERS, STRATEGIES, Overlap, Reducer, Strategy, pays
+from headrace.strategies import BUCKET_BYTES, REDUCERS, Overlap, Reducer, Strategy, create, pays
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.strategies.overlap import ByBuckets
+from headrace.strategies.strategy_config import StrategyConfig
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event, OnEvent
@@ -66,6 +67,7 @@ class TrainJob:
         reduction: a key of REDUCERS: how what is not compressed is summed.
         compression: of gradients; checked.
         aggregation: of ranks' gradients; checked, and none where they are compressed.
+        strategy: when ranks exchange what; checked.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
@@ -86,6 +88,7 @@ class TrainJob:
     directory: str
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
     keep: int = 2
     overlap: str = "auto"
     bucket_bytes: int = BUCKET_BYTES
@@ -123,7 +126,7 @@ class TrainJob:
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
     def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
-        """All-reduce, while backward runs where that can be and pays.
+        """The run's; gradients are exchanged while backward runs where that can be and pays.
 
         Raises:
             UserError: ranks lie on hosts in a way that the settings do not allow.
@@ -135,11 +138,11 @@ class TrainJob:
             reducer = compressed(self.compression, exact, self.fit.seed, collective, host)
         else:
             reducer = aggregated(self.aggregation, exact)
-        if isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):
+        if self.strategy.spec.synchronous and isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
-            return STRATEGIES["allreduce"].factory(Overlap(reducer, collective, named), collective)
-        return STRATEGIES["allreduce"].factory(reducer, collective)
+            reducer = Overlap(reducer, collective, named)
+        return create(self.strategy.name, reducer, collective, **self.strategy.options)
 
     def stream(self, split: str, rank: int, size: int, *, planned: bool = False) -> Stream:
         """A split's batches for a rank: planned and shuffled for training, else in the table's order and padded."""

@@ -29,6 +29,7 @@ from headrace.train.cursor import Cursor, EpochAudit, close_epoch, total
 from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event
 from headrace.train.fit_config import FitConfig
+from headrace.train.local_step import LocalStepper
 from headrace.train.replica import Replica, weights_sha256
 from headrace.train.step import Outcome, Stepper
 
@@ -130,7 +131,8 @@ class _Loop:
     ) -> None:
         self.replica, self.batches, self.cfg, self.on_event, self.hooks = replica, batches, cfg, on_event, hooks
         self.collective = replica.collective
-        self.step = Stepper(replica, cfg, self.hooks.should_stop, self.hooks.training)
+        stepper = LocalStepper if replica.strategy.local else Stepper
+        self.step = stepper(replica, cfg, self.hooks.should_stop, self.hooks.training)
         self.cursor = Cursor()
         self.evaluation: Evaluation | None = None
         self.audits: list[EpochAudit] = []
@@ -150,6 +152,7 @@ class _Loop:
         self.replica.model.train()
         while self.cursor.epoch < self.cfg.epochs and not self.stopped:
             self._epoch()
+        self.replica.strategy.finish(self.replica.values)
         self._save()
         digest = weights_sha256(self.replica.model, self.collective)
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
@@ -190,29 +193,29 @@ class _Loop:
             if last or done.unfinished:
                 self.stopped = "asked" if done.asked else ""
             else:
-                self._after_step(done.asked)
+                self._after_step(done)
             if self.stopped or last:
                 break
         if self.cursor.step == steps:
             self._end_epoch(stream, steps)
 
-    def _after_step(self, asked: bool) -> None:
+    def _after_step(self, done: Outcome) -> None:
         step = self.cursor.global_step
         due = self.hooks.validation is not None and self.cfg.eval_every > 0 and step % self.cfg.eval_every == 0
-        if asked:
+        if done.asked:
             self.stopped, self.cursor.evaluation_due = "asked", due
             return
         if due:
             self._evaluate()
-        if not self.stopped and self._checkpoint_due(step):
+        if not self.stopped and self._checkpoint_due(step, done.met):
             self._save()
 
-    def _checkpoint_due(self, step: int) -> bool:
+    def _checkpoint_due(self, step: int, met: bool) -> bool:
         if self.hooks.store is None:
             return False
         if self.cfg.checkpoint_every and step % self.cfg.checkpoint_every == 0:
             return True
-        if not self.cfg.checkpoint_minutes or step % 10:
+        if not self.cfg.checkpoint_minutes or not met or (step % 10 and not self.replica.strategy.local):
             return False
         late = time.monotonic() - self.saved_at > 60.0 * self.cfg.checkpoint_minutes
         return bool(self.collective.broadcast(torch.tensor([int(late)])).item())
@@ -246,7 +249,7 @@ class _Loop:
         self.seconds += time.perf_counter() - start
         self.rows += done.rows
         if done.bad:
-            self._refuse(done.bad)
+            self._refuse(done)
         elif done.overflow:
             self._overflow()
         self.cursor.clipped += done.clipped.clipped
@@ -281,15 +284,13 @@ class _Loop:
         summed = total(self.collective, batch.fingerprint)[0] % MODULUS
         self.on_event({"type": "batches", "step": self.cursor.global_step, "fingerprint": f"{summed:016x}"})
 
-    def _refuse(self, ranks: list[int]) -> None:
-        self.on_event(
-            {"type": "nonfinite", "step": self.cursor.global_step, "ranks": ranks, "action": self.cfg.on_nonfinite}
-        )
+    def _refuse(self, done: Outcome) -> None:
+        ranks, action = done.bad, self.cfg.on_nonfinite
+        self.on_event({"type": "nonfinite", "step": self.cursor.global_step, "ranks": ranks, "action": action})
         self.replica.clear()
-        self.cursor.skipped += 1
-        if self.cfg.on_nonfinite == "skip":
+        if action == "skip":
+            self.cursor.skipped += done.lost
             return
-        self.cursor.skipped -= 1
         self._save()
         raise NonFiniteError(
             f"the loss or a gradient is not a finite number in step {self.cursor.global_step} "
@@ -307,7 +308,7 @@ class _Loop:
         if self.hooks.validation is None:
             return
         self.cursor.evaluation_due = True
-        with averaged(self.replica.optimizer):
+        with averaged(self.replica.optimizer), self.replica.strategy.consensus(self.replica.values):
             result = evaluate(
                 self.replica.model,
                 self.hooks.validation(),

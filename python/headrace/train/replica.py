@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headrace.comm.base import Collective
+from headrace.comm import Collective, LocalGroup
 from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
 from headrace.models.embedding import sum_rows
-from headrace.optim import Optimizer, StepContext, schedules
+from headrace.optim import NonFiniteStepError, Optimizer, StepContext, schedules
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
@@ -33,6 +33,8 @@ class Replica:
         self.model, self.optimizer, self.strategy, self.collective = model, optimizer, strategy, collective
         self.params = {name: p for name, p in model.named_parameters() if p.requires_grad}
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        # What rules may ask of other ranks: of none where ranks step on their own.
+        self.peers = LocalGroup(1).collective(0) if strategy.local else collective
         left = [name for name, p in self.params.items() if id(p) not in held]
         if left:
             raise UserError(f"the optimizer has not got parameter {left[0]}", "give every parameter to the optimizer")
@@ -95,7 +97,25 @@ class Replica:
     def update(self, ctx: StepContext, step: int) -> None:
         """Run the optimizer, then the strategy's turn on parameters."""
         self.optimizer.step(ctx)
-        self.strategy.on_parameters({name: p.data for name, p in self.params.items()}, step)
+        self.strategy.on_parameters(self.values, step, True)
+
+    def update_alone(self, ctx: StepContext | None, step: int, meets: bool) -> bool:
+        """The same where ranks step on their own; whether the optimizer made its step: not without a context."""
+        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
+        self.strategy.before_update(self.values, grads)
+        made = ctx is not None
+        try:
+            if ctx is not None:
+                self.optimizer.step(ctx)
+        except NonFiniteStepError:
+            made = False
+        self.strategy.on_parameters(self.values, step, meets)
+        return made
+
+    @property
+    def values(self) -> dict[str, Tensor]:
+        """The parameters' memory by name."""
+        return {name: p.data for name, p in self.params.items()}
 
     def clear(self) -> None:
         """Forget gradients."""
@@ -141,19 +161,24 @@ class Replica:
             outputs=outputs,
             keys=batch.tensors.get(KEY),
             full_pass=full_pass,
-            collective=self.collective,
+            collective=self.peers,
             clip=clip,
             scale=scale,
         )
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs; all ranks call it."""
+        rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
+        if self.strategy.local:
+            rank |= {"model": self._copied(), "optimizer": self.optimizer.state_dict()}
+        with self.strategy.consensus(self.values):
+            model = self._copied() if self.strategy.local else self.model.state_dict()
         return Checkpoint(
-            model=self.model.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            rank={"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()},
-            state=state | {"ranks": self.collective.size},
+            model=model, optimizer=self.optimizer.state_dict(), rank=rank, state=state | {"ranks": self.collective.size}
         )
+
+    def _copied(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
 
     def restore(self, store: CheckpointStore, on_event: Callable[[Event], None]) -> dict[str, Any] | None:
         """Load the newest good checkpoint, the same on every rank; its `state`, or None where there is none."""
@@ -167,13 +192,16 @@ class Replica:
         same = saved.state["ranks"] == self.collective.size
         self._load(saved, same, str(store.directory / name))
         if not same:
-            on_event({"type": "reset", "what": "strategy and random state", "was": saved.state["ranks"]})
+            what = "strategy and random state"
+            what += ", and all ranks' optimizers but the first's" if self.strategy.local else ""
+            on_event({"type": "reset", "what": what, "was": saved.state["ranks"]})
         return saved.state
 
     def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
         try:
-            self.model.load_state_dict(saved.model)
-            self.optimizer.load_state_dict(saved.optimizer)
+            own = saved.rank if self.strategy.local and same_ranks else vars(saved)
+            self.model.load_state_dict(own["model"])
+            self.optimizer.load_state_dict(own["optimizer"])
             if same_ranks:
                 self.strategy.load_state_dict(saved.rank["strategy"])
                 torch.set_rng_state(saved.rank["random"])

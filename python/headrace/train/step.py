@@ -41,6 +41,8 @@ class Outcome:
         overflow: it was not made because fp16 overflowed, and the scale is lower now.
         unfinished: it was not made because a stop was asked for meanwhile: the resumed run makes it.
         clipped: what clipping did.
+        met: whether ranks met: where they do not, loss and rows are this rank's times the number of ranks.
+        lost: steps that bad numbers cost, over all ranks where each steps on its own.
     """
 
     loss: float
@@ -50,6 +52,8 @@ class Outcome:
     overflow: bool = False
     unfinished: bool = False
     clipped: Clipped = field(default_factory=Clipped)
+    met: bool = True
+    lost: int = 1
 
     @property
     def made(self) -> bool:

@@ -1,0 +1,272 @@
+"""Codecs that send a scale for every bucket of numbers, and a small code for every number.
+
+A payload is the scales, in float32 (float64 for float64), and behind them the packed codes. Work goes in pieces of some
+buckets that stay in the cache.
+
+What a scale is, holds for all of them: it is 0 for a bucket of zeros and no number where the bucket holds one that is
+not finite; else at least LEAST times the type's smallest normal number, so that what is divided by it is exact, and a
+millionth below the type's largest at most, so that its multiples are finite. Buckets whose largest number is below the
+former are coded as if it were that; with a range of 8e-34 and less no gradient of float32 notices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.comm.sums import saturated
+from headrace.compress.base import Codec, RandomCodec, State, taken
+from headrace.compress.packing import bits_bytes, pack_bits, pack_trits, trits_bytes, unpack_bits, unpack_trits
+from headrace.errors import UserError
+
+PIECE = 1 << 17  # numbers; draws depend on it
+LEAST = 2.0**16
+MOST = 1 - 1e-6
+_WHOLE = 40  # buckets: so many fill whole bytes, whatever the packing
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Codes of so many bits."""
+
+    bits: int
+
+    def nbytes(self, n: int) -> int:
+        """Of n codes."""
+        return bits_bytes(n, self.bits)
+
+    def pack(self, codes: Tensor, out: Tensor) -> None:
+        """Write codes [n] into bytes."""
+        pack_bits(codes, self.bits, out)
+
+    def unpack(self, data: Tensor, n: int) -> Tensor:
+        """Codes [n]."""
+        return unpack_bits(data, self.bits, n)
+
+
+class Trits:
+    """Codes of three values."""
+
+    def nbytes(self, n: int) -> int:
+        """See `Bits.nbytes`."""
+        return trits_bytes(n)
+
+    def pack(self, codes: Tensor, out: Tensor) -> None:
+        """See `Bits.pack`."""
+        pack_trits(codes, out)
+
+    def unpack(self, data: Tensor, n: int) -> Tensor:
+        """See `Bits.unpack`."""
+        return unpack_trits(data, n)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some buckets: numbers [start, stop), scales [first, last), bytes [begin, end) behind the scales."""
+
+    start: int
+    stop: int
+    first: int
+    last: int
+    begin: int
+    end: int
+
+
+class _Draws(NamedTuple):
+    """Views of a scratch: random words, their bytes as numbers, those again from the second byte on, where both go."""
+
+    words: Tensor
+    even: Tensor
+    askew: Tensor
+    straight: Tensor
+    odd: Tensor
+    first: Tensor
+    second: Tensor
+    whole: Tensor
+
+
+class Scratch:
+    """Memory for the pieces of one tensor: asked for anew for each, the system would clear it anew as well.
+
+    Views of it are made once for a shape: making them takes as long as what is done with them.
+
+    Args:
+        n: numbers of a piece, at most.
+        dtype: of these.
+        device: of these.
+        generator: of the draws; None: nothing is drawn.
+    """
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None) -> None:
+        self.generator = generator
+        self.codes = torch.empty(n, dtype=torch.uint8, device=device)
+        self._numbers, self._others = (torch.empty(n, dtype=dtype, device=device) for _ in range(2))
+        self._views: dict[tuple[torch.Size, torch.dtype | None], Tensor] = {}
+        self._draws: dict[tuple[torch.Size, torch.dtype], _Draws] = {}
+        if generator is not None:
+            self._moved = torch.empty(n, dtype=torch.uint8, device=device)
+            self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
+
+    def numbers(self, shape: torch.Size) -> Tensor:
+        """Memory for as many; always the same."""
+        if (shape, None) not in self._views:
+            self._views[shape, None] = self._numbers[: shape.numel()].view(shape)
+        return self._views[shape, None]
+
+    def others(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """More memory, for as many of a type no wider than the numbers'; draws are there, too."""
+        if (shape, dtype) not in self._views:
+            self._views[shape, dtype] = self._others.view(dtype)[: shape.numel()].view(shape)
+        return self._views[shape, dtype]
+
+    def draws(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        """As many whole numbers of [0, 65536), each as likely as any other; of a type no wider than the numbers'.
+
+        The upper 8 bits of a number are the lower ones of another, half of them away: 8 fresh bits for each take half
+        the time of 16. What is rounded by two such numbers is hardly correlated, and bounds of the square of an error
+        are sums over single numbers.
+        """
+        if (shape, dtype) not in self._draws:
+            self._draws[shape, dtype] = self._drawn(self.others(shape, dtype))
+        views = self._draws[shape, dtype]
+        views.words.random_(-(1 << 63), None, generator=self.generator)
+        views.first.copy_(views.even)
+        views.straight.copy_(views.askew)
+        views.second.copy_(views.odd)
+        return views.whole
+
+    def _drawn(self, whole: Tensor) -> _Draws:
+        n = whole.numel()
+        half = -(-n // 2)
+        words = self._words[: half // 4 + 1]
+        raw, out = words.view(torch.uint8), whole.view(-1)
+        straight = self._moved[: 2 * (n - half)]  # numbers must not begin at an odd byte
+        return _Draws(
+            words=words,
+            even=raw[: 2 * half].view(torch.uint16),
+            askew=raw[1 : 2 * (n - half) + 1],
+            straight=straight,
+            odd=straight.view(torch.uint16),
+            first=out[:half],
+            second=out[half:],
+            whole=whole,
+        )
+
+
+class Buckets(Codec):
+    """Base of these codecs; see the module's docstring.
+
+    Args:
+        bucket: numbers that have a scale together.
+        packing: of the codes.
+    """
+
+    def __init__(self, bucket: int, packing: Bits | Trits) -> None:
+        if not 8 <= bucket <= 1 << 16:
+            raise UserError(f"bucket must be between 8 and 65536 numbers, not {bucket}", "512 suits most gradients")
+        self.bucket, self.packing = bucket, packing
+
+    def sizes(self, rows: Tensor, room: Tensor) -> Tensor:
+        """What the scale of every row [rows, width] is made of [rows]; `room` is like the rows.
+
+        0 where the row is, not finite where a number of the row is not.
+        """
+        raise NotImplementedError
+
+    def scales(self, sizes: Tensor) -> Tensor:
+        """Scales of sizes, of any shape, in the range that the module's docstring gives; of 0 the least of it."""
+        about = torch.finfo(sizes.dtype)
+        return sizes.clamp(about.tiny * LEAST, about.max * MOST)
+
+    def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
+        """Codes of rows [rows, width] with scales [rows, 1], into `out`, uint8 like the rows."""
+        raise NotImplementedError
+
+    def values(self, codes: Tensor, out: Tensor) -> None:
+        """Codes [n] as parts of a scale, into `out` [n]; of any codes."""
+        raise NotImplementedError
+
+    def steps(self, scales: Tensor) -> Tensor:
+        """What values are multiplied by, of scales [rows]."""
+        return scales
+
+    def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
+        """See `Codec.encode`."""
+        return self.encoded(x, None), state
+
+    def encoded(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Bytes of x [n]."""
+        n, wide = x.numel(), _wide(x.dtype)
+        data = torch.empty(self.nbytes(n, x.dtype), dtype=torch.uint8, device=x.device)
+        head = self._buckets(n) * wide.itemsize
+        sizes, body = data[:head].view(wide), data[head:]
+        scratch = Scratch(min(n, self._size), wide, x.device, generator)
+        for piece in self._pieces(n):
+            numbers = x[piece.start : piece.stop].to(wide)
+            codes = scratch.codes[: numbers.numel()]
+            for size, rows, out in self._rows(sizes[piece.first : piece.last], numbers, codes):
+                size[:, 0] = self.sizes(rows, scratch.numbers(rows.shape))
+                self.codes(rows, self.scales(size), out, scratch)
+            self.packing.pack(codes, body[piece.begin : piece.end])
+        sizes.copy_(self.scales(sizes).where(sizes != 0, 0.0).add_(sizes - sizes))
+        return data
+
+    def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
+        """See `Codec.decode`."""
+        wide = _wide(dtype)
+        steps = self.steps(taken(data, 0, self._buckets(n), wide))
+        body = data[steps.numel() * wide.itemsize :]
+        found = torch.empty(n, dtype=dtype, device=data.device)
+        for piece in self._pieces(n):
+            out = found[piece.start : piece.stop]
+            numbers = out if dtype == wide else torch.empty(out.numel(), dtype=wide, device=data.device)
+            self.values(self.packing.unpack(body[piece.begin : piece.end], out.numel()), numbers)
+            for step, rows in self._rows(steps[piece.first : piece.last], numbers):
+                rows.mul_(step)
+            if numbers is not out:
+                out.copy_(saturated(numbers, dtype))
+        return found
+
+    def nbytes(self, n: int, dtype: torch.dtype) -> int:
+        """See `Codec.nbytes`."""
+        return self._buckets(n) * _wide(dtype).itemsize + self.packing.nbytes(n)
+
+    def _buckets(self, n: int) -> int:
+        return -(-n // self.bucket)
+
+    @property
+    def _size(self) -> int:
+        return max(1, PIECE // (self.bucket * _WHOLE)) * _WHOLE * self.bucket
+
+    def _pieces(self, n: int) -> Iterator[Piece]:
+        size, rows = self._size, self._size // self.bucket
+        for first, start in zip(range(0, self._buckets(n), rows), range(0, n, size), strict=True):
+            stop, last = min(n, start + size), min(self._buckets(n), first + rows)
+            yield Piece(start, stop, first, last, self.packing.nbytes(start), self.packing.nbytes(stop))
+
+    def _rows(self, scales: Tensor, *numbers: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """Scales [rows, 1] and numbers [rows, width]: of all whole buckets, then of one that is not."""
+        total, width = numbers[0].numel(), self.bucket
+        whole = total - total % width
+        if whole == total:
+            yield scales[:, None], *(t.view(-1, width) for t in numbers)
+            return
+        if whole:
+            yield scales[: whole // width, None], *(t[:whole].view(-1, width) for t in numbers)
+        yield scales[whole // width :, None], *(t[whole:].view(1, -1) for t in numbers)
+
+
+class DrawnBuckets(RandomCodec, Buckets):
+    """Buckets whose codes are drawn."""
+
+    def encode_drawing(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """See `RandomCodec.encode_drawing`."""
+        return self.encoded(x, generator)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

@@ -1,0 +1,94 @@
+"""Yes and no in a bit: eight flags a byte, the first in the lowest bit; and numbers looked up by such bytes.
+
+NumPy does it where it can; elsewhere, as on a GPU, eight flags lie in memory as eight bytes of 0 or 1, one 64-bit word,
+and a product with a constant brings them together in its highest byte, since 2^(8 i) 2^(56 - 7 i) = 2^(56 + i) and no
+other product of the two lies there. Back: the byte eight times over, one bit of it kept in each, moved to the lowest.
+Words are those of little-endian machines.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+_GATHER = 0x0102040810204080
+_ONES = 0x0101010101010101
+_EACH = 0x8040201008040201 - (1 << 64)  # bit i of byte i; as a signed number
+_CARRY = 0x7F7F7F7F7F7F7F7F
+_PIECE = 1 << 17  # numbers at a time on a CPU: their float32 and what is made of them stay in the cache
+_NUMPY = (torch.float16, torch.float32, torch.float64)
+
+
+def piece_for(x: Tensor, multiple: int = 8) -> int:
+    """Numbers to be worked on at a time where x lies, a multiple of `multiple`: much where starting is what costs."""
+    size = _PIECE if x.device.type == "cpu" else 1 << 28
+    return max(1, size // multiple) * multiple
+
+
+def negative(x: Tensor) -> Tensor:
+    """Flags of x < 0, bool."""
+    return torch.from_numpy(np.less(x.numpy(), 0)) if in_numpy(x) else x < 0
+
+
+def in_numpy(x: Tensor) -> bool:
+    """Whether NumPy has the numbers of x: it compares several times as fast."""
+    return x.device.type == "cpu" and x.dtype in _NUMPY
+
+
+def words_of(flags: Tensor) -> Tensor:
+    """Flags bool [n] as words int64 [ceil(n / 8)], a flag a byte, zeros behind; the same memory where 8 divides n."""
+    return (pad(flags, (0, -flags.numel() % 8)) if flags.numel() % 8 else flags).view(torch.int64)
+
+
+def counts_of(flags: Tensor, length: int) -> Tensor:
+    """Flags that are set in each `length`, a multiple of 8, of bool [n]: int64 [n / length]."""
+    together = math.gcd(length // 8, 128)  # so many words add up byte by byte without a carry
+    sums = words_of(flags).view(-1, together).sum(1)
+    return sums.view(torch.uint8).view(-1, length // together).sum(1)
+
+
+def pack(flags: Tensor) -> Tensor:
+    """Flags bool [n] as bytes uint8 [ceil(n / 8)]."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.packbits(flags.numpy(), bitorder="little"))
+    return pack_by_words(flags)
+
+
+def pack_by_words(flags: Tensor) -> Tensor:
+    """As `pack`, on any device."""
+    return ((words_of(flags) * _GATHER) >> 56).to(torch.uint8)
+
+
+def unpack(data: Tensor, n: int) -> Tensor:
+    """The first n flags, bool [n], of bytes uint8 [ceil(n / 8)]."""
+    if data.device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(data.numpy(), count=n, bitorder="little").view(np.bool_))
+    return unpack_by_words(data, n)
+
+
+def unpack_by_words(data: Tensor, n: int) -> Tensor:
+    """As `unpack`, on any device."""
+    words = data.to(torch.int64).mul_(_ONES).bitwise_and_(_EACH).add_(_CARRY)
+    return words.bitwise_right_shift_(7).bitwise_and_(_ONES).view(torch.bool)[:n]
+
+
+def places(flags: Tensor) -> Tensor:
+    """Ascending indices int64 of the flags of bool [n] that are set."""
+    if flags.device.type == "cpu":
+        return torch.from_numpy(np.flatnonzero(flags.numpy()))
+    return flags.nonzero().view(-1)
+
+
+def table(clear: Tensor, marked: Tensor) -> Tensor:
+    """[256, 8]: for every byte, `marked` (a scalar) where its bit is set and `clear` where not."""
+    every = unpack(torch.arange(256, dtype=torch.uint8, device=clear.device), 2048)
+    return torch.where(every, marked, clear).view(256, 8)
+
+
+def looked_up(data: Tensor, entries: Tensor) -> Tensor:
+    """Bytes uint8 [m] by way of a `table`: [8 m]."""
+    return torch.embedding(entries, data.to(torch.int32)).view(-1)

@@ -1,0 +1,266 @@
+"""Local SGD: ranks step on their own, and every H steps take the mean of what became of their parameters.
+
+    in between    x_r <- rule(x_r, gradient of rank r's own rows)
+    in a round    d = mean over ranks of (x_r - x),  u <- momentum u + d
+                  x <- x + lr u,  or x + lr (momentum u + d) with nesterov;  x_r <- x
+
+x is what all ranks had after the round before. lr 1 and momentum 0 are plain averaging: S. U. Stich, "Local SGD
+converges fast and communicates little", ICLR 2019. H = 1 for the first steps and more later is post-local SGD: T. Lin,
+S. U. Stich, K. K. Patel, M. Jaggi, "Don't use large mini-batches, use local SGD", ICLR 2020. With momentum: J. Wang,
+V. Tantia, N. Ballas, M. Rabbat, "SlowMo", ICLR 2020; with nesterov over AdamW: A. Douillard et al., "DiLoCo", 2023. H
+grows by a factor a round: after F. Haddadpour et al., "Local SGD with periodic averaging", NeurIPS 2019.
+
+Embedding tables: rows that a rank has touched since the last round are exchanged as (ids, changes) and averaged over
+all ranks, without momentum. The optimizer's own state stays with its rank. What goes over the wire are changes, through
+any reducer: compressed ones with their feedback too. Ranks are told of each other (loss, a wish to stop, bad numbers)
+in rounds only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from headrace.comm.base import Collective
+from headrace.errors import UserError
+from headrace.strategies.reducers import Reducer, ordered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rounds:
+    """When ranks meet, and what they make of it.
+
+    Args:
+        steps: H, of a round.
+        growth: of H from round to round.
+        max_steps: H grows no further.
+        sync_steps: the first so many steps of the run are rounds of one step.
+        outer_lr: lr above.
+        outer_momentum: momentum above.
+        nesterov: see above.
+    """
+
+    steps: int = 8
+    growth: float = 1.0
+    max_steps: int = 64
+    sync_steps: int = 0
+    outer_lr: float = 1.0
+    outer_momentum: float = 0.0
+    nesterov: bool = False
+
+    def check(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            UserError: which setting.
+        """
+        for name, ok, remedy in (
+            ("steps", self.steps >= 1, "1 or more"),
+            ("growth", self.growth >= 1, "1 or more"),
+            ("max_steps", self.max_steps >= self.steps, "--strategy.steps or more"),
+            ("sync_steps", self.sync_steps >= 0, "0 or more"),
+            ("outer_lr", self.outer_lr > 0, "more than 0"),
+            ("outer_momentum", 0 <= self.outer_momentum < 1, "from 0 to under 1"),
+        ):
+            if not ok:
+                raise UserError(f"--strategy.{name} {getattr(self, name)}", remedy)
+
+    def length(self, number: int) -> int:
+        """H of round `number`, the rounds of one step at the beginning not counted."""
+        return min(self.max_steps, int(self.steps * self.growth ** min(number, 10_000)))
+
+
+class LocalSGD:
+    """See the module's docstring.
+
+    Args:
+        reducer: sums changes over ranks.
+        collective: over whom.
+        rounds: see Rounds.
+    """
+
+    local = True
+
+    def __init__(self, reducer: Reducer, collective: Collective, rounds: Rounds) -> None:
+        self.reducer, self.collective, self.rounds = reducer, collective, rounds
+        self._steps, self._round = 0, 0  # since the last round; rounds so far
+        self._tables: set[str] | None = None  # parameters with row-sparse gradients
+        self._start: dict[str, Tensor] = {}  # dense parameters after the last round
+        self._outer: dict[str, Tensor] = {}  # u of these
+        self._rows: dict[str, Rows] = {}  # of tables: what the steps since have touched, as it was
+
+    def backward(self) -> contextlib.AbstractContextManager[None]:
+        """Surrounds backward: nothing is exchanged in it."""
+        return contextlib.nullcontext()
+
+    def meets(self, step: int, last: bool) -> bool:
+        """Whether the step ends a round; the last of an epoch does."""
+        return last or step < self.rounds.sync_steps or self._steps + 1 >= self.rounds.length(self._round)
+
+    def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
+        """This rank's own, as they are."""
+        return grads
+
+    def before_update(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
+        """Remember what the step is about to change."""
+        if self._tables is None:
+            own = [name for name, grad in grads.items() if grad.is_sparse]
+            self._tables = {name for names in self.collective.allgather_object(own) for name in names}
+        if not self._start:
+            self._start = {name: param.clone() for name, param in params.items() if name not in self._tables}
+        for name in self._tables & grads.keys():
+            touched = grads[name].coalesce().indices()[0]
+            self._rows[name] = touch(self._rows.get(name), touched, params[name])
+
+    def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
+        """After the update; in a round parameters become all ranks'."""
+        self._steps += 1
+        if meets:
+            self._meet(params)
+            self._round += step >= self.rounds.sync_steps
+
+    def _meet(self, params: dict[str, Tensor]) -> None:
+        changes = self._mean_changes(params, self.reducer)
+        self.reducer.settle(True)
+        for name, change in changes.items():
+            if change.is_sparse:
+                self._take_rows(name, params[name], change)
+                continue
+            self._start[name] += self._outer_step(name, change)
+            params[name].copy_(self._start[name])
+        self._rows, self._steps = {}, 0
+
+    @contextlib.contextmanager
+    def consensus(self, params: dict[str, Tensor]) -> Iterator[None]:
+        """Inside, parameters are the mean over ranks; all ranks enter together."""
+        if self._steps == 0:
+            yield
+            return
+        changes = self._mean_changes(params, ordered())
+        own = {name: params[name][_rows_of(change)].clone() for name, change in changes.items()}
+        for name, change in changes.items():
+            if change.is_sparse:
+                self._take_rows(name, params[name], change)
+            else:
+                params[name].copy_(self._start[name] + change)
+        try:
+            yield
+        finally:
+            for name, change in changes.items():
+                params[name][_rows_of(change)] = own[name]
+
+    def finish(self, params: dict[str, Tensor]) -> None:
+        """A last round, where steps were made since the last one."""
+        if self._steps:
+            self._meet(params)
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """Nothing is open: a round is settled in `on_parameters`."""
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`; and how many rounds there were."""
+        return self.reducer.figures() | {"rounds": float(self._round)}
+
+    def close(self) -> None:
+        """Let go of the parameters."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside this rank's own parameters and optimizer."""
+        return {
+            "steps": self._steps, "round": self._round, "start": self._start, "outer": self._outer,
+            "tables": None if self._tables is None else sorted(self._tables),
+            "rows": {name: {"ids": rows.ids, "values": rows.values} for name, rows in self._rows.items()},
+            "reducer": self.reducer.state_dict(),
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another strategy.
+        """
+        if "round" not in state:
+            raise ValueError("the checkpoint knows no rounds: it is of another strategy")
+        self._steps, self._round = state["steps"], state["round"]
+        self._start, self._outer = dict(state["start"]), dict(state["outer"])
+        self._tables = None if state["tables"] is None else set(state["tables"])
+        self._rows = {name: Rows(rows["ids"], rows["values"]) for name, rows in state["rows"].items()}
+        self.reducer.load_state_dict(state["reducer"])
+
+    def _mean_changes(self, params: Mapping[str, Tensor], reducer: Reducer) -> dict[str, Tensor]:
+        """Means over ranks of the changes since the last round: [like the parameter], or row-sparse and coalesced."""
+        changes = {name: self._change(name, param) for name, param in params.items()}
+        sums = reducer.reduce(changes, self.collective)
+        for total in sums.values():
+            (total._values() if total.is_sparse else total).div_(self.collective.size)
+        return sums
+
+    def _change(self, name: str, param: Tensor) -> Tensor:
+        if name in self._start:
+            return param - self._start[name]
+        rows = self._rows.get(name)
+        if rows is None:
+            none = torch.empty(0, dtype=torch.int64, device=param.device)
+            rows = Rows(none, param[none])
+        change = param[rows.ids] - rows.values
+        return torch.sparse_coo_tensor(rows.ids[None], change, param.shape, is_coalesced=True, check_invariants=False)
+
+    def _outer_step(self, name: str, change: Tensor) -> Tensor:
+        rounds = self.rounds
+        if not rounds.outer_momentum:
+            return change * rounds.outer_lr
+        held = self._outer.get(name)
+        u = self._outer[name] = change.clone() if held is None else rounds.outer_momentum * held + change
+        return rounds.outer_lr * (rounds.outer_momentum * u + change if rounds.nesterov else u)
+
+    def _take_rows(self, name: str, param: Tensor, change: Tensor) -> None:
+        """Rows as all ranks had them after the last round, and the mean change."""
+        ids = change._indices()[0]
+        base = param[ids]
+        if name in self._rows:
+            base[torch.searchsorted(ids, self._rows[name].ids)] = self._rows[name].values
+        param[ids] = base + change._values()
+
+
+def _rows_of(change: Tensor) -> Any:
+    """The index of what a change is of: some rows, or everything."""
+    return change._indices()[0] if change.is_sparse else ...
+
+
+class Rows(NamedTuple):
+    """Rows of a table: ids [n], ascending, and values [n, ...]."""
+
+    ids: Tensor
+    values: Tensor
+
+
+def touch(known: Rows | None, ids: Tensor, param: Tensor) -> Rows:
+    """`known` and those rows of `param` that are not among them yet; `ids` ascend."""
+    if known is None:
+        return Rows(ids.clone(), param[ids])
+    new = ids[~torch.isin(ids, known.ids)]
+    every, order = torch.cat([known.ids, new]).sort()
+    return Rows(every, torch.cat([known.values, param[new]])[order])
+
+
+def local_sgd(reducer: Reducer, collective: Collective, **options: Any) -> LocalSGD:
+    """The strategy from the fields of Rounds.
+
+    Raises:
+        UserError: a value out of range.
+    """
+    check(**options)
+    return LocalSGD(reducer, collective, Rounds(**options))
+
+
+def check(**options: Any) -> None:
+    """See `Rounds.check`."""
+    Rounds(**options).check()
+
+
+DEFAULTS = asdict(Rounds())

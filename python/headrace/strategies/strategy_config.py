@@ -1,0 +1,71 @@
+"""Settings of when ranks work together, and what does not go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from headrace.errors import UserError
+from headrace.free_options import FREE
+from headrace.options import choose, described, known
+from headrace.strategies import STRATEGIES, StrategySpec
+
+
+@dataclass(kw_only=True)
+class StrategyConfig:
+    """When ranks exchange what; the help is made of STRATEGIES, below."""
+
+    name: str = "allreduce"
+    options: dict[str, Any] = field(default_factory=dict, metadata=FREE)
+
+    @property
+    def spec(self) -> StrategySpec:
+        """Of the strategy.
+
+        Raises:
+            UserError: there is no such strategy.
+        """
+        known("strategy.name", self.name, STRATEGIES)
+        return STRATEGIES[self.name]
+
+
+StrategyConfig.__doc__ = f"""When ranks exchange what.
+
+    Args:
+        name: one of {", ".join(STRATEGIES)}.
+        options: of the strategy, each a setting by its own name, as in --strategy.steps 8. With their defaults:
+            {"; ".join(f"{name}: {described(spec.defaults) or 'none'}" for name, spec in STRATEGIES.items())}.
+    """
+
+
+def check_strategy(
+    cfg: StrategyConfig, *, precision: str, overlap: str, aggregation: str, rules: Mapping[str, Iterable[str]]
+) -> None:
+    """Refuse what cannot be, or does not go together.
+
+    Args:
+        cfg: the strategy.
+        precision: of FitConfig's precision.compute.
+        overlap: of exchange and backward.
+        aggregation: of ranks' gradients.
+        rules: traits of optimizers and wrappers by name.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    from headrace.optim.spec import NEEDS_FULL_PASS
+
+    spec = cfg.spec
+    spec.check(**choose(f"strategy {cfg.name}", spec.defaults, cfg.options))
+    if spec.synchronous:
+        return
+    back = "--strategy.name allreduce"
+    if precision == "fp16":
+        raise UserError(f"--strategy.name {cfg.name} with fp16: each rank would have a scale of its own", "bf16")
+    if overlap == "on":
+        raise UserError(f"--train.overlap on: {cfg.name} exchanges nothing while backward runs", "--train.overlap auto")
+    if aggregation != "none":
+        raise UserError(f"--aggregation.name {aggregation} is of gradients, {cfg.name} exchanges parameters", back)
+    if own := [name for name, traits in rules.items() if NEEDS_FULL_PASS in traits]:
+        raise UserError(f"{own[0]} goes through all rows with all ranks, {cfg.name} lets each step on its own", back)

@@ -1,0 +1,57 @@
+"""One step of a rank that steps on its own, and what all ranks are told when they meet.
+
+    rates -> forward, backward -> gradient of the mean over this rank's rows -> clipped -> optimizer
+    -> strategy.on_parameters; where ranks meet, a control word before that: loss, rows, bad steps since they met, stop?
+
+A rank with a bad number leaves its own update out; the others hear of it when they meet.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from headrace.data.batch import Batch
+from headrace.optim.clipping import Clipped, clip
+from headrace.train.step import Outcome, Stepper
+
+
+class LocalStepper(Stepper):
+    """Makes steps of ranks that meet in some of them only; see Stepper for its arguments."""
+
+    _since = (0.0, 0.0, 0.0)  # loss, rows and bad steps of this rank since ranks met
+
+    def __call__(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
+        """Step number `step` of the run (from 0) on this rank's part of a global batch."""
+        replica = self.replica
+        meets = replica.strategy.meets(step, (step + 1) % steps_per_epoch == 0)
+        replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
+        loss, outputs = replica.backward(
+            batch, self.cfg.precision, parts=self.cfg.accumulate, before_part=lambda part: self._reseed(step, part)
+        )
+        good, clipped, context = math.isfinite(loss) and not replica.bad_gradient(), Clipped(), None
+        if good:
+            replica.exchange(step, batch.rows)
+            clipped = clip(replica.params, self.cfg.clipping)
+            context = self._context(batch, batch.rows, outputs)
+        good = replica.update_alone(context, step, meets)
+        self._note(loss if good else 0.0, batch.rows, good)
+        if meets:
+            return self._told(batch.rows, clipped)
+        size = self.collective.size
+        return Outcome(loss * size, batch.rows * size, False, clipped=clipped, met=False)
+
+    def _note(self, loss: float, rows: int, good: bool) -> None:
+        before = self._since
+        self._since = (before[0] + loss, before[1] + rows * good, before[2] + (not good))
+
+    def _told(self, rows: int, clipped: Clipped) -> Outcome:
+        """What all ranks know now: the loss is the mean over the rows since they met, times the rows of this step."""
+        own = torch.tensor([[*self._since, float(self.should_stop()), rows]], dtype=torch.float64)
+        words = torch.cat(self.collective.allgather(own, rows=[1] * self.collective.size)).tolist()
+        self._since = (0.0, 0.0, 0.0)
+        loss, seen, lost, asked, now = (sum(word[k] for word in words) for k in range(5))
+        bad = [rank for rank, word in enumerate(words) if word[2]]
+        mean = loss / max(1.0, seen)
+        return Outcome(mean * now, int(now), asked > 0, bad, clipped=clipped, lost=int(lost))
