@@ -60,10 +60,11 @@ study-optimizers: setup ## every optimizer on MNIST, generated Criteo, CIFAR-10:
 study-batch: setup ## accuracy against batch for momentum, Adam, LARS, LAMB: 2 hours a call at most, goes on where it was
 	@$(BIN)/python -m bench.studies.batch $(STUDY)
 
-docs: setup ## check links inside README and docs, and that docs/tables.md and docs/optimizers.md are up to date
+docs: setup ## check links inside README and docs, and that the pages written by verbs are up to date
 	@$(BIN)/python scripts/check_links.py README.md docs
 	@$(BIN)/headrace catalog docs --check true >/dev/null
 	@$(BIN)/headrace optimizers --page docs/optimizers.md --check true >/dev/null
+	@$(BIN)/headrace codecs --page docs/codecs.md --check true >/dev/null
 
 clean: ## remove what builds and demos made (the environment stays: remove .venv and .tools yourself)
 	rm -rf .build scala/target project/target project/project build dist demo demo-lake lake mlruns spark-warehouse .mypy_cache .ruff_cache .hypothesis

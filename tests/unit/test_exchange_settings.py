@@ -27,6 +27,7 @@ from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
 from headrace.strategies.local_sgd import LocalSGD
+from headrace.strategies.majority import MajorityVote
 from headrace.strategies.powersgd import PowerSGD
 from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
@@ -70,6 +71,7 @@ def test_every_reducer_is_reached_by_its_setting() -> None:
     made = reducer(*POWERSGD, "--compression.rank", "3", "--compression.decay", "0.5", "--seed", "9")
     assert isinstance(made, PowerSGD) and (made.cfg.rank, made.cfg.decay, made.cfg.seed) == (3, 0.5, 9)
     assert reducer(*POWERSGD).cfg.rank == 2
+    assert isinstance(reducer("--compression.name", "signsgd", "--compression.exchange", "vote"), MajorityVote)
     made = reducer("--compression.hierarchical", "true", "--compression.name", "bf16")
     assert isinstance(made, Hierarchical) and made.min_numel == 1024
     made = reducer("--compression.sparse", "fp16")
@@ -113,6 +115,7 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--aggregation.name", "krum", "--ranks", "5", "--train.overlap", "on"], "whole gradients", "overlap auto"),
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.name", "bf16"], "compressed ones", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", *POWERSGD], "compressed ones", "none"),
+    (["--compression.name", "topk", "--compression.exchange", "vote"], "votes are of signs", "signsgd"),
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.sparse", "bf16"], "compressed ones", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.hierarchical", "true"], "hosts' sums", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", "--optimizer.dense.wrappers", "[sam]"], "sam sums", "leave sam"),

@@ -69,6 +69,7 @@ VERBS = {
         "dedup_text", "silver/documents -> silver/duplicates: exact and near, against earlier crawls too"
     ),
     "catalog": Verb("catalog", "tables: list, show, validate, report", spark=False),
+    "codecs": Verb("codecs", "how gradients can be compressed: what is sent, bits, error, options", spark=False),
     "optimizers": Verb("optimizers", "what can train a model: rules, state, options", spark=False),
     "maintain": Verb("maintain", "table care: join small files, list or remove old ones, statistics"),
     "compare": Verb("compare", "runs beside each other: quality against seconds and bytes", spark=False),

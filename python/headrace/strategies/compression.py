@@ -15,10 +15,12 @@ from headrace.options import choose, described, known
 from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
+from headrace.strategies.majority import MajorityVote
 from headrace.strategies.overlap import ByBuckets
 from headrace.strategies.powersgd import PowerSGD, PowerSGDConfig
 from headrace.strategies.reducers import BucketReducer
 
+VOTE = "vote"
 POWERSGD = "powersgd"  # sums matrices by a rule of its own: no codec
 _POWERSGD_DEFAULTS = {"rank": 2}
 
@@ -80,7 +82,7 @@ CompressionConfig.__doc__ = f"""How gradients are compressed on their way betwee
         feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but for codecs that keep
             it themselves.
         decay: of what was not sent, in ef: 1 keeps all of it.
-        exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes.
+        exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes. Of signs also {VOTE}: the majority of the ranks.
         min_numel: tensors of fewer numbers go as they are.
         hierarchical: dense gradients are summed as they are within a host, and compressed between hosts, which must
             have equal numbers of ranks.
@@ -95,7 +97,7 @@ def check(cfg: CompressionConfig) -> None:
         UserError: which, and what to do.
     """
     traits = cfg.traits
-    known("compression.exchange", cfg.exchange, EXCHANGES)
+    known("compression.exchange", cfg.exchange, (*EXCHANGES, VOTE))
     known("compression.feedback", cfg.feedback, ("auto", *VARIANTS))
     if not 0 <= cfg.decay <= 1:
         raise UserError(f"--compression.decay {cfg.decay}", "from 0 to 1")
@@ -110,6 +112,11 @@ def check(cfg: CompressionConfig) -> None:
         raise UserError(
             f"--compression.exchange allreduce: what {cfg.name} sends cannot be added up",
             f"--compression.exchange auto, or one of {sums}",
+        )
+    if cfg.exchange == VOTE and (not cfg.name.startswith("signsgd") or cfg.variant == "ef21"):
+        raise UserError(
+            f"--compression.exchange vote with {cfg.name} and feedback {cfg.variant}: votes are of signs, and no sum",
+            "--compression.name signsgd, --compression.feedback none or ef",
         )
     if OWN_FEEDBACK in traits and cfg.variant != "none":
         raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
@@ -176,7 +183,7 @@ def _dense(cfg: CompressionConfig, rest: BucketReducer, seed: int, min_numel: in
         return rest
     if cfg.name == POWERSGD:
         return PowerSGD(PowerSGDConfig(rank=powersgd_rank(cfg), decay=cfg.decay, min_numel=min_numel, seed=seed), rest)
-    settings = CompressedConfig(exchange=cfg.exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
-    return CompressedReducer(
-        cfg.spec, Feedback(create(cfg.name, **cfg.options), cfg.variant, cfg.decay), rest, settings
-    )
+    made = MajorityVote if cfg.exchange == VOTE else CompressedReducer
+    exchange = "auto" if cfg.exchange == VOTE else cfg.exchange
+    settings = CompressedConfig(exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
+    return made(cfg.spec, Feedback(create(cfg.name, **cfg.options), cfg.variant, cfg.decay), rest, settings)

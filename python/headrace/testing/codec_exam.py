@@ -119,9 +119,9 @@ def keeps_its_bounds(name: str, spec: CodecSpec, exam: CodecExam) -> None:
     """Means over draws against omega and delta; a biased codec's one result against delta."""
     if not spec.traits & {EXACT, UNBIASED, CONTRACTION}:
         return
-    for options in settings(spec, exam):
+    for place, options in enumerate(settings(spec, exam)):
         codec = spec.factory(**options)
-        for n in (1, 7, 600):
+        for n in (1, 7, 600) if place == 0 else (600,):
             for kind, x in islice(samples(n, seed=1), n):  # of one number there is one kind
                 _bounds(f"{name} {options} {kind} [{n}]", spec, codec, options, x)
 
