@@ -14,6 +14,7 @@ from headrace.compress import Codec, Payload, PayloadError, create
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.randomk import drawn_places
 from headrace.compress.selection import SAMPLE, largest, sampled_places
+from headrace.compress.signs import piece_for
 from headrace.testing.codec_exam import Array, CodecExam
 
 
@@ -93,6 +94,11 @@ def refuses_false_indices() -> None:
     assert decode_indices(good, 4, 100).tolist() == [3, 5, 6, 40]
     for wrong in ([3, 5, 5, 40], [3, 6, 5, 40], [3, 5, 6, 105]):
         _refused(torch.from_numpy(_coded_slowly(wrong, 4, 100)), 4, 100)
+    many = list(range(0, 320_000, 8))
+    block = piece_for(good, 32) // 4  # where one block of indices ends, checks go on
+    for wrong in (8 * block - 8, 8 * block - 7):
+        many[block - 1 : block + 1] = [8 * block - 7, wrong]
+        _refused(torch.from_numpy(_coded_slowly(many, 40_000, 320_000)), 40_000, 320_000)
     for data in (good[:-1], torch.cat([good, good[:1]]), torch.full_like(good, 255)):
         _refused(data, 4, 100)
 
