@@ -194,10 +194,34 @@ def train(c: Collective, reducer: str, bucket_bytes: int = 500, steps: int = 5, 
     return digest.hexdigest()
 
 
+def compressed_sums(c: Collective) -> dict[str, str]:
+    """SHA-256 of three steps' sums by every codec and exchange, PowerSGD and the vote."""
+    from headrace.compress import COMPRESSORS
+    from headrace.compress.spec import SUMMABLE
+    from headrace.strategies.compression import CompressionConfig, compressed
+
+    cases = [(name, exchange) for name in COMPRESSORS for exchange in ("allgather", "reduce_scatter")]
+    cases += [(name, "allreduce") for name, spec in COMPRESSORS.items() if SUMMABLE in spec.traits]
+    cases += [("powersgd", "auto"), ("signsgd", "vote")]
+    found = {}
+    for name, exchange in cases:
+        cfg = CompressionConfig(name=name, exchange=exchange if name != "none" else "auto", min_numel=64)
+        reducer = compressed(cfg, REDUCERS["ordered"].factory(), seed=1)
+        digest = hashlib.sha256()
+        for step in range(3):
+            generator = torch.Generator().manual_seed(100 * step + c.rank)
+            own = {"a": torch.randn(60, 40, generator=generator), "b": torch.randn(1000, generator=generator)}
+            for total in reducer.reduce(own, c).values():
+                digest.update(total.numpy().tobytes())
+            reducer.settle(True)
+        found[f"{name} {exchange}"] = digest.hexdigest()
+    return found
+
+
 def exam(worker: Any) -> dict[str, Any]:
     """All of it on one rank of a launched job."""
     worker.emit({"kind": "begun", "rank": worker.rank})
-    metered = Metered(worker.collective)
+    metered, coded = Metered(worker.collective), Metered(worker.collective)
     result = {
         "rank": worker.rank,
         "size": worker.size,
@@ -207,6 +231,8 @@ def exam(worker: Any) -> dict[str, Any]:
         "sent": dict(metered.sent),
         "overlapped": train(worker.collective, "ordered", overlap=True),
         "ring": train(worker.collective, "ring"),
+        "compressed": compressed_sums(coded),
+        "sent_coded": dict(coded.sent),
         "stop": worker.should_stop(),
     }
     worker.emit({"kind": "done", "rank": worker.rank})

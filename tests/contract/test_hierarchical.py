@@ -173,7 +173,6 @@ def test_hosts_with_unequal_numbers_of_ranks_are_refused() -> None:
 
 def test_an_exchange_during_backward_changes_no_bit() -> None:
     def fn(c: LocalCollective) -> tuple[Grads, Grads]:
-        torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Linear(40, 30))
         params = dict(model.named_parameters())
         overlap = Overlap(reducer(c, "abab", "bf16"), c, params)
@@ -193,3 +192,12 @@ def test_exact_codecs_are_exact_between_hosts() -> None:
     plain = on_ranks(4, lambda c: steps(c, reducer(c, "aabb", "none"), 1))[0]
     for name in (n for n, spec in COMPRESSORS.items() if EXACT in spec.traits and n != "none"):
         assert same(plain[0], on_ranks(4, lambda c, n=name: steps(c, reducer(c, "aabb", n), 1))[0][0])
+
+
+def test_another_collective_is_refused() -> None:
+    def fn(c: LocalCollective) -> str:
+        with pytest.raises(ValueError, match="another collective") as caught:
+            reducer(c, "ab", "bf16").reduce({}, Metered(c))
+        return str(caught.value)
+
+    assert len(on_ranks(2, fn)) == 2

@@ -245,9 +245,11 @@ def test_one_rank_is_left_alone() -> None:
 
 def test_an_exchange_during_backward_changes_no_bit() -> None:
     def fn(c: LocalCollective, overlap: bool) -> list[Grads]:
-        torch.manual_seed(1)
         model = torch.nn.Sequential(torch.nn.Linear(30, 40), torch.nn.Tanh(), torch.nn.Linear(40, 30))
-        params = dict(model.named_parameters())
+        params, first = dict(model.named_parameters()), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for param in params.values():  # ranks are threads, and torch's own generator is theirs together
+                param.copy_(0.3 * torch.randn(param.shape, generator=first))
         made: Any = reducer(bucket_bytes=2000)
         made = Overlap(made, c, params) if overlap else made
         found = []

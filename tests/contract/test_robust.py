@@ -158,7 +158,6 @@ def test_rows_of_krum_cost_what_they_cost_in_a_sum() -> None:
 @pytest.mark.parametrize("name", ["median", "trimmed_mean"])
 def test_an_exchange_during_backward_changes_no_bit(name: str) -> None:
     def fn(c: LocalCollective) -> tuple[Grads, Grads]:
-        torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 9), torch.nn.Linear(9, 1))
         params = dict(model.named_parameters())
         overlap = Overlap(aggregated(AggregationConfig(name=name), ordered(40)), c, params)  # type: ignore[arg-type]

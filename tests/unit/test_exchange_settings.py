@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from distributed.ctr_lake import make_ctr_lake
 
 from headrace import models, strategies
 from headrace.comm import LocalGroup
@@ -167,6 +168,28 @@ def test_compression_that_never_engaged_says_why() -> None:
     figures = {"bytes_before": 8.0, "bytes_after": 2.0, "encode_seconds": 1.0}
     warned, results = told(figures, "--compression.sparse", "bf16", "--ranks", "2")
     assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
+
+
+RUNS = {
+    "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
+    "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
+    "krum": ["--aggregation.name", "krum", "--ranks", "5"],
+    "trimmed_mean": ["--aggregation.name", "trimmed_mean", "--ranks", "3", "--model.categories", "false"],
+}
+
+
+def test_runs_from_the_command_line(tmp_path: Path) -> None:
+    lake = make_ctr_lake(tmp_path / "lake", {"train": 600, "validation": 50, "test": 50})
+    common = (
+        f"--lake {lake} --ranks 2 --launcher local --threads 1 --device cpu --model.hidden [32] "
+        "--model.embedding_dim 2 --train.batch_size 160 --tracking.enabled false --train.precision.compute fp16"
+    ).split()
+    for kind, argv in RUNS.items():
+        cfg = parse({"": train_ctr.Config}, [*common, *argv], "headrace train-ctr")[""]
+        report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
+        assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
+        assert ("compression_ratio" in report.results) == (kind == "powersgd")
+        assert any("one host" in words for words in report.warnings) == (kind == "tiers")
 
 
 def test_strategies_are_reached_by_their_settings() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -95,7 +97,8 @@ def test_contraction_of_nearest_is_as_bad_as_said() -> None:
 
 
 def test_draws_are_uniform_and_few_bits_are_shared() -> None:
-    scratch = Scratch(100_000, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(1))
+    scratch = Scratch(100_000, torch.float32, torch.device("cpu"))
+    scratch.generator = torch.Generator().manual_seed(1)
     drawn = scratch.draws(torch.Size([99_999]), torch.float32).numpy().copy()
     for low in (drawn // 256, drawn % 256):
         counts = np.bincount(low.astype(int), minlength=256)
@@ -188,3 +191,19 @@ def test_elias_is_shorter_than_codes_of_a_fixed_size() -> None:
     )
     assert size("qsgd_elias", 1) < 0.6 < 2 < size("qsgd", 1)
     assert size("qsgd_elias", 7) < 2.5 < 4 < size("qsgd", 7)
+
+
+def test_memory_that_is_kept_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other shapes, types and codecs in between, on this thread and others; no more views than are wanted."""
+    monkeypatch.setattr(buckets, "_KEPT", threading.local())
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(6))
+    names = ("int8", "natural", "qsgd", "terngrad")
+    first = {name: decoded_once(create(name), x) for name in names}
+    for n in range(1, 200):
+        decoded_once(create(names[n % 4], bucket=100), x[:n].to(torch.float64 if n % 50 == 0 else torch.float32))
+        assert buckets._KEPT.scratch.shapes <= buckets._SHAPES + 6
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda name: decoded_once(create(name), x), names))
+            assert all(torch.equal(one, first[name]) for one, name in zip(found, names, strict=True))
+    assert torch.equal(decoded_once(create("int8"), x), first["int8"])

@@ -11,6 +11,7 @@ former are coded as if it were that; with a range of 8e-34 and less no gradient 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from headrace.errors import UserError
 PIECE = 1 << 17  # numbers; draws depend on it
 LEAST = 2.0**16
 MOST = 1 - 1e-6
+_SHAPES = 64  # views of as many are kept
+_KEPT = threading.local()
 _WHOLE = 40  # buckets: so many fill whole bytes, whatever the packing
 
 
@@ -90,7 +93,7 @@ class _Draws(NamedTuple):
 
 
 class Scratch:
-    """Memory for the pieces of one tensor: asked for anew for each, the system would clear it anew as well.
+    """Memory for the pieces of tensors: asked for anew for each, the system would clear it anew as well.
 
     Views of it are made once for a shape: making them takes as long as what is done with them.
 
@@ -98,18 +101,25 @@ class Scratch:
         n: numbers of a piece, at most.
         dtype: of these.
         device: of these.
+
+    Attributes:
         generator: of the draws; None: nothing is drawn.
     """
 
-    def __init__(self, n: int, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None) -> None:
-        self.generator = generator
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.n, self.dtype, self.device = n, dtype, device
+        self.generator: torch.Generator | None = None
         self.codes = torch.empty(n, dtype=torch.uint8, device=device)
         self._numbers, self._others = (torch.empty(n, dtype=dtype, device=device) for _ in range(2))
         self._views: dict[tuple[torch.Size, torch.dtype | None], Tensor] = {}
         self._draws: dict[tuple[torch.Size, torch.dtype], _Draws] = {}
-        if generator is not None:
-            self._moved = torch.empty(n, dtype=torch.uint8, device=device)
-            self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
+        self._moved = torch.empty(n, dtype=torch.uint8, device=device)
+        self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
+
+    @property
+    def shapes(self) -> int:
+        """How many it has views of."""
+        return len(self._views)
 
     def numbers(self, shape: torch.Size) -> Tensor:
         """Memory for as many; always the same."""
@@ -204,7 +214,8 @@ class Buckets(Codec):
         data = torch.empty(self.nbytes(n, x.dtype), dtype=torch.uint8, device=x.device)
         head = self._buckets(n) * wide.itemsize
         sizes, body = data[:head].view(wide), data[head:]
-        scratch = Scratch(min(n, self._size), wide, x.device, generator)
+        scratch = _scratch(min(n, self._size), wide, x.device)
+        scratch.generator = generator
         for piece in self._pieces(n):
             numbers = x[piece.start : piece.stop].to(wide)
             codes = scratch.codes[: numbers.numel()]
@@ -266,6 +277,16 @@ class DrawnBuckets(RandomCodec, Buckets):
     def encode_drawing(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """See `RandomCodec.encode_drawing`."""
         return self.encoded(x, generator)
+
+
+def _scratch(n: int, dtype: torch.dtype, device: torch.device) -> Scratch:
+    """This thread's, where it is large enough; a larger one than pieces need by default is not kept."""
+    kept: Scratch | None = getattr(_KEPT, "scratch", None)
+    if kept is None or (kept.dtype, kept.device) != (dtype, device) or kept.n < n or kept.shapes > _SHAPES:
+        kept = Scratch(max(n, PIECE), dtype, device)
+        if n <= PIECE:
+            _KEPT.scratch = kept
+    return kept
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

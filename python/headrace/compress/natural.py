@@ -65,8 +65,11 @@ class Natural(DrawnBuckets):
 
     def values(self, codes: Tensor, out: Tensor) -> None:
         """See `Buckets.values`."""
-        bits = codes.view(torch.int8).to(torch.int32).bitwise_left_shift_(_MANTISSA)
-        out.copy_(bits.bitwise_and_(~(1 << 30)).view(torch.float32))
+        numbers = out if out.dtype == torch.float32 else torch.empty_like(out, dtype=torch.float32)
+        bits = numbers.view(torch.int32).copy_(codes.view(torch.int8))
+        bits.bitwise_left_shift_(_MANTISSA).bitwise_and_(~(1 << 30))
+        if numbers is not out:
+            out.copy_(numbers)
 
 
 def _omega(n: int, options: Mapping[str, Any]) -> float:

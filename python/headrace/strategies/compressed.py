@@ -12,12 +12,8 @@ when `settle` says that the step was made; else it is as if it had not been.
 
 from __future__ import annotations
 
-import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +26,7 @@ from headrace.compress import CodecSpec, Payload
 from headrace.compress.base import Codec, PayloadError, State
 from headrace.compress.feedback import Feedback
 from headrace.compress.spec import OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, VARIABLE
+from headrace.strategies.memory import Memory
 from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, buckets
 
 EXCHANGES = ("auto", "allgather", "reduce_scatter", "allreduce")
@@ -53,7 +50,7 @@ class CompressedConfig:
     seed: int = 0
 
 
-class CompressedReducer:
+class CompressedReducer(Memory):
     """See the module's docstring.
 
     Args:
@@ -61,19 +58,12 @@ class CompressedReducer:
         feedback: the codec with its memory.
         rest: sums what is not compressed.
         cfg: see CompressedConfig.
-
-    Attributes:
-        seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
-        numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
     """
 
     def __init__(self, spec: CodecSpec, feedback: Feedback, rest: BucketReducer, cfg: CompressedConfig) -> None:
+        super().__init__()
         self.spec, self.feedback, self.rest, self.cfg = spec, feedback, rest, cfg
         self.bucket_bytes = cfg.bucket_bytes
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.numbers: Counter[str] = Counter()
-        self._kept: dict[str, State] = {}
-        self._next: dict[str, State] = {}
 
     def fits(self, grad: Tensor) -> bool:
         """Whether a gradient is compressed."""
@@ -95,33 +85,6 @@ class CompressedReducer:
         summed |= self._compressed(large, collective) if large else {}
         return {name: summed[name] for name in bucket}
 
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """See `Reducer.settle`."""
-        if made:
-            self._kept |= self._next
-        self._next = {}
-        if rescaled != 1.0:
-            self._kept = {unit: _times(state, rescaled) for unit, state in self._kept.items()}
-
-    def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`."""
-        seconds = {f"{what}_seconds": value for what, value in self.seconds.items()}
-        return {"bytes_before": self.numbers["in"], "bytes_after": self.numbers["out"], **seconds}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What is remembered, by name; of this rank."""
-        return {"units": self._kept}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave.
-
-        Raises:
-            ValueError: for the state of another reducer.
-        """
-        if "units" not in state:
-            raise ValueError("the checkpoint has no memory of compressed gradients: they were not compressed then")
-        self._kept, self._next = dict(state["units"]), {}
-
     def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         if collective.size == 1:
             return bucket
@@ -136,18 +99,11 @@ class CompressedReducer:
 
     def state_of(self, unit: str, like: Tensor, rank: int) -> State:
         """What is remembered of a unit, or its first state."""
-        if unit not in self._kept:
+        state = self.kept(unit)
+        if state is None:
             shared = SHARED_DRAWS in self.spec.traits
-            self._kept[unit] = self.feedback.init(like, key_of(self.cfg.seed, unit, 0 if shared else 1 + rank))
-        return self._kept[unit]
-
-    def kept(self, unit: str) -> State | None:
-        """What is remembered of a unit, if anything."""
-        return self._kept.get(unit)
-
-    def remember(self, unit: str, state: State) -> None:
-        """For the next turn, if this one is kept."""
-        self._next[unit] = state
+            state = self.feedback.init(like, key_of(self.cfg.seed, unit, 0 if shared else 1 + rank))
+        return state
 
     def sent(self, unit: str, x: Tensor, rank: int) -> Payload:
         """What goes over the wire for a unit this turn; what is left is remembered."""
@@ -157,24 +113,6 @@ class CompressedReducer:
         self.numbers["in"] += x.nbytes
         self.numbers["out"] += sent.payload.nbytes
         return sent.payload
-
-    @contextmanager
-    def timed(self, what: str) -> Iterator[None]:
-        """Adds to `seconds`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[what] += time.perf_counter() - start
-
-
-def _times(state: State, factor: float) -> State:
-    """A state whose remembered gradients are scaled."""
-    scaled = {
-        name: value * factor for name, value in state.items() if isinstance(value, Tensor) and value.is_floating_point()
-    }
-    below = {name: _times(value, factor) for name, value in state.items() if isinstance(value, dict)}
-    return state | scaled | below
 
 
 def key_of(seed: int, unit: str, rank: int) -> int:

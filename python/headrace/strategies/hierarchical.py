@@ -50,7 +50,7 @@ class Hierarchical:
     def __init__(
         self, inner: ByBuckets, rest: BucketReducer, collective: Collective, host: str, min_numel: int
     ) -> None:
-        self.inner, self.rest, self.min_numel = inner, rest, min_numel
+        self.inner, self.rest, self.min_numel, self._whole = inner, rest, min_numel, collective
         self.bucket_bytes = rest.bucket_bytes
         hosts = collective.allgather_object(host)
         self._layout = [hosts.index(each) for each in hosts]
@@ -61,6 +61,7 @@ class Hierarchical:
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`."""
+        self._check(collective)
         large = {name: g for name, g in grads.items() if self._fits(g)}
         summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
         for bucket in buckets(large, self.bucket_bytes):
@@ -69,6 +70,7 @@ class Hierarchical:
 
     def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """Sum one bucket of dense gradients of one type."""
+        self._check(collective)
         large = {name: g for name, g in bucket.items() if self._fits(g)}
         small = {name: g for name, g in bucket.items() if name not in large}
         summed = self.rest.reduce_bucket(small, collective) if small else {}
@@ -97,6 +99,10 @@ class Hierarchical:
             raise ValueError("the checkpoint knows nothing of hosts: gradients were not summed in two tiers then")
         if list(state["hosts"]) == self._layout:
             self.inner.load_state_dict(state["between"])
+
+    def _check(self, collective: Collective) -> None:
+        if collective is not self._whole:
+            raise ValueError("the hosts are those of another collective, the one that this was made with")
 
     def _fits(self, grad: Tensor) -> bool:
         """By the whole tensor: ranks of a host may have chunks of unequal sizes, and all must do the same."""

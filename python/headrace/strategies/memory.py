@@ -40,10 +40,9 @@ class Memory:
 
     def scaled(self, state: State, factor: float) -> State:
         """A unit's state for gradients that are larger by a factor: what it remembers of gradients, scaled."""
-        return {
-            name: value * factor if isinstance(value, Tensor) and value.is_floating_point() else value
-            for name, value in state.items()
-        }
+        scaled = {n: v * factor for n, v in state.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        below = {name: self.scaled(value, factor) for name, value in state.items() if isinstance(value, dict)}
+        return state | scaled | below
 
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`."""

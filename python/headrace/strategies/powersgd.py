@@ -108,8 +108,9 @@ class PowerSGD(Memory):
         with self.timed("encode"):
             matrices = {name: self._matrix(name, grad) for name, grad in bucket.items()}
             own = [each.whole @ each.start for each in matrices.values()]
-        bases = [orthonormal(p) for p in self._summed(own, collective)]
+        sums = self._summed(own, collective)
         with self.timed("encode"):
+            bases = [orthonormal(p) for p in sums]
             own = [each.whole.T @ basis for each, basis in zip(matrices.values(), bases, strict=True)]
         sums = self._summed(own, collective)
         with self.timed("decode"):

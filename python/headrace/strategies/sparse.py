@@ -152,6 +152,6 @@ def _nothing(rows: Tensor) -> Tensor:
 
 
 def _unpack(packed: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    n = packed.shape[0]
-    ids = packed[:, :8].contiguous().view(torch.int64).reshape(n)
-    return ids, packed[:, 8:].contiguous().view(like.dtype).reshape(n, *like.shape[1:])
+    n, number = packed.shape[0], torch.empty(0, dtype=torch.int64, device=packed.device)
+    # Flat first: a slice of one row or none passes for contiguous, and its stride may not suit the wider type.
+    return from_bytes(packed[:, :8].reshape(-1), number, n), from_bytes(packed[:, 8:].reshape(-1), like, n)
