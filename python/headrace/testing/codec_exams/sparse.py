@@ -96,8 +96,8 @@ def refuses_false_indices() -> None:
         _refused(torch.from_numpy(_coded_slowly(wrong, 4, 100)), 4, 100)
     many = list(range(0, 320_000, 8))
     block = piece_for(good, 32) // 4  # where one block of indices ends, checks go on
-    for wrong in (8 * block - 8, 8 * block - 7):
-        many[block - 1 : block + 1] = [8 * block - 7, wrong]
+    for next_one in (8 * block - 8, 8 * block - 7):
+        many[block - 1 : block + 1] = [8 * block - 7, next_one]
         _refused(torch.from_numpy(_coded_slowly(many, 40_000, 320_000)), 40_000, 320_000)
     for data in (good[:-1], torch.cat([good, good[:1]]), torch.full_like(good, 255)):
         _refused(data, 4, 100)
