@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -23,10 +25,18 @@ def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | 
     chunks = flat.tensor_split(size)
     rows = [c.numel() for c in chunks]
     parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
-    total = parts[0] if wide is None else parts[0].to(wide)
-    for part in parts[1:]:
+    if wide is not None:
+        parts[0] = parts[0].to(wide)
+    return torch.cat(collective.allgather(saturated(in_order(parts), flat.dtype), rows=rows))
+
+
+def in_order(parts: Iterable[Tensor]) -> Tensor:
+    """The sum from left to right, of one tensor or more; the first of them becomes it."""
+    rest = iter(parts)
+    total = next(rest)
+    for part in rest:
         total += part
-    return torch.cat(collective.allgather(saturated(total, flat.dtype), rows=rows))
+    return total
 
 
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,10 +26,9 @@ VARIANTS = ("none", "ef", "ef21")
 
 
 class Sent(NamedTuple):
-    """One turn: what goes over the wire, what it decodes to, the state behind it."""
+    """One turn: what goes over the wire, the state behind it."""
 
     payload: Payload
-    decoded: Tensor
     state: State
 
 
@@ -63,10 +62,10 @@ class Feedback:
         """Compress x together with what is remembered; neither is changed."""
         if self.variant == "none":
             payload, inner = self.codec.compress(x, state["codec"])
-            return Sent(payload, self.codec.decompress(payload), {"codec": inner})
+            return Sent(payload, {"codec": inner})
         memory = state["memory"]
         whole = x + memory if self.variant == "ef" else x - memory
         payload, inner = self.codec.compress(whole, state["codec"])
         decoded = self.codec.decompress(payload)
         kept = whole.sub_(decoded).mul_(self.decay) if self.variant == "ef" else memory + decoded
-        return Sent(payload, decoded, {"codec": inner, "memory": kept.nan_to_num_(0.0, 0.0, 0.0)})
+        return Sent(payload, {"codec": inner, "memory": kept.nan_to_num_(0.0, 0.0, 0.0)})

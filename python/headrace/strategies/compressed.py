@@ -12,7 +12,7 @@ when `settle` says that the step was made; else it is as if it had not been.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,14 +20,14 @@ import torch
 from torch import Tensor
 
 from headrace.catalog.fingerprint import splitmix64
-from headrace.comm.base import Collective, as_bytes, from_bytes
-from headrace.comm.sums import saturated, sum_in_rank_order
+from headrace.comm.base import Collective, as_bytes
+from headrace.comm.sums import in_order, saturated, sum_in_rank_order
 from headrace.compress import CodecSpec, Payload
-from headrace.compress.base import Codec, PayloadError, State
+from headrace.compress.base import Codec, PayloadError, State, taken
 from headrace.compress.feedback import Feedback
 from headrace.compress.spec import OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, VARIABLE
 from headrace.strategies.memory import Memory
-from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, buckets
+from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, OfLarge
 
 EXCHANGES = ("auto", "allgather", "reduce_scatter", "allreduce")
 
@@ -50,7 +50,7 @@ class CompressedConfig:
     seed: int = 0
 
 
-class CompressedReducer(Memory):
+class CompressedReducer(Memory, OfLarge):
     """See the module's docstring.
 
     Args:
@@ -61,31 +61,12 @@ class CompressedReducer(Memory):
     """
 
     def __init__(self, spec: CodecSpec, feedback: Feedback, rest: BucketReducer, cfg: CompressedConfig) -> None:
-        super().__init__()
-        self.spec, self.feedback, self.rest, self.cfg = spec, feedback, rest, cfg
-        self.bucket_bytes = cfg.bucket_bytes
+        Memory.__init__(self)
+        OfLarge.__init__(self, rest, cfg.min_numel, cfg.bucket_bytes)
+        self.spec, self.feedback, self.cfg = spec, feedback, cfg
 
-    def fits(self, grad: Tensor) -> bool:
-        """Whether a gradient is compressed."""
-        return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.cfg.min_numel
-
-    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `Reducer.reduce`."""
-        large = {name: g for name, g in grads.items() if self.fits(g)}
-        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
-        for bucket in buckets(large, self.bucket_bytes):
-            summed |= self._compressed(bucket, collective)
-        return {name: summed[name] for name in grads}
-
-    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """Sum one bucket of dense gradients of one type."""
-        large = {name: g for name, g in bucket.items() if self.fits(g)}
-        small = {name: g for name, g in bucket.items() if name not in large}
-        summed = self.rest.reduce_bucket(small, collective) if small else {}
-        summed |= self._compressed(large, collective) if large else {}
-        return {name: summed[name] for name in bucket}
-
-    def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`."""
         if collective.size == 1:
             return bucket
         kind = self.cfg.exchange
@@ -196,14 +177,10 @@ class _Turn:
 
     def _totals(self, units: list[str], arrived: list[list[Tensor]], lengths: list[int]) -> list[Tensor]:
         """Of each unit, the sum of what the payloads of all ranks stand for."""
-        return [self._total(*each) for each in zip(units, zip(*arrived, strict=True), lengths, strict=True)]
-
-    def _total(self, unit: str, parts: Sequence[Tensor], n: int) -> Tensor:
-        """The sum in rank order."""
-        total = self._decoded(unit, parts[0], n)
-        for part in parts[1:]:
-            total += self._decoded(unit, part, n)
-        return total
+        return [
+            in_order(self._decoded(unit, part, n) for part in parts)
+            for unit, parts, n in zip(units, zip(*arrived, strict=True), lengths, strict=True)
+        ]
 
     def _based(self, unit: str, received: Tensor) -> Tensor:
         """What was received, on top of what was before where the feedback accumulates."""
@@ -244,8 +221,7 @@ class _Turn:
             start = 8 * len(lengths)
             if raw.numel() < start:
                 raise PayloadError(f"{raw.numel()} bytes hold no sizes of {len(lengths)} payloads")
-            like = torch.empty(0, dtype=torch.int64, device=raw.device)
-            sizes = from_bytes(raw[:start], like, len(lengths)).tolist()
+            sizes = taken(raw, 0, len(lengths), torch.int64).tolist()
         if min(sizes) < 0 or start + sum(sizes) != raw.numel():
             raise PayloadError(f"{raw.numel()} bytes came for payloads of {sum(sizes)}")
         return list(torch.split(raw[start:], sizes))

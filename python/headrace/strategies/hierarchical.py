@@ -28,12 +28,13 @@ from torch import Tensor
 
 from headrace.comm.base import Collective
 from headrace.comm.subgroup import Subgroup, parts_by
+from headrace.comm.sums import in_order
 from headrace.errors import UserError
 from headrace.strategies.overlap import ByBuckets
-from headrace.strategies.reducers import BucketReducer, buckets
+from headrace.strategies.reducers import BucketReducer, OfLarge
 
 
-class Hierarchical:
+class Hierarchical(OfLarge):
     """See the module's docstring. Made by all ranks together, which then exchange their hosts' names.
 
     Args:
@@ -50,8 +51,8 @@ class Hierarchical:
     def __init__(
         self, inner: ByBuckets, rest: BucketReducer, collective: Collective, host: str, min_numel: int
     ) -> None:
-        self.inner, self.rest, self.min_numel, self._whole = inner, rest, min_numel, collective
-        self.bucket_bytes = rest.bucket_bytes
+        super().__init__(rest, min_numel)
+        self.inner, self._whole = inner, collective
         hosts = collective.allgather_object(host)
         self._layout = [hosts.index(each) for each in hosts]
         try:
@@ -62,20 +63,12 @@ class Hierarchical:
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`."""
         self._check(collective)
-        large = {name: g for name, g in grads.items() if self._fits(g)}
-        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
-        for bucket in buckets(large, self.bucket_bytes):
-            summed |= self._in_tiers(bucket)
-        return {name: summed[name] for name in grads}
+        return super().reduce(grads, collective)
 
     def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """Sum one bucket of dense gradients of one type."""
+        """See `OfLarge.reduce_bucket`."""
         self._check(collective)
-        large = {name: g for name, g in bucket.items() if self._fits(g)}
-        small = {name: g for name, g in bucket.items() if name not in large}
-        summed = self.rest.reduce_bucket(small, collective) if small else {}
-        summed |= self._in_tiers(large) if large else {}
-        return {name: summed[name] for name in bucket}
+        return super().reduce_bucket(bucket, collective)
 
     def settle(self, made: bool, rescaled: float = 1.0) -> None:
         """See `Reducer.settle`."""
@@ -104,11 +97,11 @@ class Hierarchical:
         if collective is not self._whole:
             raise ValueError("the hosts are those of another collective, the one that this was made with")
 
-    def _fits(self, grad: Tensor) -> bool:
-        """By the whole tensor: ranks of a host may have chunks of unequal sizes, and all must do the same."""
-        return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.min_numel
+    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`.
 
-    def _in_tiers(self, bucket: dict[str, Tensor]) -> dict[str, Tensor]:
+        What is large goes by whole tensors: ranks of a host may have chunks of unequal sizes, and all must do the same.
+        """
         place = self.inside.rank
         chunks = {name: g.reshape(-1).tensor_split(self.inside.size) for name, g in bucket.items()}
         by_place = [[parts[j] for parts in chunks.values()] for j in range(self.inside.size)]
@@ -126,10 +119,7 @@ def _scattered(by_place: Sequence[Sequence[Tensor]], inside: Subgroup) -> list[T
         return list(own)
     messages = [torch.cat(list(parts)) for parts in by_place]
     arrived = inside.alltoall(messages, rows=[messages[inside.rank].numel()] * inside.size)
-    total = arrived[0]
-    for part in arrived[1:]:
-        total += part
-    return list(torch.split(total, [x.numel() for x in own]))
+    return list(torch.split(in_order(arrived), [x.numel() for x in own]))
 
 
 def _gathered(mine: Sequence[Tensor], by_place: Sequence[Sequence[Tensor]], inside: Subgroup) -> list[Tensor]:

@@ -29,6 +29,7 @@ from torch import Tensor
 from headrace.comm.base import Collective
 from headrace.errors import UserError
 from headrace.strategies.reducers import Reducer, ordered
+from headrace.strategies.sparse import coalesced, with_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +115,7 @@ class LocalSGD:
         if not self._start:
             self._start = {name: param.clone() for name, param in params.items() if name not in self._tables}
         for name in self._tables & grads.keys():
-            touched = grads[name].coalesce().indices()[0]
-            self._rows[name] = touch(self._rows.get(name), touched, params[name])
+            self._rows[name] = touch(self._rows.get(name), coalesced(grads[name])._indices()[0], params[name])
 
     def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
         """After the update; in a round parameters become all ranks'."""
@@ -207,8 +207,7 @@ class LocalSGD:
         if rows is None:
             none = torch.empty(0, dtype=torch.int64, device=param.device)
             rows = Rows(none, param[none])
-        change = param[rows.ids] - rows.values
-        return torch.sparse_coo_tensor(rows.ids[None], change, param.shape, is_coalesced=True, check_invariants=False)
+        return with_rows(rows.ids, param[rows.ids] - rows.values, param)
 
     def _outer_step(self, name: str, change: Tensor) -> Tensor:
         rounds = self.rounds

@@ -56,7 +56,8 @@ class MajorityVote(CompressedReducer):
         super().__init__(spec, feedback, rest, cfg)
         self._codec = feedback.codec
 
-    def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`."""
         payloads = [self.sent(name, g.reshape(-1), collective.rank).data for name, g in bucket.items()]
         signs = [data[_SCALE:] for data in payloads]
         totals, voted = self._voted(torch.cat([data[:_SCALE] for data in payloads]), torch.cat(signs), collective)

@@ -34,7 +34,7 @@ from headrace.comm.sums import saturated, sum_in_rank_order
 from headrace.compress.base import State, generator_of
 from headrace.strategies.compressed import key_of
 from headrace.strategies.memory import Memory
-from headrace.strategies.reducers import BucketReducer, buckets
+from headrace.strategies.reducers import BucketReducer, OfLarge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +62,7 @@ class _Matrix(NamedTuple):
     start: Tensor
 
 
-class PowerSGD(Memory):
+class PowerSGD(Memory, OfLarge):
     """See the module's docstring.
 
     Args:
@@ -71,38 +71,23 @@ class PowerSGD(Memory):
     """
 
     def __init__(self, cfg: PowerSGDConfig, rest: BucketReducer) -> None:
-        super().__init__()
-        self.cfg, self.rest = cfg, rest
-        self.bucket_bytes = rest.bucket_bytes
+        Memory.__init__(self)
+        OfLarge.__init__(self, rest, cfg.min_numel)
+        self.cfg = cfg
 
     def fits(self, grad: Tensor) -> bool:
         """Whether a gradient is compressed."""
-        if grad.is_sparse or not grad.is_floating_point() or grad.dim() < 2 or grad.numel() < self.cfg.min_numel:
+        if grad.dim() < 2 or not super().fits(grad):
             return False
         rows = grad.shape[0]
         return 2 * self.cfg.rank * (rows + grad.numel() // rows) <= grad.numel()
-
-    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `Reducer.reduce`."""
-        large = {name: g for name, g in grads.items() if self.fits(g)}
-        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
-        for bucket in buckets(large, self.bucket_bytes):
-            summed |= self._compressed(bucket, collective)
-        return {name: summed[name] for name in grads}
-
-    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """Sum one bucket of dense gradients of one type."""
-        large = {name: g for name, g in bucket.items() if self.fits(g)}
-        small = {name: g for name, g in bucket.items() if name not in large}
-        summed = self.rest.reduce_bucket(small, collective) if small else {}
-        summed |= self._compressed(large, collective) if large else {}
-        return {name: summed[name] for name in bucket}
 
     def scaled(self, state: State, factor: float) -> State:
         """See `Memory.scaled`; the start of the iteration has no scale."""
         return state | {"memory": state["memory"] * factor}
 
-    def _compressed(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`."""
         if collective.size == 1:
             return bucket
         with self.timed("encode"):

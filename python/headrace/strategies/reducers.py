@@ -48,8 +48,32 @@ class Reducer(Protocol):
 SumFlat = Callable[[Tensor, Collective], Tensor]
 
 
+class Stateless:
+    """Base of reducers that remember nothing and compress nothing."""
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`"""
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`"""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Reducer.state_dict`."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave.
+
+        Raises:
+            ValueError: for the state of another reducer.
+        """
+        if state:
+            raise ValueError(f"these sums keep no state, the checkpoint has {sorted(state)}: of another strategy")
+
+
 @dataclass(frozen=True)
-class BucketReducer:
+class BucketReducer(Stateless):
     """Packs gradients into buckets and sums each by `sum_flat`.
 
     Args:
@@ -73,29 +97,45 @@ class BucketReducer:
         """Sum one bucket of dense gradients of one dtype by one collective."""
         if collective.size == 1:
             return bucket
-        total = self.sum_flat(torch.cat([g.reshape(-1) for g in bucket.values()]), collective)
-        parts = torch.split(total, [g.numel() for g in bucket.values()])
-        return {name: part.view(g.shape) for (name, g), part in zip(bucket.items(), parts, strict=True)}
+        return unpacked(self.sum_flat(packed(bucket), collective), bucket)
 
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """See `Reducer.settle`: nothing is remembered."""
 
-    def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`: nothing is compressed."""
-        return {}
+class OfLarge:
+    """Base of reducers that have a way of their own for large dense gradients, and leave the others to another one.
 
-    def state_dict(self) -> dict[str, Any]:
-        """See `Reducer.state_dict`."""
-        return {}
+    Args:
+        rest: sums the others.
+        min_numel: tensors of fewer numbers are left to it.
+        bucket_bytes: of gradients that are exchanged by one operation; None: as `rest` has it.
+    """
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave.
+    def __init__(self, rest: BucketReducer, min_numel: int, bucket_bytes: int | None = None) -> None:
+        self.rest, self.min_numel = rest, min_numel
+        self.bucket_bytes = bucket_bytes or rest.bucket_bytes
 
-        Raises:
-            ValueError: for the state of another reducer.
-        """
-        if state:
-            raise ValueError(f"exact sums keep no state, the checkpoint has {sorted(state)}: of another strategy")
+    def fits(self, grad: Tensor) -> bool:
+        """Whether a gradient is one of those."""
+        return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.min_numel
+
+    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sums of one bucket of such gradients, of one type."""
+        raise NotImplementedError
+
+    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `Reducer.reduce`."""
+        large = {name: g for name, g in grads.items() if self.fits(g)}
+        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
+        for bucket in buckets(large, self.bucket_bytes):
+            summed |= self.sum_large(bucket, collective)
+        return {name: summed[name] for name in grads}
+
+    def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """Sum one bucket of dense gradients of one type."""
+        large = {name: g for name, g in bucket.items() if self.fits(g)}
+        small = {name: g for name, g in bucket.items() if name not in large}
+        summed = self.rest.reduce_bucket(small, collective) if small else {}
+        summed |= self.sum_large(large, collective) if large else {}
+        return {name: summed[name] for name in bucket}
 
 
 def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:
@@ -110,6 +150,17 @@ def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, T
         held += grad.nbytes
     if bucket:
         yield bucket
+
+
+def packed(bucket: dict[str, Tensor]) -> Tensor:
+    """Dense gradients of one type end to end, [n]."""
+    return torch.cat([g.reshape(-1) for g in bucket.values()])
+
+
+def unpacked(flat: Tensor, bucket: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `packed`: parts of flat [n], named and shaped as those of the bucket."""
+    parts = torch.split(flat, [g.numel() for g in bucket.values()])
+    return {name: part.view(g.shape) for (name, g), part in zip(bucket.items(), parts, strict=True)}
 
 
 def sum_by_allreduce(flat: Tensor, collective: Collective) -> Tensor:

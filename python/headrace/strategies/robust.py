@@ -25,17 +25,16 @@ krum 2 (N - 1) / N 8 N^2 more, for distances; norm_clip 8 (N - 1) more. Bits are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective
-from headrace.comm.sums import saturated, sum_in_rank_order
+from headrace.comm.sums import in_order, saturated, sum_in_rank_order
 from headrace.errors import UserError
-from headrace.strategies.reducers import BucketReducer, buckets
+from headrace.strategies.reducers import BucketReducer, Stateless, buckets, packed, unpacked
 from headrace.strategies.sparse import Tables, coalesced, grouped, with_rows
 
 Rule = Callable[[Tensor], Tensor]
@@ -80,7 +79,7 @@ def trimmed_mean(x: Tensor, trim: int) -> Tensor:
     """Of x [N, n] over ranks without the `trim` smallest and largest, [n]; added up from the smallest. NaN counts as
     infinity."""
     kept = ranked(x)[trim : len(x) - trim]
-    return _in_order(kept).div_(len(kept))
+    return in_order(kept).div_(len(kept))
 
 
 def ranked(x: Tensor) -> list[Tensor]:
@@ -96,32 +95,8 @@ def ranked(x: Tensor) -> list[Tensor]:
     return rows
 
 
-class _Whole:
-    """Base of rules that see whole gradients: no bucket can go ahead, nothing is remembered."""
-
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """See `Reducer.settle`: nothing is remembered."""
-
-    def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`: nothing is compressed."""
-        return {}
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Reducer.state_dict`."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave.
-
-        Raises:
-            ValueError: for the state of another reducer.
-        """
-        if state:
-            raise ValueError(f"aggregation keeps no state, the checkpoint has {sorted(state)}")
-
-
 @dataclass(frozen=True)
-class Krum(_Whole):
+class Krum(Stateless):
     """See the module's docstring.
 
     Args:
@@ -139,7 +114,7 @@ class Krum(_Whole):
         size = collective.size
         dense = {name: g for name, g in grads.items() if not g.is_sparse}
         cut = list(buckets(dense, self.bucket_bytes))
-        flats = [torch.cat([g.reshape(-1) for g in bucket.values()]) for bucket in cut]
+        flats = [packed(bucket) for bucket in cut]
         chunks = [_scattered(flat, collective) for flat in flats]
         tables = grouped({name: coalesced(g) for name, g in grads.items() if g.is_sparse})
         rows = [each.gathered(collective) for each in tables]
@@ -149,14 +124,14 @@ class Krum(_Whole):
         best = choose(_together(parts, collective), self.faulty, self.chosen)
         found: dict[str, Tensor] = {}
         for bucket, flat, x in zip(cut, flats, chunks, strict=True):
-            found |= _named(bucket, _shared(_in_order(x[best]).mul_(size / len(best)), flat, collective))
+            found |= unpacked(_shared(in_order(x[best]).mul_(size / len(best)), flat, collective), bucket)
         for each, by_rank in zip(tables, rows, strict=True):
             found |= _taken(each, [by_rank[rank] for rank in best], size / len(best))
         return {name: found[name] for name in grads}
 
 
 @dataclass(frozen=True)
-class NormClip(_Whole):
+class NormClip(Stateless):
     """See the module's docstring; each rank scales its own gradient, then they are summed.
 
     Args:
@@ -231,19 +206,6 @@ def _together(parts: list[Tensor], collective: Collective) -> Tensor:
     """The sum over ranks of their parts [N, N], on the CPU."""
     own = torch.stack([part.cpu() for part in parts]).sum(0)
     return sum_in_rank_order(own.view(-1).to(parts[0].device), collective).view(own.shape).cpu()
-
-
-def _in_order(x: Sequence[Tensor] | Tensor) -> Tensor:
-    """The sum of rows from the first on."""
-    total = x[0].clone()
-    for row in x[1:]:
-        total += row
-    return total
-
-
-def _named(bucket: dict[str, Tensor], flat: Tensor) -> dict[str, Tensor]:
-    parts = torch.split(flat, [g.numel() for g in bucket.values()])
-    return {name: part.view(g.shape) for (name, g), part in zip(bucket.items(), parts, strict=True)}
 
 
 def _taken(tables: Tables, parts: list[tuple[Tensor, Tensor]], scale: float) -> dict[str, Tensor]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective, as_bytes, from_bytes
-from headrace.compress.base import PayloadError
+from headrace.compress.base import PayloadError, taken
 from headrace.models.embedding import sum_rows
 
 
@@ -124,15 +124,14 @@ class Tables:
 
     def _opened(self, raw: Tensor, codec: RowCodec) -> tuple[Tensor, Tensor]:
         tables, like = len(self.grads), next(iter(self.grads.values()))._values()
-        number = torch.empty(0, dtype=torch.int64, device=raw.device)
         if raw.numel() < 16 * tables:
             raise PayloadError(f"{raw.numel()} bytes hold no sizes of {tables} tables")
-        sizes: list[int] = from_bytes(raw[: 16 * tables], number, 2 * tables).tolist()
+        sizes: list[int] = taken(raw, 0, 2 * tables, torch.int64).tolist()
         counts, lengths = sizes[:tables], sizes[tables:]
         start = 8 * (2 * tables + sum(counts))
         if min(sizes) < 0 or raw.numel() != start + sum(lengths):
             raise PayloadError(f"{raw.numel()} bytes came for {sum(counts)} ids and rows of {sum(lengths)} bytes")
-        ids = from_bytes(raw[16 * tables : start], number, sum(counts))
+        ids = taken(raw, 16 * tables, sum(counts), torch.int64)
         rows = [
             codec.decode(data, like.new_empty(count, *like.shape[1:])) if count else like[:0]
             for data, count in zip(torch.split(raw[start:], lengths), counts, strict=True)
