@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from headrace.data.batch import Batch
 from headrace.optim.clipping import Clipped, clip
 from headrace.train.step import Outcome, Stepper
@@ -26,16 +24,13 @@ class LocalStepper(Stepper):
         """Step number `step` of the run (from 0) on this rank's part of a global batch."""
         replica = self.replica
         meets = replica.strategy.meets(step, (step + 1) % steps_per_epoch == 0)
-        replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
-        loss, outputs = replica.backward(
-            batch, self.cfg.precision, parts=self.cfg.accumulate, before_part=lambda part: self._reseed(step, part)
-        )
+        loss, outputs = self._backward(batch, step, steps_per_epoch)
         good, clipped, context = math.isfinite(loss) and not replica.bad_gradient(), Clipped(), None
         if good:
             replica.exchange(step, batch.rows)
             clipped = clip(replica.params, self.cfg.clipping)
             context = self._context(batch, batch.rows, outputs)
-        good = replica.update_alone(context, step, meets)
+        good = replica.update(context, step, meets)
         self._note(loss if good else 0.0, batch.rows, good)
         if meets:
             return self._told(batch.rows, clipped)
@@ -48,8 +43,7 @@ class LocalStepper(Stepper):
 
     def _told(self, rows: int, clipped: Clipped) -> Outcome:
         """What all ranks know now: the loss is the mean over the rows since they met, times the rows of this step."""
-        own = torch.tensor([[*self._since, float(self.should_stop()), rows]], dtype=torch.float64)
-        words = torch.cat(self.collective.allgather(own, rows=[1] * self.collective.size)).tolist()
+        words = self._gather(*self._since, float(self.should_stop()), rows)
         self._since = (0.0, 0.0, 0.0)
         loss, seen, lost, asked, now = (sum(word[k] for word in words) for k in range(5))
         bad = [rank for rank, word in enumerate(words) if word[2]]

@@ -88,29 +88,41 @@ class Replica:
     def exchange(self, step: int, rows: int, scale: float = 1.0) -> None:
         """Replace gradients by what the strategy makes of all ranks', divided by scale and the global number of
         rows."""
-        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
-        for name, grad in self.strategy.on_gradients(grads, step).items():
+        for name, grad in self.strategy.on_gradients(self.gradients, step).items():
             values = grad._values() if grad.is_sparse else grad
             values.div_(max(1, rows) * scale)
             self.params[name].grad = grad
 
-    def update(self, ctx: StepContext, step: int) -> None:
-        """Run the optimizer, then the strategy's turn on parameters."""
-        self.optimizer.step(ctx)
-        self.strategy.on_parameters(self.values, step, True)
+    def update(self, ctx: StepContext | None, step: int, meets: bool = True) -> bool:
+        """The strategy's turn before the optimizer's step, the step, and the strategy's turn on parameters.
 
-    def update_alone(self, ctx: StepContext | None, step: int, meets: bool) -> bool:
-        """The same where ranks step on their own; whether the optimizer made its step: not without a context."""
-        grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
-        self.strategy.before_update(self.values, grads)
+        Args:
+            ctx: of the step; None where this rank leaves it out and others do not.
+            step: of the run.
+            meets: whether ranks meet in it.
+
+        Returns:
+            Whether the optimizer made its step.
+
+        Raises:
+            NonFiniteStepError: it did not, and ranks step together.
+        """
+        self.strategy.before_update(self.values, self.gradients)
         made = ctx is not None
         try:
             if ctx is not None:
                 self.optimizer.step(ctx)
         except NonFiniteStepError:
+            if not self.strategy.local:
+                raise
             made = False
         self.strategy.on_parameters(self.values, step, meets)
         return made
+
+    @property
+    def gradients(self) -> dict[str, Tensor]:
+        """Those that there are, by name."""
+        return {name: p.grad for name, p in self.params.items() if p.grad is not None}
 
     @property
     def values(self) -> dict[str, Tensor]:

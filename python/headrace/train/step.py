@@ -94,12 +94,9 @@ class Stepper:
 
     def _tried(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         replica, scaler = self.replica, self.scaler
-        replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
-        loss, outputs = replica.backward(
-            batch, self.cfg.precision, scale=scaler.scale, parts=self.cfg.accumulate,
-            before_part=lambda part: self._reseed(step, part),
-        )  # fmt: skip
-        words = self._gather(loss, batch.rows, replica.bad_gradient())
+        loss, outputs = self._backward(batch, step, steps_per_epoch)
+        # Of each rank: loss, rows, bad gradient, stop.
+        words = self._gather(loss, batch.rows, float(replica.bad_gradient()), float(self.should_stop()))
         rows, asked = int(sum(w[1] for w in words)), any(w[3] for w in words)
         lost = [rank for rank, w in enumerate(words) if not math.isfinite(w[0])]
         bad = [rank for rank, w in enumerate(words) if w[2]]
@@ -119,11 +116,18 @@ class Stepper:
         scaler.passed()
         return Outcome(sum(w[0] for w in words), rows, asked, clipped=clipped)
 
-    def _reseed(self, step: int, part: int) -> None:
-        """Masks of its own for every part."""
-        reseed_dropout(
-            self.replica.model, self.cfg.seed, step * self.cfg.accumulate + part, self.collective.rank
-        )  # fmt: skip
+    def _backward(self, batch: Batch, step: int, steps_per_epoch: int) -> tuple[float, torch.Tensor]:
+        """At the step's rates, with dropout masks of its own for every part; see `Replica.backward`."""
+
+        def reseed(part: int) -> None:
+            reseed_dropout(
+                self.replica.model, self.cfg.seed, step * self.cfg.accumulate + part, self.collective.rank
+            )  # fmt: skip
+
+        self.replica.set_rates(self.schedule.rates(step, self.cfg.epochs, steps_per_epoch))
+        return self.replica.backward(
+            batch, self.cfg.precision, scale=self.scaler.scale, parts=self.cfg.accumulate, before_part=reseed
+        )
 
     def _context(self, batch: Batch, rows: int, outputs: torch.Tensor) -> StepContext:
         full_pass = self._full_pass if self.training is not None else None
@@ -139,9 +143,9 @@ class Stepper:
                 raise _StopAskedError
             yield self.replica.context(batch.to(self.replica.device), batch.rows)
 
-    def _gather(self, loss: float, rows: int, bad: bool) -> list[list[float]]:
-        """Everyone's [loss, rows, bad gradient, stop], in rank order."""
-        own = torch.tensor([[loss, rows, float(bad), float(self.should_stop())]], dtype=torch.float64)
+    def _gather(self, *word: float) -> list[list[float]]:
+        """Everyone's word, in rank order."""
+        own = torch.tensor([word], dtype=torch.float64)
         size = self.collective.size
         everyone = own if size == 1 else torch.cat(self.collective.allgather(own, rows=[1] * size))
         words: list[list[float]] = everyone.tolist()
