@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from headrace.errors import UserError
+from headrace.pipelines.spec_page import SpecPage
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from headrace.compress import CodecSpec
 
 POSITIONAL = ("name",)
-PAGE = "docs/codecs.md"
 _HEAD = """# Codecs of gradients
 
 Written from the specifications in `headrace.compress.COMPRESSORS` by `headrace codecs --page docs/codecs.md`: change a
@@ -45,42 +43,35 @@ class Config:
 
 
 def run(spark: SparkSession | None, cfg: Config, report: Report) -> Report:
-    """List, show or write.
-
-    Raises:
-        UserError: an unknown name, or, with check, a page that is not up to date.
-    """
-    from headrace.compress import COMPRESSORS
-    from headrace.options import known
-
-    if cfg.page:
-        _page(Path(cfg.page), cfg.check)
-        report.results["page"] = cfg.page
-    elif cfg.name:
-        known("name", cfg.name, COMPRESSORS)
-        for line in _facts(COMPRESSORS[cfg.name]):
-            report.say(line)
-        report.results["codec"] = cfg.name
-    else:
-        width = max(map(len, COMPRESSORS))
-        for name, spec in COMPRESSORS.items():
-            report.say(f"{name:{width}}  {spec.use} ({spec.bits} bits a number)")
-        report.results["codecs"] = len(COMPRESSORS)
-    return report
+    """See `SpecPage.run`."""
+    return _family().run(cfg, report)
 
 
 def render() -> str:
     """The page, as Markdown."""
+    return _family().render()
+
+
+def _family() -> SpecPage:
     from headrace.compress import COMPRESSORS
 
-    lines = [_HEAD, "| name | what is sent | bits a number | error | when | reference |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    for name, spec in COMPRESSORS.items():
-        cells = [f"[{name}](#{name})", f"`{spec.rule}`", spec.bits, _error(spec), spec.use, spec.paper]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    for name, spec in COMPRESSORS.items():
-        lines += [f"\n## {name}\n", *(f"- {line}" for line in _facts(spec))]
-    return "\n".join(lines) + "\n"
+    columns = ("what is sent", "bits a number", "error", "when", "reference")
+    return SpecPage(
+        "codec", COMPRESSORS, _spec_of, lambda spec: f"{spec.use} (bits a number: {spec.bits})", _facts, _HEAD, columns,
+        _cells,
+    )  # fmt: skip
+
+
+def _spec_of(name: str) -> CodecSpec:
+    from headrace.compress import COMPRESSORS
+    from headrace.options import known
+
+    known("name", name, COMPRESSORS)
+    return COMPRESSORS[name]
+
+
+def _cells(spec: CodecSpec) -> list[str]:
+    return [f"`{spec.rule}`", spec.bits, _error(spec), spec.use, spec.paper]
 
 
 def _facts(spec: CodecSpec) -> Iterator[str]:
@@ -101,11 +92,3 @@ def _error(spec: CodecSpec) -> str:
     said = [f"omega {spec.omega(10**6, spec.defaults):.3g}"] if spec.omega else []
     said += [f"delta {spec.delta(10**6, spec.defaults):.3g}"] if spec.delta else []
     return ", ".join(said) or "no bound: feedback sends the rest"
-
-
-def _page(path: Path, check: bool) -> None:
-    text = render()
-    if not check:
-        path.write_text(text, encoding="utf-8")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path} is not what the specifications say", f"headrace codecs --page {path}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headrace.errors import UserError
+from headrace.pipelines.spec_page import SpecPage
 from headrace.report import Report
 
 if TYPE_CHECKING:
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from headrace.optim import OptimizerSpec
 
 POSITIONAL = ("name",)
-PAGE = "docs/optimizers.md"
 _HEAD = """# Optimizers
 
 Written from the specifications in `headrace.optim.OPTIMIZERS` by `headrace optimizers --page docs/optimizers.md`:
@@ -45,44 +43,26 @@ class Config:
 
 
 def run(spark: SparkSession | None, cfg: Config, report: Report) -> Report:
-    """List, show or write.
-
-    Raises:
-        UserError: an unknown name, or, with check, a page that is not up to date.
-    """
-    from headrace.optim import OPTIMIZERS, spec_of
-
-    if cfg.page:
-        _page(Path(cfg.page), cfg.check)
-        report.results["page"] = cfg.page
-    elif cfg.name:
-        for line in _facts(spec_of(cfg.name)):
-            report.say(line)
-        report.results["optimizer"] = cfg.name
-    else:
-        width = max(map(len, OPTIMIZERS))
-        for name, spec in OPTIMIZERS.items():
-            report.say(f"{name:{width}}  {spec.use} ({spec.paper})")
-        report.results["optimizers"] = len(OPTIMIZERS)
-    return report
+    """See `SpecPage.run`."""
+    return _family().run(cfg, report)
 
 
 def render() -> str:
     """The page, as Markdown."""
-    from headrace.optim import OPTIMIZERS
-
-    lines = [_HEAD, "| name | rule | state | bytes a parameter | a step | tables | when | reference |"]
-    lines.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name, spec in OPTIMIZERS.items():
-        cells = [f"[{name}](#{name})", f"`{spec.rule}`", spec.state, _bytes(spec), spec.cost, _tables(spec), spec.use]
-        lines.append(f"| {' | '.join(map(_cell, [*cells, spec.paper]))} |")
-    for name, spec in OPTIMIZERS.items():
-        lines += [f"\n## {name}\n", *(f"- {line}" for line in _facts(spec))]
-    return "\n".join(lines) + "\n"
+    return _family().render()
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", r"\|")
+def _family() -> SpecPage:
+    from headrace.optim import OPTIMIZERS, spec_of
+
+    columns = ("rule", "state", "bytes a parameter", "a step", "tables", "when", "reference")
+    return SpecPage(
+        "optimizer", OPTIMIZERS, spec_of, lambda spec: f"{spec.use} ({spec.paper})", _facts, _HEAD, columns, _cells
+    )
+
+
+def _cells(spec: OptimizerSpec) -> list[str]:
+    return [f"`{spec.rule}`", spec.state, _bytes(spec), spec.cost, _tables(spec), spec.use, spec.paper]
 
 
 def _facts(spec: OptimizerSpec) -> Iterator[str]:
@@ -114,11 +94,3 @@ def _bytes(spec: OptimizerSpec) -> str:
     like: Any = torch.empty(1000, 1000, device="meta")
     per_parameter = spec.state_bytes(like, spec.defaults) / like.numel()
     return f"{per_parameter:.3g}" if per_parameter < 1000 else "see state"
-
-
-def _page(path: Path, check: bool) -> None:
-    text = render()
-    if not check:
-        path.write_text(text, encoding="utf-8")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        raise UserError(f"{path} is not what the specifications say", f"headrace optimizers --page {path}")
