@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.compress.dynamic_tree import BLOCK, dequantize, quantize, scales_like
 from headrace.optim import quantized_state
 from headrace.optim.base import ListRule, State
 from headrace.optim.cache_blocks import blocks
-from headrace.optim.quantized_state import BLOCK, dequantize, quantize
 
 _QUANTIZED = ("m", "v", "m_scales", "v_scales")
 
@@ -28,7 +28,7 @@ def zero_moments(param: Tensor, options: Mapping[str, Any]) -> State:
         m, v = (torch.zeros_like(param, memory_format=torch.contiguous_format) for _ in "mv")
         return {"step": 0, "m": m, "v": v}
     m, v = (torch.zeros(param.shape, dtype=torch.uint8, device=param.device) for _ in "mv")
-    scales = {name: quantized_state.scales_like(param) for name in ("m_scales", "v_scales")}
+    scales = {name: scales_like(param) for name in ("m_scales", "v_scales")}
     return {"step": 0, "m": m, "v": v, **scales}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from headrace.compress.dynamic_tree import BLOCK, dequantize, quantize, scales_like
+from headrace.compress.dynamic_tree import BLOCK
 
 
 def state_bytes(numel: int, element_size: int) -> int:
@@ -28,6 +28,3 @@ def restore(optimizer: torch.optim.Optimizer, saved: dict[str, Any], names: Sequ
         for name in names:
             if name in saved["state"].get(i, {}):
                 optimizer.state[param][name] = saved["state"][i][name].to(param.device, copy=True)
-
-
-__all__ = ["BLOCK", "dequantize", "quantize", "restore", "scales_like", "state_bytes"]

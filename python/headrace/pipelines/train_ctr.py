@@ -20,6 +20,7 @@ from headrace.config import to_yaml
 from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
+from headrace.pipelines.train_checks import check_aggregation, check_compression, check_optimizers, check_strategy
 from headrace.pipelines.train_config import (
     AggregationConfig,
     CompressionConfig,
@@ -33,7 +34,7 @@ from headrace.pipelines.train_config import (
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import check_aggregation, check_compression, check_strategy, tell_of_compression
+from headrace.pipelines.train_exchange import tell_of_compression
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -175,33 +176,10 @@ def check(cfg: Config) -> None:
             "linear or sqrt with the batch that the learning rates were tuned at, or neither",
         )
     fit_config(cfg)
-    _check_optimizers(cfg)
+    check_optimizers(cfg)
     check_compression(cfg)
     check_aggregation(cfg)
     check_strategy(cfg)
-
-
-def _check_optimizers(cfg: Config) -> None:
-    """Make the optimizers for a model of the run's layers and tables of a few rows."""
-    import torch
-
-    from headrace.models import create as create_model
-    from headrace.optim import create, create_parts
-    from headrace.optim.clipping import check_clipping
-    from headrace.optim.name_patterns import check_patterns
-    from headrace.train.precision import cast_parameters
-
-    parts = {"dense": cfg.optimizer.dense.given(), "sparse": cfg.optimizer.sparse.given()}
-    options = {name: value for name, value in dataclasses.asdict(cfg.model).items() if name != "standardize"}
-    probe = create_model(options.pop("name"), {"c1": 3, "c2": 3}, 2, **options)
-    cast_parameters(probe.dense_parameters(), cfg.train.precision)
-    made = create_parts(probe, parts)
-    check_clipping(cfg.train.clipping, made)
-    check_patterns("train.clipping.exclude", cfg.train.clipping.exclude, [name for name, _ in probe.named_parameters()])
-    for part, optimizer in made.parts.items():
-        names = [name for group in optimizer.param_groups for name in group.get("param_names", ())]
-        check_patterns(f"optimizer.{part}.exclude", optimizer.param_groups[0].get("exclude", ()), names)
-    create(**parts["sparse"], model_or_params=[torch.nn.Parameter(torch.zeros(1))])  # also where there are no tables
 
 
 def require_table(cfg: Config) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from headrace.comm.base import Collective
 from headrace.compress import COMPRESSORS, CodecSpec, create
 from headrace.compress.feedback import VARIANTS, Feedback
+from headrace.compress.signsgd import SignSGD
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE
 from headrace.errors import UserError
 from headrace.free_options import FREE
@@ -106,21 +107,25 @@ def check(cfg: CompressionConfig) -> None:
     if cfg.name == POWERSGD:
         _check_powersgd(cfg)
     else:
-        create(cfg.name, **cfg.options)
+        _check_codec(cfg)
     if cfg.exchange == "allreduce" and SUMMABLE not in traits:
         sums = ", ".join(name for name, each in COMPRESSORS.items() if SUMMABLE in each.traits)
         raise UserError(
             f"--compression.exchange allreduce: what {cfg.name} sends cannot be added up",
             f"--compression.exchange auto, or one of {sums}",
         )
-    if cfg.exchange == VOTE and (not cfg.name.startswith("signsgd") or cfg.variant == "ef21"):
+    if OWN_FEEDBACK in traits and cfg.variant != "none":
+        raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
+    _check_sparse(cfg)
+
+
+def _check_codec(cfg: CompressionConfig) -> None:
+    codec = create(cfg.name, **cfg.options)
+    if cfg.exchange == VOTE and (not isinstance(codec, SignSGD) or cfg.variant == "ef21"):
         raise UserError(
             f"--compression.exchange vote with {cfg.name} and feedback {cfg.variant}: votes are of signs, and no sum",
             "--compression.name signsgd, --compression.feedback none or ef",
         )
-    if OWN_FEEDBACK in traits and cfg.variant != "none":
-        raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
-    _check_sparse(cfg)
 
 
 def _check_powersgd(cfg: CompressionConfig) -> None:
