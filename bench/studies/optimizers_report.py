@@ -22,10 +22,10 @@ HEADER = f"""# Optimizers on the same tasks
 Written by `python -m bench.studies.optimizers --report` from `study_optimizers.jsonl` (`make study-optimizers` goes
 on with it): no figure here comes from elsewhere, and what has not been run is blank.
 
-Every rule is tried with up to {BUDGET} settings (`bench/studies/space.py`: for most 8 learning rates in steps of
-sqrt(10) around the default, for the rest a grid of 8) with seed 0; that of the least validation loss at the end is run
-with other seeds, and the test rows are looked at for these tables alone. Rates fall linearly to 0 but for L-BFGS,
-Hessian-free and the variance-reduced rules, which keep theirs. Seconds are of training, without evaluation.
+Every rule is tried with up to {BUDGET} settings (`bench/studies/space.py`: for most learning rates in steps of
+sqrt(10) around the default, for the rest the middle of a grid) with seed 0; that of the least validation loss at the
+end is run with other seeds, and the test rows are looked at for these tables alone. Rates fall linearly to 0 but for
+L-BFGS, Hessian-free and the variance-reduced rules, which keep theirs. Seconds are of training, without evaluation.
 """
 
 
@@ -127,14 +127,14 @@ def _score(entry: Entry) -> float | None:
 
 def _row(entry: Entry, target: float) -> str:
     assert entry.best is not None
-    run, losses = entry.best["run"], [loss for line in entry.runs if (loss := final_loss(line)) is not None]
+    losses = [loss for line in entry.runs if (loss := final_loss(line)) is not None]
     tests = [value for line in entry.runs if (value := final(line, "test")) is not None]
     cpu = [line["cpu_seconds"] / line["curve"][-1]["epoch"] for line in entry.runs if line["curve"]]
     held = {line["state_bytes"] for line in entry.runs or [entry.best]}
     cells = [
         entry.name + ("*" if entry.cut or entry.best["outcome"] == TIME else ""),
         _tried(entry),
-        _setting(run),
+        _setting(entry),
         spread(losses),
         spread(tests),
         str(len(entry.runs)) if entry.runs else "",
@@ -150,9 +150,11 @@ def _tried(entry: Entry) -> str:
     return str(len(entry.tuning)) + (f" ({', '.join(notes)})" if notes else "")
 
 
-def _setting(run: dict[str, Any]) -> str:
-    rates = space_of(run["rule"]).grid.get("lr", ())
-    at_end = len(rates) > 0 and run["options"].get("lr") in (min(rates), max(rates))
+def _setting(entry: Entry) -> str:
+    assert entry.best is not None
+    run = entry.best["run"]
+    rates = [line["run"]["options"]["lr"] for line in entry.tuning if "lr" in space_of(run["rule"]).grid]
+    at_end = len(rates) > 1 and run["options"].get("lr") in (min(rates), max(rates))
     shown = [f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
              for name, value in run["options"].items() if name not in space_of(run["rule"]).fixed]  # fmt: skip
     return ", ".join([*shown, f"batch {run['batch']}"]) + (" †" if at_end else "")

@@ -1,7 +1,8 @@
-"""What is tried for every rule: 8 settings each, the same budget for all, in an order from the middle outward.
+"""What is tried for every rule: 5 settings each, the same budget for all, in an order from the middle outward.
 
-Most rules are tried at 8 learning rates around their default, in steps of sqrt(10): from a hundredth of it to 32 times
-it. The others have a grid of 8 of their own, below. A rule that is not named here is one of the first kind.
+Most rules are tried at learning rates around their default, in steps of sqrt(10): with 5 settings from a tenth of it to
+10 times it. The others have a grid of 8 of their own, below, of which the middle is tried. A rule that is not named
+here is one of the first kind.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 
 from headrace.optim import spec_of
 
-BUDGET = 8
+BUDGET = 5
 FALLING: Mapping[str, Any] = {"name": "linear"}
 CONSTANT: Mapping[str, Any] = {"name": "constant"}
 
@@ -63,7 +64,6 @@ class Tried:
 
     options: dict[str, Any]
     batch: int
-    edge: bool
 
 
 def space_of(rule: str) -> Space:
@@ -77,15 +77,14 @@ def space_of(rule: str) -> Space:
 
 
 def tried(rule: str, budget: int = BUDGET) -> list[Tried]:
-    """The first `budget` settings of a rule; those at an end of the learning rates are marked."""
+    """The first `budget` settings of a rule."""
     space = space_of(rule)
     axes = list(space.grid.values())
     places = sorted(product(*(range(len(axis)) for axis in axes)), key=lambda at: (_far(at, axes), at))
     made = []
     for at in places[:budget]:
         options = dict(space.fixed) | {name: axis[i] for (name, axis), i in zip(space.grid.items(), at, strict=True)}
-        edge = "lr" in space.grid and options["lr"] in (min(space.grid["lr"]), max(space.grid["lr"]))
-        made.append(Tried(options, int(options.pop("batch", 1)), edge))
+        made.append(Tried(options, int(options.pop("batch", 1))))
     return made
 
 
