@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -11,7 +13,8 @@ import torch
 from torch import nn
 
 from headrace import optim
-from headrace.optim import OPTIMIZERS, one_cycle
+from headrace.comm import LocalGroup
+from headrace.optim import OPTIMIZERS, StepContext, one_cycle
 from headrace.optim.base import RuleOptimizer
 from headrace.optim.block_rule import Member
 from headrace.optim.blocks import Region
@@ -20,14 +23,17 @@ from headrace.optim.curvature import Linearized
 from headrace.optim.kfac_damping import adapted
 from headrace.optim.kfac_factors import INVERSE, pack, solve
 from headrace.optim.kfac_step import LayersOptimizer
-from headrace.optim.lbfgs import _search
+from headrace.optim.lbfgs import LBFGS, _search
 from headrace.optim.line_search import Trial
+from headrace.optim.master_weights import MasterWeights
 from headrace.optim.matrix_roots import refined_bases
+from headrace.optim.row_gradients import is_linear
+from headrace.optim.sarah import SARAH
 from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt
 from headrace.optim.shampoo import _over_tensors
 from headrace.optim.trust_ratio import excluded
 from headrace.testing.optim_exam import make
-from headrace.testing.problems import perceptron
+from headrace.testing.problems import least_squares, perceptron
 
 RULES = [
     name
@@ -266,3 +272,95 @@ def test_one_word_of_several_leaves_a_matrix_to_muons_adamw() -> None:
         param.grad = torch.ones(2, 2)
     optimizer.step()
     assert ["m" in optimizer.state[param] for _, param in params] == [False, True]
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap"])
+def test_state_loaded_in_the_middle_of_a_run_replaces_what_blocks_held(name: str) -> None:
+    """Into the optimizer that goes on: the same steps again; what was loaded is not written to."""
+    problem = perceptron()
+    optimizer = make(OPTIMIZERS[name], problem.model, interval=1)
+    batches = list(problem.batches(16, 4))
+    problem.step(optimizer, batches[0])
+    weights, saved = copy.deepcopy(problem.model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    ends = []
+    for _ in range(2):
+        given = copy.deepcopy(saved)
+        problem.model.load_state_dict(weights)
+        optimizer.load_state_dict(given)
+        for batch in batches[1:]:
+            problem.step(optimizer, batch)
+        ends.append(copy.deepcopy(problem.model.state_dict()))
+        for key, held in saved["state"].items():
+            for before, after in zip(held["blocks"], given["state"][key]["blocks"], strict=True):
+                assert all(torch.equal(before[part], after[part]) for part in before)
+    assert all(torch.equal(ends[0][key], ends[1][key]) for key in ends[0])
+    assert any(not torch.equal(ends[0][key], weights[key]) for key in weights)
+
+
+@pytest.mark.parametrize("name", ["shampoo", "soap"])
+def test_a_copy_of_an_optimizer_of_blocks_goes_on_by_itself(name: str) -> None:
+    problem = perceptron()
+    optimizer = make(OPTIMIZERS[name], problem.model, interval=1)
+    first, second = problem.batches(16, 2)
+    problem.step(optimizer, first)
+    copied, twin = copy.deepcopy((optimizer, problem))
+    for one, of in ((optimizer, problem), (copied, twin)):
+        of.step(one, second)
+    assert all(torch.equal(a, b) for a, b in zip(problem.model.parameters(), twin.model.parameters(), strict=True))
+
+
+def test_sarah_takes_a_new_anchor_after_an_inner_loop_that_ended_early() -> None:
+    problem = least_squares(8, 2, condition=2.0)
+    sarah = optim.create("sarah", problem.model, lr=1e-3, gamma=0.999999, inner_steps=50)
+    assert isinstance(sarah, SARAH)
+    anchors = []
+    for row in range(40):
+        problem.step(sarah, torch.tensor([row % 8]))
+        anchors.append(sarah.kept["loop"]["anchors"])
+        loop = sarah.kept["loop"]
+        assert loop["step"] <= loop["length"] <= 50
+        if loop["step"] == loop["length"] < 50:
+            break
+    assert anchors[-1] == 1 and len(anchors) < 40
+    problem.step(sarah, torch.tensor([0]))
+    assert sarah.kept["loop"]["anchors"] == 2
+
+
+def test_lbfgs_forgets_pairs_that_lead_upwards() -> None:
+    problem = least_squares(16, 3, condition=10.0)
+    lbfgs = optim.create("lbfgs", problem.model)
+    assert isinstance(lbfgs, LBFGS)
+    rows = torch.arange(16)
+    for _ in range(2):
+        problem.step(lbfgs, rows)
+    state = next(iter(lbfgs.state.values()))
+    assert len(state["s"]) == lbfgs.last["pairs"] + 1 == 2
+    state["rho"][-1] = math.nan
+    problem.step(lbfgs, rows)
+    assert lbfgs.last["pairs"] == 0 and len(state["s"]) == 1
+
+
+def test_masters_are_an_optimizer_of_torch() -> None:
+    param = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    masters = MasterWeights([("w", param)], lambda params: optim.create("sgd", params, lr=0.5))
+    param.grad = torch.ones_like(param)
+    masters.zero_grad()
+    assert param.grad is None and masters.param_groups[0]["params"] == [param]
+    masters.param_groups[0]["lr"] = 0.25
+    param.grad = torch.ones_like(param)
+    masters.step()
+    assert param.tolist() == [0.75] * 3
+
+
+def test_one_rank_whose_outputs_are_bent_is_heard_by_all() -> None:
+    group = LocalGroup(2, timeout_s=20.0)
+
+    def verdict(rank: int) -> bool:
+        def outputs_at(params: Any) -> torch.Tensor:
+            return params["w"].sum()[None] if rank == 0 else params["w"].square().sum()[None]
+
+        ctx = SimpleNamespace(outputs_at=outputs_at, collective=group.collective(rank))
+        return is_linear(cast(StepContext, ctx), {"w": torch.ones(3)}, {})
+
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(verdict, range(2))) == [False, False]

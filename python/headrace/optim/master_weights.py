@@ -35,11 +35,8 @@ class MasterWeights(Optimizer):
         }  # fmt: skip
         self.inner = make(list(masters.items()))
         own = dict(params)
-        self._groups = [
-            {**group, "params": [own[name] for name in group["param_names"]]} for group in self.inner.param_groups
-        ]
-        torch.optim.Optimizer.__init__(self, [dict(group) for group in self._groups], {})
-        self.param_groups = self._groups
+        groups = [{**g, "params": [own[name] for name in g["param_names"]]} for g in self.inner.param_groups]
+        torch.optim.Optimizer.__init__(self, groups, {})
         self._pairs = [(own[name], master) for name, master in masters.items() if own[name] is not master]
 
     @torch.no_grad()
