@@ -113,27 +113,29 @@ def kill(settings: dict[str, Any], lake: str, moments: dict[str, int], delay: fl
 
 
 @pytest.mark.timeout(600)
-def test_killed_between_two_commits_and_then_anywhere(
-    spark: SparkSession, campaign: ModuleType, settings: dict[str, Any], tmp_path: Path
+@pytest.mark.parametrize("again", [False, pytest.param(True, marks=pytest.mark.campaign)])
+def test_killed_between_two_commits_and_started_again(
+    spark: SparkSession, campaign: ModuleType, settings: dict[str, Any], tmp_path: Path, again: bool
 ) -> None:
-    """The restart is killed as well, at a moment that a seed chose; the next one makes an undisturbed run's tables.
+    """A restart makes an undisturbed run's tables, also after one that was killed at a moment that a seed chose.
 
     A file's commits are those of intent, bronze, quarantine, account.
     """
-    kill(settings, "lake", dict.fromkeys(settings, 3), 0, tmp_path / "killed.py")
+    name = f"lake-{again}"
+    kill(settings, name, dict.fromkeys(settings, 3), 0, tmp_path / "killed.py")
     for kind, setting in settings.items():
-        lake, tables = setting.folder / "lake", campaign.KINDS[kind].table
+        lake, tables = setting.folder / name, campaign.KINDS[kind].table
         opened, closed = campaign.batches(lake)
         assert (len(opened), len(closed)) == (1, 0)
         assert campaign.table(lake, f"bronze/{tables}") and not campaign.table(lake, f"quarantine/{tables}")
-    rng = random.Random(7)
-    kill(
-        settings, "lake", {kind: rng.randint(1, 3) for kind in settings}, rng.uniform(0.1, 1.0), tmp_path / "killed.py"
-    )
+    if again:
+        rng = random.Random(7)
+        moments = {kind: rng.randint(1, 3) for kind in settings}
+        kill(settings, name, moments, rng.uniform(0.1, 1.0), tmp_path / "killed.py")
     for kind, setting in settings.items():
-        lake, expected = setting.folder / "lake", setting.folder / "expected"
+        lake, expected = setting.folder / name, setting.folder / "expected"
         assert campaign.damage(lake, campaign.batches(lake)[1], kind) == ""
-        ingest(spark, setting, "lake")
+        ingest(spark, setting, name)
         assert campaign.difference(lake, expected, FILES, kind) == ""
         assert len(campaign.table(lake, f"quarantine/{campaign.KINDS[kind].table}")) >= FILES
 

@@ -263,12 +263,13 @@ def test_killed_between_its_tables_a_crawl_counts_as_not_compared(
     assert verdicts(spark, tmp_path) == before
 
 
+@pytest.mark.campaign
 @pytest.mark.parametrize(
     ("table_name", "arguments"),
     [
-        pytest.param("silver/dedup_report", 1, marks=pytest.mark.campaign),
-        pytest.param("silver/minhash_bands", 1, marks=pytest.mark.campaign),
-        pytest.param("silver/duplicates", 1, marks=pytest.mark.campaign),
+        ("silver/dedup_report", 1),
+        ("silver/minhash_bands", 1),
+        ("silver/duplicates", 1),
         ("silver/dedup_report", 2),
     ],
 )

@@ -110,6 +110,7 @@ def test_a_forgotten_file_takes_its_documents_with_it_and_a_second_reading_bring
     assert featurize(spark, lake, "extract,judge,dedup,corpus").stages == [] and len(removals(lake)) == 1
 
 
+@pytest.mark.campaign
 def test_two_who_take_the_same_documents_out_do_it_once(
     spark: SparkSession, crawls: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.usefixtures("no_quality_reports")
 NODES, RELATIONS = 200, 12
+LAYOUTS: tuple[dict[str, Any], ...] = ({"shard_edges": 700}, {"shard_edges": 100_000, "relations": "separate"})
 I64 = npt.NDArray[np.int64]
 
 
@@ -88,7 +89,7 @@ def triples_of(lake: Path, split: str, direction: str = "out") -> tuple[list[tup
     return list(zip(row.tolist(), csr.relations.tolist(), csr.indices.tolist(), strict=True)), table.relations
 
 
-@pytest.mark.parametrize("ids", ["dense", "renumber"])
+@pytest.mark.parametrize("ids", ["dense", pytest.param("renumber", marks=pytest.mark.campaign)])
 def test_one_adjacency_a_split_and_direction(
     spark: SparkSession, lake: Path, triples: dict[str, I64], ids: str
 ) -> None:
@@ -110,6 +111,7 @@ def test_one_adjacency_a_split_and_direction(
     assert bytes_of_offsets < 2 * NODES * 8, "offsets once, not once a relation"
 
 
+@pytest.mark.campaign
 def test_relations_kept_apart_hold_the_same(spark: SparkSession, lake: Path, triples: dict[str, I64]) -> None:
     run(featurize_graph, spark, lake, ids="dense", direction="both", shard_edges=700)
     joined, names = triples_of(lake, "validation")
@@ -138,12 +140,14 @@ def test_verbs_follow_all_relations(spark: SparkSession, lake: Path, triples: di
     assert {row["id"]: row["degree"] for row in degrees} == dict(enumerate(wanted.tolist()))
 
 
+@pytest.mark.parametrize("layouts", [LAYOUTS[:1], pytest.param(LAYOUTS, marks=pytest.mark.campaign)])
 def test_negatives_are_the_same_whatever_the_shards_and_relations_layout(
-    spark: SparkSession, lake: Path, triples: dict[str, I64]
+    spark: SparkSession, lake: Path, triples: dict[str, I64], layouts: Sequence[dict[str, Any]]
 ) -> None:
+    """The same as are drawn in memory, and so the same as with any other layout."""
     settings: dict[str, Any] = {"per_triple": 4, "known": "train,validation", "epochs": "1-2", "seed": 5}
     found = []
-    for layout in ({"shard_edges": 700}, {"shard_edges": 100_000, "relations": "separate"}):
+    for layout in layouts:
         run(featurize_graph, spark, lake, ids="dense", **layout)
         made = run(sample_negatives, spark, lake, entities="degree", **settings)
         assert made["triples"] == len(np.unique(triples["train"], axis=0))
@@ -151,8 +155,8 @@ def test_negatives_are_the_same_whatever_the_shards_and_relations_layout(
         found.append(rows.sort_values("key"))
     assert found[0]["key"].is_unique and not (lake / FOLDER).exists()
     for name in ("key", *NEGATIVE_COLUMNS):
-        one, other = (np.stack(rows[name].to_numpy()) for rows in found)
-        assert np.array_equal(one, other), name
+        one, *others = (np.stack(rows[name].to_numpy()) for rows in found)
+        assert all(np.array_equal(one, other) for other in others), name
     names = sorted(str(number) for number in range(RELATIONS))
     every = {(h, names.index(str(r)), t) for split in ("train", "valid") for h, r, t in triples[split].tolist()}
     ordered = np.array(sorted({(h, names.index(str(r)), t) for h, r, t in triples["train"].tolist()}))
