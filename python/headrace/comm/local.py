@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import CollectiveError, check_chunks, check_reducible, check_root
+from headrace.comm.local_mailbox import LocalMailbox, LocalPost
 
 
 class LocalGroup:
@@ -33,16 +34,22 @@ class LocalGroup:
         self._reason: str | None = None
         self._left: set[int] = set()
         self._calls = [0] * size
+        self._post = LocalPost(size, self.abort)
 
     def collective(self, rank: int) -> LocalCollective:
         """The end of the group that `rank` holds."""
         return LocalCollective(self, rank)
+
+    def mailbox(self, rank: int) -> LocalMailbox:
+        """The mailbox of `rank`; asked for again, it is the same one."""
+        return LocalMailbox(self._post, rank)
 
     def abort(self, reason: str) -> None:
         """Release every rank that waits, now and later, with `CollectiveError(reason)`; the first reason stays."""
         with self._lock:
             self._reason = self._reason or reason
         self._barrier.abort()
+        self._post.fail(self._reason)
 
     @property
     def aborted(self) -> bool:
@@ -54,6 +61,7 @@ class LocalGroup:
         with self._lock:
             self._left.add(rank)
             missed = max(self._calls) > self._calls[rank]
+        self._post.fail(f"rank {rank} ended")
         if missed:
             self.abort(f"rank {rank} ended while others wait for it")
 
