@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headrace.comm.base import CollectiveError, check_chunks, check_reducible, check_root
 from headrace.comm.local_mailbox import LocalMailbox, LocalPost
+from headrace.comm.mailbox import Mailbox
 
 
 class LocalGroup:
@@ -113,6 +114,9 @@ class Meeting(Protocol):
             payload: what it brings.
         """
 
+    def mailbox(self, rank: int) -> Mailbox:
+        """The mailbox of `rank`."""
+
 
 class LocalCollective:
     """One thread's end of a `LocalGroup`, or of another meeting. Sums are taken in rank order."""
@@ -160,6 +164,10 @@ class LocalCollective:
         """See `Collective.allgather_object`; passes through JSON as on any other transport."""
         with self._group.exchange(self.rank, "allgather_object", json.dumps(value)) as parts:
             return [json.loads(part) for part in parts]
+
+    def mailbox(self) -> Mailbox:
+        """This rank's mailbox."""
+        return self._group.mailbox(self.rank)
 
     def _total(self, parts: list[Any], x: Tensor) -> Tensor:
         wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype

@@ -63,7 +63,7 @@ class SimulatedCluster:
         self._network = Network(size, latency_s, bandwidth)
         self._scheduler = Scheduler(stall_s)
         self._post = SimulatedPost(self._scheduler, self._network)
-        self._meeting = _Meeting(self._scheduler, self._network)
+        self._meeting = _Meeting(self._post)
         self._begun, self._spawned = False, 0
         self._ended = [0.0] * size
         self._results: list[Any] = [None] * size
@@ -177,9 +177,9 @@ class _Round(list[Any]):
 class _Meeting:
     """Where ranks meet: the last to come sets the time at which all go on."""
 
-    def __init__(self, scheduler: Scheduler, network: Network) -> None:
-        self.size = network.size
-        self._scheduler, self._network = scheduler, network
+    def __init__(self, post: SimulatedPost) -> None:
+        self.size = post.network.size
+        self._post, self._scheduler, self._network = post, post.scheduler, post.network
         self._round = _Round(self.size)
         self._left: int | None = None
 
@@ -197,6 +197,10 @@ class _Meeting:
         this.waiting.append(fiber)
         self._scheduler.wait(lambda: f"{this.missing()} in {op}", end)
         yield this
+
+    def mailbox(self, rank: int) -> SimulatedMailbox:
+        """See `Meeting.mailbox`."""
+        return SimulatedMailbox(self._post, rank)
 
     def leave(self, rank: int) -> None:
         """`rank` has ended."""
@@ -228,7 +232,7 @@ def _copied(payload: Any) -> Any:
 def _crc(payload: Any) -> int:
     """A checksum of what a rank laid down."""
     if isinstance(payload, Tensor):
-        return zlib.crc32(memoryview(as_bytes(payload).numpy()))
+        return zlib.crc32(as_bytes(payload).numpy().data)
     if isinstance(payload, list):
         payload = [_crc(each) for each in payload]
     return zlib.crc32(repr(payload).encode())

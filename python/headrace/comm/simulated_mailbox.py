@@ -33,7 +33,7 @@ class SimulatedPost:
     def send(self, to: int, box: str, message: Message) -> None:
         """Send a message on its way."""
         now, nbytes = self.scheduler.now, message_bytes(message.head, message.body)
-        crc = zlib.crc32(memoryview(message.body.numpy()))
+        crc = zlib.crc32(message.body.numpy().data)
         self.scheduler.trace("send", message.source, to, box, message.kind, message.head, nbytes, crc)
         self._on_the_way[to] += 1
         if to == message.source:

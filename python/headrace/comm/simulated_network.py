@@ -7,8 +7,8 @@ B bytes from a to b that its sender begins at t reaches the line into b at t + l
 
 With a bandwidth a pair every ordered pair has a line of its own. Messages to oneself take no time.
 
-Operations of n ranks begin when the last rank has called, end for all at once, and do not share lines with messages;
-l and b are the longest latency and the least bandwidth between neighbours r, r + 1 of the ring, B_r the bytes of rank r:
+Operations of n ranks begin when the last rank has called, end for all at once, and do not share lines with messages.
+With l and b the longest latency and the least bandwidth between neighbours r, r + 1, and B_r the bytes of rank r:
 
     allreduce          2 (n - 1) (l + B / (n b))                  ring
     allgather, object  (n - 1) (l + max_r B_r / b)                ring
