@@ -201,9 +201,9 @@ class TcpMailbox:
                 frames.close()  # the first one stays
                 return
             peer = self._peers[rank] = _Peer(rank, frames, self)
+            peer.writer.start()
+            peer.reader.start()
             self._changed.notify_all()
-        peer.writer.start()
-        peer.reader.start()
 
 
 class _Peer:
