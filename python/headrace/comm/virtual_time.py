@@ -21,7 +21,7 @@ from headrace.comm.base import CollectiveError
 
 # Virtual memory only: 1,000 threads take what they touch.
 _STACK_BYTES = 2 << 20
-_MAX_IDLE_TURNS = 100_000
+_MAX_IDLE_TURNS = 10_000
 _MAX_TOLD = 20
 
 
