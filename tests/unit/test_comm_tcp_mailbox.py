@@ -330,7 +330,7 @@ def test_what_nobody_receives_stays_in_the_network(slow: tuple[TcpMailbox, Frame
 
     threading.Thread(target=run, daemon=True).start()
     time.sleep(1.0)
-    assert box.boxes._held[1] <= 2 << 20 and len(sent) < 64
+    assert box.boxes._held[1] < (2 << 20) + 100 and len(sent) < 64
     for k in range(64):
         message = box.receive("a", 20)
         assert message is not None and message.head == k and message.body.numel() == PIECE
