@@ -10,6 +10,7 @@ from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.options import choose, described, known
 from headrace.strategies import STRATEGIES, StrategySpec
+from headrace.strategies.compression import CompressionConfig
 
 
 @dataclass(kw_only=True)
@@ -40,7 +41,13 @@ StrategyConfig.__doc__ = f"""When ranks exchange what.
 
 
 def check_strategy(
-    cfg: StrategyConfig, *, precision: str, overlap: str, aggregation: str, rules: Mapping[str, Iterable[str]]
+    cfg: StrategyConfig,
+    *,
+    precision: str,
+    overlap: str,
+    aggregation: str,
+    rules: Mapping[str, Iterable[str]],
+    compression: CompressionConfig,
 ) -> None:
     """Refuse what cannot be, or does not go together.
 
@@ -50,6 +57,7 @@ def check_strategy(
         overlap: of exchange and backward.
         aggregation: of ranks' gradients.
         rules: traits of optimizers and wrappers by name.
+        compression: of gradients; checked.
 
     Raises:
         UserError: which, and what to do.
@@ -57,7 +65,9 @@ def check_strategy(
     from headrace.optim.spec import NEEDS_FULL_PASS
 
     spec = cfg.spec
-    spec.check(**choose(f"strategy {cfg.name}", spec.defaults, cfg.options))
+    options = choose(f"strategy {cfg.name}", spec.defaults, cfg.options)
+    spec.check(**options)
+    spec.fits(options, compression)
     if spec.synchronous:
         return
     back = "--strategy.name allreduce"

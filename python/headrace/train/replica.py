@@ -182,7 +182,9 @@ class Replica:
         """Everything that a resumed run needs; all ranks call it."""
         rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
         if self.strategy.local:
-            rank |= {"model": self._copied(), "optimizer": self.optimizer.state_dict()}
+            rank |= {"optimizer": self.optimizer.state_dict()}
+        if self.strategy.local and not self.strategy.one_copy:
+            rank |= {"model": self._copied()}
         with self.strategy.consensus(self.values):
             model = self._copied() if self.strategy.local else self.model.state_dict()
         return Checkpoint(
@@ -211,7 +213,7 @@ class Replica:
 
     def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
         try:
-            own = saved.rank if self.strategy.local and same_ranks else vars(saved)
+            own = vars(saved) | (saved.rank if self.strategy.local and same_ranks else {})
             self.model.load_state_dict(own["model"])
             self.optimizer.load_state_dict(own["optimizer"])
             if same_ranks:
