@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from headrace.comm import Collective
 from headrace.options import choose, known
-from headrace.strategies import gossip, local_sgd, reducers
+from headrace.strategies import gossip, hogwild, local_sgd, reducers
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
 
 if TYPE_CHECKING:
-    from headrace.strategies.compression import CompressionConfig
+    from headrace.strategies.surroundings import Surroundings
 
 
 class Strategy(Protocol):
@@ -83,7 +83,8 @@ class StrategySpec:
         stateful: `state_dict` must be kept with a checkpoint.
         defaults: options and their values where none are given.
         check: `check(**options)` refuses with a UserError what makes no sense.
-        fits: `fits(options, compression)` refuses compression of gradients that does not go with it.
+        fits: `fits(options, around)` refuses settings of the run that do not go with it.
+        repeatable: the same seed and number of ranks give the same bits.
     """
 
     factory: Callable[..., Strategy]
@@ -91,7 +92,8 @@ class StrategySpec:
     stateful: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[..., None] = lambda **options: None
-    fits: Callable[[Mapping[str, Any], CompressionConfig], None] = lambda options, compression: None
+    fits: Callable[[Mapping[str, Any], Surroundings], None] = lambda options, around: None
+    repeatable: bool = True
 
 
 REDUCERS = {
@@ -105,6 +107,15 @@ STRATEGIES = {
     ),
     "gossip": StrategySpec(
         gossip.gossip, synchronous=False, stateful=True, defaults=gossip.DEFAULTS, check=gossip.check, fits=gossip.fits
+    ),
+    "hogwild": StrategySpec(
+        hogwild.hogwild,
+        synchronous=False,
+        stateful=False,
+        defaults=hogwild.DEFAULTS,
+        check=hogwild.check,
+        fits=hogwild.fits,
+        repeatable=False,
     ),
 }
 

@@ -38,6 +38,7 @@ from headrace.strategies.sparse import tables_of
 
 if TYPE_CHECKING:
     from headrace.strategies.compression import CompressionConfig
+    from headrace.strategies.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,13 +211,13 @@ def check(**options: Any) -> None:
     GossipConfig(**options).check()
 
 
-def fits(options: Mapping[str, Any], compression: CompressionConfig) -> None:
+def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """Refuse compression that gossip has no use for.
 
     Raises:
         UserError: which, and what to do.
     """
-    graph = GRAPHS[options["graph"]]
+    graph, compression = GRAPHS[options["graph"]], around.compression
     if compression.name == "none":
         if options["gamma"] not in (0, 1):
             raise UserError("--strategy.gamma is of compressed gossip", "--compression.name topk, or leave it out")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.options import choose, described, known
 from headrace.strategies import STRATEGIES, StrategySpec
-from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.surroundings import Surroundings
 
 
 @dataclass(kw_only=True)
@@ -40,24 +39,8 @@ StrategyConfig.__doc__ = f"""When ranks exchange what.
     """
 
 
-def check_strategy(
-    cfg: StrategyConfig,
-    *,
-    precision: str,
-    overlap: str,
-    aggregation: str,
-    rules: Mapping[str, Iterable[str]],
-    compression: CompressionConfig,
-) -> None:
+def check_strategy(cfg: StrategyConfig, around: Surroundings) -> None:
     """Refuse what cannot be, or does not go together.
-
-    Args:
-        cfg: the strategy.
-        precision: of FitConfig's precision.compute.
-        overlap: of exchange and backward.
-        aggregation: of ranks' gradients.
-        rules: traits of optimizers and wrappers by name.
-        compression: of gradients; checked.
 
     Raises:
         UserError: which, and what to do.
@@ -67,15 +50,22 @@ def check_strategy(
     spec = cfg.spec
     options = choose(f"strategy {cfg.name}", spec.defaults, cfg.options)
     spec.check(**options)
-    spec.fits(options, compression)
+    spec.fits(options, around)
     if spec.synchronous:
         return
     back = "--strategy.name allreduce"
-    if precision == "fp16":
+    if around.precision == "fp16":
         raise UserError(f"--strategy.name {cfg.name} with fp16: each rank would have a scale of its own", "bf16")
-    if overlap == "on":
+    if around.parameters != "float32":
+        raise UserError(
+            f"{cfg.name} with {around.parameters} parameters: each rank's masters would be written over what others did",
+            "--train.precision.parameters float32",
+        )
+    if around.overlap == "on":
         raise UserError(f"--train.overlap on: {cfg.name} exchanges nothing while backward runs", "--train.overlap auto")
-    if aggregation != "none":
-        raise UserError(f"--aggregation.name {aggregation} is of gradients, {cfg.name} exchanges parameters", back)
-    if own := [name for name, traits in rules.items() if NEEDS_FULL_PASS in traits]:
+    if around.aggregation != "none":
+        raise UserError(
+            f"--aggregation.name {around.aggregation} is of gradients, {cfg.name} exchanges parameters", back
+        )
+    if own := [name for name, traits in around.rules.items() if NEEDS_FULL_PASS in traits]:
         raise UserError(f"{own[0]} goes through all rows with all ranks, {cfg.name} lets each step on its own", back)
