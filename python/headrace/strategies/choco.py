@@ -129,7 +129,9 @@ class Choco(Memory):
     def _gamma_of_all(self, collective: Collective) -> float:
         """Rank 0's: equal on all ranks to the last bit, or the mean would not stay."""
         if not self._agreed:
-            own = self._gamma or measured_gamma(self.spec, self.codec, self.cfg.options)
+            own = self._gamma
+            if not own and collective.rank == 0:
+                own = measured_gamma(self.spec, self.codec, self.cfg.options)
             self._gamma, self._agreed = float(collective.allgather_object(own)[0]), True
         return self._gamma
 

@@ -101,7 +101,7 @@ class Gossip(OwnSteps):
         """Remember which rows the step is about to change."""
         if self._tables is None:
             self._tables = tables_of(grads, self.collective)
-        if self.choco:
+        if self.choco and self.collective.size > 1:
             self.choco.begin({n: p for n, p in params.items() if self._compressed(n, p)}, self.collective.rank)
         for name in self._tables & grads.keys():
             self.rows.touch(name, grads[name])
