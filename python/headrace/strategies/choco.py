@@ -12,10 +12,10 @@ contraction. Sums are float64: in float32 the rounding of s would add up and dra
 number, whatever the graph.
 
 gamma. Theory (theorem 2 there) has gap^2 delta / (16 gap + gap^2 + 4 b^2 + 2 gap b^2 - 8 gap delta) with b = |I - W|_2
-and C's delta of the worst tensor there is, see `gamma_of_theory`: safe, and a thousandth in many cases. But parameters
-must not go far while a difference waits to be sent, so gamma is one through the turns that C takes to send nearly all
-of a tensor: measured on normal numbers, see `measured_gamma`. In simulations that was near the best where all hear all,
-and within a factor of 3 of it on a ring. With C(x) = x it is 1, and the rule is plain gossip.
+and C's delta of the worst tensor there is, see `gamma_of_theory`: safe, and for top-k 30 to 1,000 times too small. But
+parameters must not go far while a difference waits to be sent, so gamma is one through the turns that C takes to send
+nearly all of a tensor: measured on normal numbers, see `measured_gamma`. In simulations that was near the best where
+all hear all, and within a factor of 3 of it on a ring. With C(x) = x it is 1, and the rule is plain gossip.
 """
 
 from __future__ import annotations

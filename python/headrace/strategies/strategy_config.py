@@ -58,7 +58,7 @@ def check_strategy(cfg: StrategyConfig, around: Surroundings) -> None:
         raise UserError(f"--strategy.name {cfg.name} with fp16: each rank would have a scale of its own", "bf16")
     if around.parameters != "float32":
         raise UserError(
-            f"{cfg.name} with {around.parameters} parameters: each rank's masters would be written over what others did",
+            f"{cfg.name} with {around.parameters} parameters: a rank's masters would be written over what others did",
             "--train.precision.parameters float32",
         )
     if around.overlap == "on":
