@@ -103,7 +103,7 @@ def test_a_worker_that_leaves_is_not_waited_for() -> None:
 
 
 def test_all_are_told_where_to_meet_before_they_begin_that_step() -> None:
-    """One asks while another is far ahead and a third far behind: nobody has made the step that is named, or begun it."""
+    """One asks while another is far ahead and a third far behind: nobody has begun the step that is named."""
     world = World(3, 2, ServerOptions(bound=-1))
     for m, steps in ((0, 7), (1, 2)):
         for _ in range(steps):

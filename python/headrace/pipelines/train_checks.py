@@ -92,9 +92,13 @@ def check_strategy(cfg: Config) -> None:
 
     precision, overlap = cfg.train.precision.compute, cfg.train.overlap
     check(
-        cfg.strategy, precision=precision, overlap=overlap, aggregation=cfg.aggregation.name, rules=_used(cfg),
+        cfg.strategy,
+        precision=precision,
+        overlap=overlap,
+        aggregation=cfg.aggregation.name,
+        rules=_used(cfg),
         compression=cfg.compression,
-    )  # fmt: skip
+    )
 
 
 def _used(cfg: Config) -> dict[str, frozenset[str]]:

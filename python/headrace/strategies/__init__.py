@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.comm import Collective
 from headrace.optim.schedules import Rates
 from headrace.options import choose, known
-from headrace.strategies import local_sgd, parameter_server, reducers
+from headrace.strategies import gossip, local_sgd, parameter_server, reducers
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.equipment import Equipment
@@ -26,12 +26,18 @@ class Strategy(Protocol):
     Attributes:
         local: ranks may hold different parameters between steps that they meet in, and are told nothing of each other
             in others: a rank's gradient is the mean over its own rows, and what the optimizer keeps is its own.
+        one_copy: and all of them change one copy of the parameters.
     """
 
     local: bool
+    one_copy: bool
+
+    def begin(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Before the first step: parameters, equal on all ranks or as a checkpoint had them; may give them other
+        memory."""
 
     def meets(self, step: int, last: bool) -> bool:
-        """Whether ranks exchange anything in a step; `last`: it is an epoch's last one."""
+        """Whether all ranks meet in a step, and are told of each other; `last`: it is an epoch's last one."""
 
     def backward(self) -> AbstractContextManager[None]:
         """Surrounds backward: a strategy may exchange while it runs, so nobody else uses the collective inside."""
@@ -117,6 +123,9 @@ STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
     "local_sgd": StrategySpec(
         local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
+    ),
+    "gossip": StrategySpec(
+        gossip.gossip, synchronous=False, stateful=True, defaults=gossip.DEFAULTS, check=gossip.check, fits=gossip.fits
     ),
     "parameter_server": _served(parameter_server.DEFAULTS),
     "ssp": _served(parameter_server.SSP_DEFAULTS),

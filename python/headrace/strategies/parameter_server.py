@@ -24,7 +24,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.comm.base import Collective, from_bytes, row_bytes
 from headrace.comm.mailbox import Message
@@ -33,6 +33,7 @@ from headrace.optim.schedules import Rates
 from headrace.strategies.bound import Decision
 from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.equipment import Equipment
+from headrace.strategies.own_steps import OwnSteps
 from headrace.strategies.pushes import Pushes, check_pushes
 from headrace.strategies.reducers import Reducer
 from headrace.strategies.server_options import ServerOptions
@@ -42,7 +43,7 @@ from headrace.strategies.shard_layout import Layout, Part, deal
 SERVER, WORKER = "server", "worker"  # boxes
 
 
-class ParameterServer:
+class ParameterServer(OwnSteps):
     """See the module's docstring.
 
     Args:
@@ -53,8 +54,6 @@ class ParameterServer:
     Attributes:
         shard: this rank's part, where it is a server and has begun.
     """
-
-    local = True
 
     def __init__(self, collective: Collective, equipment: Equipment, options: ServerOptions) -> None:
         self.collective, self.equipment, self.options = collective, equipment, options
@@ -70,38 +69,27 @@ class ParameterServer:
         self._bytes = {"pushed_bytes": 0, "pulled_bytes": 0, "mailed_bytes": 0}
         self._threads = torch.get_num_threads()
 
-    def backward(self) -> contextlib.AbstractContextManager[None]:
-        """Surrounds backward: nothing is exchanged in it."""
-        return contextlib.nullcontext()
-
     def meets(self, step: int, last: bool) -> bool:
         """At the end of an epoch, and after the step that the first server named."""
         return last or self._made + 1 == self._meet_at
 
-    def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """This rank's own, as they are."""
-        return grads
-
-    def before_update(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
-        """Before the first step: deal the parameters out."""
-        if self._layout is None:
-            self._begin(params)
-
-    def _begin(self, params: Mapping[str, Tensor]) -> None:
-        size, rank, made = self.collective.size, self.collective.rank, self.equipment
+    def begin(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Deal the parameters out, and answer from now on where this rank is a server."""
+        size, rank, given = self.collective.size, self.collective.rank, self.equipment
         if self.options.servers > size:
             raise UserError(f"--strategy.servers {self.options.servers} of {size} ranks", "0 (all ranks)")
-        layout = self._layout = deal(params, made.tables, self.options.servers or size)
-        self._pushes = Pushes(made.codecs, layout, rank)
+        values = {name: param.detach() for name, param in params.items()}
+        layout = self._layout = deal(values, given.tables, self.options.servers or size)
+        self._pushes = Pushes(given.codecs, layout, rank)
         state, self._state = self._state, None
         if state is not None:
             self._pushes.load_state_dict(state["pushes"])
             self._bound = list(state["bound"])
         if rank >= layout.servers:
             return
-        part = Part(layout.part(rank, params), layout)
+        part = Part(layout.part(rank, values), layout)
         self.shard = Shard(
-            part, made.optimizer, self._pushes, size, self.options, self.clock, rank == 0, self._decided
+            part, given.optimizer, self._pushes, size, self.options, self.clock, rank == 0, self._decided
         )  # fmt: skip
         if state is not None:
             self.shard.load_state_dict(state["shard"])
@@ -207,9 +195,6 @@ class ParameterServer:
     def finish(self, params: dict[str, Tensor]) -> None:
         """See `consensus`."""
         self._drain(params)
-
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """Nothing is open: what was pushed is applied."""
 
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`; staleness of this rank's gradients (updates that they missed), bytes to and from other

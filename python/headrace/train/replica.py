@@ -196,7 +196,9 @@ class Replica:
             model = self._copied() if self.own else self.model.state_dict()
         rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
         if self.own:
-            rank |= {"model": self._copied(), "optimizer": self.optimizer.state_dict()}
+            rank |= {"optimizer": self.optimizer.state_dict()}
+        if self.own and not self.strategy.one_copy:
+            rank |= {"model": self._copied()}
         return Checkpoint(
             model=model, optimizer=self.optimizer.state_dict(), rank=rank, state=state | {"ranks": self.collective.size}
         )
@@ -224,7 +226,7 @@ class Replica:
 
     def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
         try:
-            own = saved.rank if self.own and same_ranks else vars(saved)
+            own = vars(saved) | (saved.rank if self.own and same_ranks else {})
             self.model.load_state_dict(own["model"])
             self.optimizer.load_state_dict(own["optimizer"])
             if same_ranks:
