@@ -126,7 +126,7 @@ class World:
 
         return Shard(
             Part(self.layout.part(k, params), self.layout), make, self.pushes[0], len(self.params), self.options,
-            self.clock, k == 0, lambda decision, update: self.decisions.append(decision),
+            self.clock, k == 0, self.decisions.append,
         )  # fmt: skip
 
     def gradients(self, m: int) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class ParameterServer(OwnSteps):
         self._layout: Layout | None = None
         self._pushes: Pushes | None = None
         self._state: dict[str, Any] | None = None  # loaded, to begin with
-        self._made, self._waits, self._meet_at = 0, False, 0
+        self._made, self._waits, self._meet_at, self._step = 0, False, 0, 0
         self._bound = [0, options.bound]
         self._drained = True
         self._staleness = [0, 0, 0]  # largest, sum, number
@@ -103,8 +103,8 @@ class ParameterServer(OwnSteps):
             self._count("mailed_bytes", letter)
             self.mailbox.send(letter.to, WORKER, "told", letter.head, letter.body)
 
-    def _decided(self, decision: Decision, updates: int) -> None:
-        self.equipment.on_event({"type": "bound", "update": updates, **decision._asdict()})
+    def _decided(self, decision: Decision) -> None:
+        self.equipment.on_event({"type": "bound", "step": self._step, **decision._asdict()})
 
     def push(self, grads: Mapping[str, Tensor], rates: Rates, loss: float | None) -> None:
         """Send gradients to the servers; `on_parameters` takes their answer.
@@ -131,7 +131,7 @@ class ParameterServer(OwnSteps):
         """Take the servers' answers."""
         if not self._waits:
             self.push({}, Rates(1.0), None)
-        self._waits = False
+        self._waits, self._step = False, step + 1
         for head in self._take(params):
             if head["staleness"] is not None:
                 most, total, number = self._staleness

@@ -69,7 +69,7 @@ class Shard:
 
     def __init__(
         self, part: Part, optimizer: Callable[[nn.Module], Optimizer], pushes: Pushes, workers: int,
-        options: ServerOptions, clock: Clock, first: bool, on_decision: Callable[[Decision, int], None],
+        options: ServerOptions, clock: Clock, first: bool, on_decision: Callable[[Decision], None],
     ) -> None:  # fmt: skip
         self.part, self.optimizer, self.pushes, self.options, self.clock = part, optimizer(part), pushes, options, clock
         self.on_decision = on_decision
@@ -148,7 +148,7 @@ class Shard:
         decision = self._tuned.pushed(loss, worker.pushes - self._least(), now)
         if decision is not None:
             self._bound = (self._bound[0] + 1, decision.bound)
-            self.on_decision(decision, self.updates)
+            self.on_decision(decision)
 
     def _ask(self, stop: bool, now: float) -> None:
         """Choose a push that all workers meet after, where one asks for it or it is time. The one that is ahead may be
