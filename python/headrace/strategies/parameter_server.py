@@ -196,6 +196,12 @@ class ParameterServer(OwnSteps):
         """See `consensus`."""
         self._drain(params)
 
+    def leave(self) -> None:
+        """This rank makes no more steps, and is not waited for."""
+        assert self._layout is not None
+        for server in range(self._layout.servers):
+            self.mailbox.send(server, SERVER, "leave")
+
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`; staleness of this rank's gradients (updates that they missed), bytes to and from other
         ranks' servers, bytes mailed with those of its own server, the bound."""
