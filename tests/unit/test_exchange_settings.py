@@ -191,22 +191,10 @@ def test_compression_that_never_engaged_says_why() -> None:
 
 
 RUNS = {
-    "served": [
-        "--strategy.name",
-        "ssp",
-        "--strategy.bound",
-        "1",
-        "--strategy.tune",
-        "true",
-        "--compression.name",
-        "qsgd",
-        "--compression.sparse",
-        "bf16",
-        "--optimizer.dense.layer_decay",
-        "0.9",
-        "--train.precision.compute",
-        "float32",
-    ],
+    "served": (
+        "--strategy.name ssp --strategy.bound 1 --strategy.tune true --compression.name qsgd --compression.sparse bf16 "
+        "--optimizer.dense.layer_decay 0.9 --train.precision.compute bf16 --train.precision.parameters bf16"
+    ).split(),
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],

@@ -119,7 +119,7 @@ REDUCERS = {
 def _served(defaults: Mapping[str, Any]) -> StrategySpec:
     return StrategySpec(
         parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
-        check=parameter_server.check, fits=parameter_server.fits, remote=True,
+        check=parameter_server.check, fits=parameter_server.fits, repeatable=False, remote=True,
     )  # fmt: skip
 
 

@@ -73,7 +73,7 @@ def check_strategy(cfg: StrategyConfig, around: Surroundings) -> None:
     back = "--strategy.name allreduce"
     if around.precision == "fp16":
         raise UserError(f"--strategy.name {cfg.name} with fp16: each rank would have a scale of its own", "bf16")
-    if around.parameters != "float32":
+    if around.parameters != "float32" and not spec.remote:
         raise UserError(
             f"{cfg.name} with {around.parameters} parameters: a rank's masters would be written over what others did",
             "--train.precision.parameters float32",
