@@ -103,7 +103,8 @@ class TensorParallel:
                 "headrace.models.layers.SeededDropout, seeded alike on all ranks of a group",
             )
         start = collective.rank // size * size
-        self.group = Subgroup(collective, list(range(start, start + size)))
+        members = list(range(start, start + size))
+        self.group: Collective = collective if size == collective.size else Subgroup(collective, members)
         self.replicas = Subgroup(collective, list(range(collective.rank % size, collective.size, size)))
         self.model = self._split(copy.deepcopy(model), plan)
         self._dims: dict[str, int | None] = {
