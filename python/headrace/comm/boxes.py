@@ -12,9 +12,15 @@ from headrace.comm.mailbox import Mailbox, Message
 
 
 class Boxes:
-    """The boxes of one rank; any thread puts, one thread takes from a box."""
+    """The boxes of one rank; any thread puts, one thread takes from a box.
 
-    def __init__(self) -> None:
+    Args:
+        bound: bytes of bodies of one source that may wait; None: any.
+    """
+
+    def __init__(self, bound: int | None = None) -> None:
+        self._bound = bound
+        self._held: defaultdict[int, int] = defaultdict(int)
         self._boxes: defaultdict[str, deque[Message]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._reason: str | None = None
@@ -24,11 +30,14 @@ class Boxes:
         """Why nothing comes any more; None while something may."""
         return self._reason
 
-    def put(self, box: str, message: Message) -> None:
-        """Lay a message into a box."""
+    def put(self, box: str, message: Message, *, bounded: bool = True) -> None:
+        """Lay a message into a box, dropped after `fail`; waits while the bound is reached, if it is `bounded`."""
         with self._changed:
-            self._boxes[box].append(message)
-            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._reason or not bounded or self._has_room(message.source))
+            if self._reason is None:
+                self._boxes[box].append(message)
+                self._held[message.source] += message.body.numel()
+                self._changed.notify_all()
 
     def take(self, box: str, timeout_s: float | None) -> Message | None:
         """See `Mailbox.receive`: what has come is handed out before the error is."""
@@ -41,13 +50,19 @@ class Boxes:
                 if left is not None and left <= 0:
                     return None
                 self._changed.wait(left)
-            return self._boxes[box].popleft()
+            message = self._boxes[box].popleft()
+            self._held[message.source] -= message.body.numel()
+            self._changed.notify_all()
+            return message
 
     def fail(self, reason: str) -> None:
         """Nothing comes any more; the first reason stays."""
         with self._changed:
             self._reason = self._reason or reason
             self._changed.notify_all()
+
+    def _has_room(self, source: int) -> bool:
+        return self._bound is None or self._held[source] < self._bound
 
 
 def serve_in_thread(

@@ -6,13 +6,14 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headrace.comm.base import CollectiveError, check_chunks, check_reducible, check_root
 from headrace.comm.local_mailbox import LocalMailbox, LocalPost
+from headrace.comm.mailbox import Mailbox
 
 
 class LocalGroup:
@@ -98,12 +99,31 @@ class LocalGroup:
             raise CollectiveError(str(self._reason)) from None
 
 
+class Meeting(Protocol):
+    """Where all ranks lay down what they bring to an operation."""
+
+    @property
+    def size(self) -> int: ...
+
+    def exchange(self, rank: int, op: str, payload: Any) -> contextlib.AbstractContextManager[list[Any]]:
+        """What all ranks laid down, in rank order; it does not change within the context.
+
+        Args:
+            rank: who calls.
+            op: the name of the operation, then what must be equal on all ranks.
+            payload: what it brings.
+        """
+
+    def mailbox(self, rank: int) -> Mailbox:
+        """The mailbox of `rank`."""
+
+
 class LocalCollective:
-    """One thread's end of a `LocalGroup`. Sums are taken in rank order."""
+    """One thread's end of a `LocalGroup`, or of another meeting. Sums are taken in rank order."""
 
     name = "local"
 
-    def __init__(self, group: LocalGroup, rank: int) -> None:
+    def __init__(self, group: Meeting, rank: int) -> None:
         check_root(rank, group.size)
         self._group = group
         self.rank = rank
@@ -113,11 +133,7 @@ class LocalCollective:
         """Sum in rank order; bfloat16 is summed in float32 and rounded once."""
         check_reducible(x)
         with self._group.exchange(self.rank, f"allreduce {x.dtype} {list(x.shape)}", x.detach()) as parts:
-            wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-            total: Tensor = parts[0].to(x.device, wide, copy=True)
-            for part in parts[1:]:
-                total += part.to(x.device)
-        return total.to(x.dtype)
+            return self._total(parts, x)
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.allgather`."""
@@ -148,3 +164,14 @@ class LocalCollective:
         """See `Collective.allgather_object`; passes through JSON as on any other transport."""
         with self._group.exchange(self.rank, "allgather_object", json.dumps(value)) as parts:
             return [json.loads(part) for part in parts]
+
+    def mailbox(self) -> Mailbox:
+        """This rank's mailbox."""
+        return self._group.mailbox(self.rank)
+
+    def _total(self, parts: list[Any], x: Tensor) -> Tensor:
+        wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        total: Tensor = parts[0].to(x.device, wide, copy=True)
+        for part in parts[1:]:
+            total += part.to(x.device)
+        return total.to(x.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -45,7 +46,7 @@ class Mailbox(Protocol):
 
         Raises:
             CollectiveError: the rank is gone.
-            ValueError: there is no such rank, or what is sent is no message.
+            ValueError: there is no such rank, or what is sent is no message (TypeError: its head is no JSON).
         """
 
     def receive(self, box: str, timeout_s: float | None = None) -> Message | None:
@@ -65,6 +66,11 @@ class Mailbox(Protocol):
 
     def close(self) -> None:
         """Send and receive no more; whoever waits in `receive` is released with an error. Twice does no harm."""
+
+
+def message_bytes(head: Any, body: Tensor) -> int:
+    """Bytes a message counts for: its body and its head as JSON, nothing for None; names and frames are left out."""
+    return body.numel() + (0 if head is None else len(json.dumps(head)))
 
 
 NO_BYTES = torch.empty(0, dtype=torch.uint8)
