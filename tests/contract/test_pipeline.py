@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from contract.mailbox_exam import tcp_mailbox
 from contract.parallel_ranks import batch, close, losses, on_ranks, perceptron, same, trained_plainly, values_of
 from torch import Tensor, nn
 
-from headrace.comm import CollectiveError, Metered
+from headrace.comm import CollectiveError, LocalGroup, Metered
 from headrace.errors import UserError
 from headrace.models.layers import SeededDropout
 from headrace.optim.clipping import ClippingConfig
 from headrace.parallel import SCHEDULES, create, schedule
+from headrace.parallel.boundary import Boundary
 from headrace.parallel.pipeline import Pipeline
 from headrace.parallel.pipeline_schedule import BOUNDED, FLUSHES, held
 from headrace.train.checkpoint import Checkpoint, CheckpointStore, load
@@ -442,6 +444,69 @@ def test_bytes_are_those_of_activations_and_their_gradients() -> None:
     results = values_of(on_ranks(4, rank))
     out, back = [10, 9, 7, 0], [0, 10, 9, 7]  # numbers a row after and before every stage
     assert results == [(4 * 10 * (out[r] + back[r]), 3 * 8 * 3) for r in range(4)]
+
+
+def test_messages_over_tcp_carry_the_same_bits() -> None:
+    plain, batches = noisy(), [batch(step, 8) for step in range(2)]
+    wanted, *_ = trained(2, batches, plain, schedule="1f1b", optimizer=ADAM)
+
+    def rank(c: Any, mailbox: Any) -> Any:
+        tcp = tcp_mailbox(c)
+        made = pipeline(c, tcp, plain, schedule="1f1b", optimizer=ADAM)
+        for each in batches:
+            made.step(*each)
+        whole = made.whole_state_dict()
+        c.barrier()
+        tcp.close()
+        return whole
+
+    assert same(values_of(on_ranks(2, rank))[0], wanted)
+
+
+@pytest.mark.parametrize(
+    ("head", "size"),
+    [
+        ({"rows": 2, "grad": [True], "tensors": [["float32", 2, 6]]}, 47),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", 2, 6]]}, 0),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", 1 << 60, 1 << 60]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", -2, -6]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", True, 12]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["object", 2, 6]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [[["float32"], 2, 6]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", *[1] * 30]]}, 4),
+        ({"rows": 2, "grad": [True], "tensors": [["uint8", 1]] * 1000}, 1000),
+        ({"rows": 2, "grad": [True], "tensors": []}, 0),
+        ({"rows": 2, "grad": [True, True], "tensors": [["float32", 2, 6], None]}, 48),
+        ({"rows": "2", "grad": [True], "tensors": [["float32", 2, 6]]}, 48),
+        ({"rows": 2, "grad": None, "tensors": [["float32", 2, 6]]}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["float32", 2, 6]], "micro_batch": 1}, 48),
+        ({"rows": 2, "grad": [True], "tensors": [["uint8", 300]]}, 300),
+        ([], 48),
+        (None, 0),
+    ],
+)
+def test_messages_that_are_none_are_refused(head: Any, size: int) -> None:
+    """Whatever comes is an error of the stage that waits, before memory is asked for."""
+    group = LocalGroup(2)
+    there = Boundary(group.mailbox(1), [0, 1], "p", max_bytes=256, timeout_s=5.0)
+    given = {"micro_batch": 0, "tuple": False} | head if isinstance(head, dict) else head
+    group.mailbox(0).send(1, "p.activations", "activations", given, torch.zeros(size, dtype=torch.uint8))
+    with pytest.raises(CollectiveError, match="stage 1 waited for activations of micro-batch 0 and got"):
+        there.receive_activations(0, torch.device("cpu"))
+    group.mailbox(1).send(0, "p.gradients", "gradients", given, torch.zeros(size, dtype=torch.uint8))
+    with pytest.raises(CollectiveError, match="stage 0 waited for gradients of micro-batch 0 and got"):
+        Boundary(group.mailbox(0), [0, 1], "p", 256, 5.0).receive_gradients(0, [torch.zeros(3, 3)])
+
+
+@pytest.mark.parametrize("dtype", sorted(map(str, (torch.float64, torch.bfloat16, torch.int64, torch.bool))))
+def test_tensors_of_every_kind_arrive(dtype: str) -> None:
+    group, g = LocalGroup(2), torch.Generator().manual_seed(0)
+    of = getattr(torch, dtype.removeprefix("torch."))
+    sent = (torch.randint(0, 2, (3, 5), generator=g).to(of).t(), torch.zeros(0, 2).to(of), torch.ones(3, 1).bool())
+    Boundary(group.mailbox(0), [0, 1], "p", 1000, 5.0).send_activations(0, 3, sent, [True, False, True])
+    rows, found = Boundary(group.mailbox(1), [0, 1], "p", 1000, 5.0).receive_activations(0, torch.device("cpu"))
+    assert rows == 3 and all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(sent, found, strict=True))
+    assert [t.requires_grad for t in found] == [of.is_floating_point, False, False]
 
 
 def refused(size: int, match: str, **options: Any) -> None:

@@ -8,17 +8,15 @@ l is the layer's place in the whole model: the same masks however the model is c
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from headrace.comm.alone import ALONE
 from headrace.models.layers import dropout_seed, reseed_dropout
 
-# torch's default generator is one for the process: ranks that are threads take turns where layers draw from it.
-_DEFAULT_GENERATOR = threading.RLock()
 _DRAWING = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
 
 
@@ -40,6 +38,6 @@ def seeded(layer: nn.Module, seed: int, part: int, place: int) -> Iterator[None]
     if not draws(layer):
         yield
         return
-    with _DEFAULT_GENERATOR, torch.random.fork_rng():
+    with ALONE, torch.random.fork_rng():
         torch.manual_seed(dropout_seed(seed, part, place, 0))
         yield
