@@ -21,6 +21,7 @@ from headrace.comm.subgroup import Subgroup
 from headrace.errors import UserError
 from headrace.optim.clipping import Clipped, ClippingConfig, Shards, clip_gradients
 from headrace.optim.context import summed
+from headrace.parallel.gathering import summed_by_name
 from headrace.parallel.part_optimizer import check_part
 from headrace.parallel.stages import Stage
 
@@ -83,8 +84,9 @@ class StageUpdate:
         self.pipeline = Subgroup(collective, list(range(replica * stages, (replica + 1) * stages)))
         self.replicas = Subgroup(collective, list(range(place, collective.size, stages)))
         # Sums over replicas are operations of all stages at once: each takes part for every dtype that one has.
-        own = sorted({str(p.dtype) for p in self.params.values()})
-        self.dtypes = sorted({dtype for each in collective.allgather_object(own) for dtype in each})
+        own = sorted({str(p.dtype).removeprefix("torch.") for p in self.params.values()})
+        found = sorted({name for each in collective.allgather_object(own) for name in each})
+        self.dtypes: list[torch.dtype] = [getattr(torch, name) for name in found]
         self.last = place == stages - 1
         self.loss, self.rows, self.group_rows = 0.0, 0, 0
         self.updates = self.left_out = 0
@@ -144,18 +146,8 @@ class StageUpdate:
         flags = [float(name in grads) for name in self.params]
         (told,) = summed([torch.tensor([float(self.group_rows), *flags], dtype=torch.float64)], self.replicas)
         names = [name for name, has in zip(self.params, told[1:].tolist(), strict=True) if has]
-        found: dict[str, Tensor] = {}
-        for dtype in self.dtypes:
-            mine = [name for name in names if str(self.params[name].dtype) == dtype]
-            parts = [grads.get(name, torch.zeros_like(self.params[name])) for name in mine]
-            empty = torch.empty(0, dtype=getattr(torch, dtype.removeprefix("torch.")), device=self._device)
-            total = summed([empty, *parts], self.replicas)
-            found |= dict(zip(mine, total[1:], strict=True))
-        return {name: found[name] for name in names}, int(told[0])
-
-    @property
-    def _device(self) -> torch.device:
-        return next((p.device for p in self.params.values()), torch.device("cpu"))
+        whole = {name: grads.get(name, torch.zeros_like(self.params[name])) for name in names}
+        return summed_by_name(whole, self.dtypes, self.replicas), int(told[0])
 
     def _apply(self, grads: Mapping[str, Tensor], stages: Shards | None) -> None:
         self.clipped = clip_gradients(self.params, grads, self.clipping, stages)

@@ -20,10 +20,10 @@ from headrace.comm import Collective
 from headrace.comm.subgroup import Subgroup
 from headrace.errors import UserError
 from headrace.optim.clipping import Clipped, ClippingConfig, Shards, clip_gradients
-from headrace.optim.context import summed
 from headrace.optim.name_patterns import check_patterns, named_by
 from headrace.options import known
 from headrace.parallel.draws import draws
+from headrace.parallel.gathering import summed_by_name
 from headrace.parallel.part_optimizer import check_elementwise, check_part
 from headrace.parallel.tensor_parallel import ColumnParallelLinear, RowParallelLinear, dealt, gathered
 
@@ -147,7 +147,8 @@ class TensorParallel:
     def sum_gradients(self) -> None:
         """Replace gradients by their sums over replicas."""
         grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        for name, total in zip(grads, summed(list(grads.values()), self.replicas), strict=True):
+        dtypes = sorted({grad.dtype for grad in grads.values()}, key=str)
+        for name, total in summed_by_name(grads, dtypes, self.replicas).items():
             self.model.get_parameter(name).grad = total
 
     def clip(self, config: ClippingConfig) -> Clipped:
