@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from headrace.comm import Collective, CollectiveError
 from headrace.comm.base import as_bytes
 from headrace.comm.mailbox import Mailbox
+from headrace.comm.message_group import MessageGroup
+from headrace.comm.subgroup import Subgroup
 from headrace.errors import UserError
 from headrace.optim.clipping import ClippingConfig
 from headrace.options import known
@@ -123,12 +125,20 @@ class Pipeline:
         self.stage = stage_of(model, self.stages, place, options.costs, options.seed)
         self.optimizer = optimizer_of(self.stage, optimizer)
         self._check_alike(place)
-        ranks = range(self.replica * self.stages, (self.replica + 1) * self.stages)
+        ranks = list(range(self.replica * self.stages, (self.replica + 1) * self.stages))
+        alike = list(range(place, collective.size, self.stages))
         boundary = Boundary(mailbox, ranks, options.name, options.max_message_bytes, options.timeout_s)
         versions = None if options.flushes else WeightVersions(self.stage.trained)
         self.passes = StagePasses(self.stage, boundary, losses, options.recompute, versions)
         self._boundary, self._versions = boundary, versions
-        self._update = StageUpdate(self.stage, self.optimizer, options.clipping, collective, self.stages)
+        # With a flush all ranks update at once; without one a stage's replicas must not wait for other stages.
+        replicas = (
+            Subgroup(collective, alike) if options.flushes
+            else MessageGroup(mailbox, alike, f"{options.name}.replicas", options.timeout_s)
+        )  # fmt: skip
+        self._update = StageUpdate(
+            self.stage, self.optimizer, options.clipping, collective, Subgroup(collective, ranks), replicas
+        )
         self._targets: dict[int, Values] = {}
         self.steps = self._begun = 0  # calls of `step`; micro-batches since the pipeline was empty
         self._failure = ""

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from headrace import optim
 from headrace.comm import Collective
-from headrace.comm.subgroup import Subgroup
 from headrace.errors import UserError
 from headrace.optim.clipping import Clipped, ClippingConfig, Shards, clip_gradients
 from headrace.optim.context import summed
@@ -71,23 +70,22 @@ class StageUpdate:
         optimizer: theirs.
         clipping: how gradients are clipped.
         collective: of all ranks.
-        stages: of a pipeline: rank = replica x stages + stage.
+        pipeline: of the ranks of this pipeline.
+        replicas: of the ranks that hold this stage; a `Subgroup` where all ranks update at once.
     """
 
     def __init__(
         self, stage: Stage, optimizer: optim.Optimizer | None, clipping: ClippingConfig, collective: Collective,
-        stages: int,
+        pipeline: Collective, replicas: Collective,
     ) -> None:  # fmt: skip
         self.params = stage.trained
-        self.optimizer, self.clipping, self.collective, self.stages = optimizer, clipping, collective, stages
-        place, replica = collective.rank % stages, collective.rank // stages
-        self.pipeline = Subgroup(collective, list(range(replica * stages, (replica + 1) * stages)))
-        self.replicas = Subgroup(collective, list(range(place, collective.size, stages)))
+        self.optimizer, self.clipping, self.collective = optimizer, clipping, collective
+        self.pipeline, self.replicas = pipeline, replicas
         # Sums over replicas are operations of all stages at once: each takes part for every dtype that one has.
         own = sorted({str(p.dtype).removeprefix("torch.") for p in self.params.values()})
         found = sorted({name for each in collective.allgather_object(own) for name in each})
         self.dtypes: list[torch.dtype] = [getattr(torch, name) for name in found]
-        self.last = place == stages - 1
+        self.last = pipeline.rank == pipeline.size - 1
         self.loss, self.rows, self.group_rows = 0.0, 0, 0
         self.updates = self.left_out = 0
         self.clipped = Clipped()
