@@ -42,6 +42,7 @@ class Job:
     lrs: tuple[float, float] = (0.02, 0.1)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     sharded: bool = False
+    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
         table = partial(ShardedEmbedding, rank=worker.rank, size=worker.size) if self.sharded else FusedEmbedding
@@ -51,7 +52,10 @@ class Job:
             )
         optimizer = optim.create_parts(
             model,
-            {"dense": {"name": self.dense, "lr": self.lrs[0]}, "sparse": {"name": self.sparse, "lr": self.lrs[1]}},
+            {
+                "dense": {"name": self.dense, "lr": self.lrs[0], "wrappers": self.wrappers},
+                "sparse": {"name": self.sparse, "lr": self.lrs[1]},
+            },
         )
         source = Source(worker.rank, worker.size, **self.source)
         reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
