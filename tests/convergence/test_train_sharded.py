@@ -154,9 +154,7 @@ def test_wrappers_of_the_dense_part_keep_their_averages(tmp_path: Path) -> None:
     ("rule", "before", "after"),
     [(rule, 2, 3) for rule in TABLE_RULES] + [(TABLE_RULES[0], *of) for of in [(4, 2), (3, 1), (1, 4), (8, 6)]],
 )
-def test_another_number_of_ranks_deals_rows_and_state_anew(
-    tmp_path: Path, rule: str, before: int, after: int
-) -> None:
+def test_another_number_of_ranks_deals_rows_and_state_anew(tmp_path: Path, rule: str, before: int, after: int) -> None:
     """A run of replicated tables that is stopped and goes on with as many ranks is the reference."""
     settings: dict[str, Any] = {"sparse": rule, "cfg": FitConfig(epochs=1)}
     found = {}
@@ -222,7 +220,9 @@ def test_parts_that_do_not_fit_together_are_refused(tmp_path: Path, damage: str)
         if p.name != "manifest.json"
     }
     (path / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": files}))
-    with pytest.raises(RankFailed, match=r"(?s)CheckpointError.*checkpoint .*(is not one of this format|is of another)"):
+    with pytest.raises(
+        RankFailed, match=r"(?s)CheckpointError.*checkpoint .*(is not one of this format|is of another)"
+    ):
         run(Job(tmp_path, sharded=True, cfg=FitConfig(epochs=2)), 3)
 
 
