@@ -58,7 +58,8 @@ class Dealing:
 
     def keys(self, rows: Tensor) -> Tensor:
         """Numbers that order rows of the whole table [...] by rank, and on a rank by its own numbers: rank * most + row
-        there."""
+        there; int32 where that is enough, which sorts twice as fast."""
+        rows = rows.to(torch.int32) if self.most * self.size < 2**31 else rows
         return rows % self.size * self.most + rows // self.size
 
     def blocks(self, row_bytes: int) -> Iterator[tuple[int, int]]:

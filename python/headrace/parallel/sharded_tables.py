@@ -128,12 +128,11 @@ class ShardedTables:
         """See `Parallelism.fetch`; the rows of the input `sparse`."""
         ids, deal, weight = inputs["sparse"], self.table.dealing, self.table.weight.detach()
         self.table.check(ids)
-        padding = ids.new_full((1,), -1)
-        keys, places = torch.unique(torch.cat((padding, self.table.keys(ids).reshape(-1))), return_inverse=True)
-        first = deal.most * torch.arange(deal.size + 1, device=ids.device)
-        cuts = torch.searchsorted(keys, first).tolist()
-        small = torch.int32 if deal.most < 2**31 else torch.int64
-        asked = [(keys[a:b] - at).to(small) for a, b, at in zip(cuts, cuts[1:], first, strict=False)]
+        every = self.table.keys(ids).reshape(-1)
+        keys, places = torch.unique(torch.cat((every.new_full((1,), -1), every)), return_inverse=True)
+        first = [rank * deal.most for rank in range(deal.size + 1)]
+        cuts = torch.searchsorted(keys, keys.new_tensor(first)).tolist()
+        asked = [keys[a:b] - at for a, b, at in zip(cuts, cuts[1:], first, strict=False)]
         counts = [len(each) for each in asked]
         served = self.collective.alltoall(asked)
         rows = self.collective.alltoall([weight.index_select(0, each) for each in served], rows=counts)
