@@ -18,8 +18,10 @@ from headrace.errors import UserError
 from headrace.models.embedding import FusedEmbedding
 from headrace.optim.clipping import CLIPPINGS, Clipped, ClippingConfig, Shards, clip
 from headrace.optim.torch_rule import torch_factory
-from headrace.parallel import ShardedEmbedding, ShardedTables, dealing, layout
+from headrace.parallel import dealing
 from headrace.parallel.dealing import Dealing, dealt_anew, put_together
+from headrace.parallel.layout import layout
+from headrace.parallel.sharded_tables import ShardedEmbedding, ShardedTables
 from headrace.strategies.sparse import reduce_sparse
 from headrace.train.export import load_model, save_model
 from headrace.train.whole_model import tensors_of, weights_sha256, write_whole
@@ -137,7 +139,8 @@ def test_bytes_are_those_of_the_formula(size: int) -> None:
     def sent(c: Collective) -> tuple[int, int]:
         metered = Metered(c)
         model, inputs = made("deepfm", c), batch(c.rank)
-        tables = ShardedTables(model, metered)
+        tables = layout(model, metered)
+        assert isinstance(tables, ShardedTables)
         fetched = tables.fetch(inputs)
         with tables.serving(fetched):
             model(**inputs).sum().backward()

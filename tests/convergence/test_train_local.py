@@ -15,7 +15,7 @@ from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.models.embedding import FusedEmbedding
 from headrace.optim.schedules import ScheduleConfig
-from headrace.parallel import ShardedEmbedding
+from headrace.parallel.sharded_tables import ShardedEmbedding
 from headrace.strategies import REDUCERS, create
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed

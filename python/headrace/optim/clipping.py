@@ -164,7 +164,8 @@ def _value(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
 def _norm(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
     if not norm > config.limit:
         return False
-    torch._foreach_mul_([part.grad for part in parts], config.limit / norm)
+    if parts:  # none: all of the norm is of other ranks' parts
+        torch._foreach_mul_([part.grad for part in parts], config.limit / norm)
     return True
 
 

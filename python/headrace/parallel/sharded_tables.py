@@ -29,10 +29,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.comm.base import Collective
-from headrace.models.base import ClickModel
 from headrace.models.embedding import PADDING_ID, FusedEmbedding, gather, sum_rows
 from headrace.parallel.dealing import Dealing, put_together
 from headrace.strategies.sparse import as_coalesced, with_rows
@@ -113,15 +112,15 @@ class ShardedTables:
     """A `Parallelism`; see the module's docstring.
 
     Args:
-        model: with a ShardedEmbedding.
+        model: one with an input `sparse`, the ids [B, C] of its table.
+        table: of the model.
         collective: over whom.
     """
 
-    def __init__(self, model: ClickModel, collective: Collective) -> None:
-        assert isinstance(model.embedding, ShardedEmbedding)
-        self.table, self.collective = model.embedding, collective
-        assert (self.table.dealing.rank, self.table.dealing.size) == (collective.rank, collective.size)
-        (self.name,) = (name for name, param in model.named_parameters() if param is self.table.weight)
+    def __init__(self, model: nn.Module, table: ShardedEmbedding, collective: Collective) -> None:
+        self.table, self.collective = table, collective
+        assert (table.dealing.rank, table.dealing.size) == (collective.rank, collective.size)
+        (self.name,) = (name for name, param in model.named_parameters() if param is table.weight)
         self.names = frozenset((self.name,))
 
     def fetch(self, inputs: Mapping[str, Tensor]) -> Fetched:

@@ -15,7 +15,8 @@ from torch import nn
 
 from headrace.comm.base import Collective
 from headrace.data.batch import Batch
-from headrace.parallel import Parallelism, layout
+from headrace.parallel.base import Parallelism
+from headrace.parallel.layout import layout
 from headrace.train import metrics
 from headrace.train.metrics import Metrics
 from headrace.train.precision import PrecisionConfig

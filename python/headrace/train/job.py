@@ -24,8 +24,9 @@ from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
 from headrace.models.embedding import FusedEmbedding
-from headrace.parallel import ShardedEmbedding, layout
+from headrace.parallel.layout import layout
 from headrace.parallel.parallel_config import ParallelConfig
+from headrace.parallel.sharded_tables import ShardedEmbedding
 from headrace.strategies import BUCKET_BYTES, REDUCERS, Overlap, Reducer, Strategy, create, pays
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed

@@ -19,7 +19,7 @@ from headrace.optim import NonFiniteStepError, Optimizer, StepContext, schedules
 from headrace.optim.clipping import ClippingConfig, Shards, clip_gradients
 from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
-from headrace.parallel import layout
+from headrace.parallel.layout import layout
 from headrace.strategies import Strategy
 from headrace.strategies.sparse import as_coalesced
 from headrace.train import sharded_state

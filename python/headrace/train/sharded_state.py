@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.optim import Combined, Optimizer
-from headrace.parallel import Parallelism
+from headrace.parallel.base import Parallelism
 from headrace.parallel.dealing import Dealing, dealt_anew
 from headrace.train.checkpoint import StoredTensor, parts_of_ranks
 

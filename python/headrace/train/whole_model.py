@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from headrace.comm import Collective
-from headrace.parallel import Parallelism, Replicated, layout
+from headrace.parallel.base import Parallelism, Replicated
+from headrace.parallel.layout import layout
 
 # Names of types in the file, in the order in which safetensors lays tensors out from the last to the first.
 _TYPES = {
