@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from convergence.local_rows import CARDS, ROWS, Source, run
 from headrace import models, optim
 from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
+from headrace.models.embedding import FusedEmbedding
 from headrace.optim.schedules import ScheduleConfig
+from headrace.parallel.sharded_tables import ShardedEmbedding
 from headrace.strategies import REDUCERS, create
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
@@ -38,15 +41,21 @@ class Job:
     sparse: str = "rowwise_adagrad"
     lrs: tuple[float, float] = (0.02, 0.1)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    sharded: bool = False
+    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
+        table = partial(ShardedEmbedding, rank=worker.rank, size=worker.size) if self.sharded else FusedEmbedding
         with worker.alone():
             model = models.create(
-                self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
+                self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1, table=table
             )
         optimizer = optim.create_parts(
             model,
-            {"dense": {"name": self.dense, "lr": self.lrs[0]}, "sparse": {"name": self.sparse, "lr": self.lrs[1]}},
+            {
+                "dense": {"name": self.dense, "lr": self.lrs[0], "wrappers": self.wrappers},
+                "sparse": {"name": self.sparse, "lr": self.lrs[1]},
+            },
         )
         source = Source(worker.rank, worker.size, **self.source)
         reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
@@ -69,7 +78,7 @@ class Job:
             fingerprint=key_sum(source.data["key"]),
         )
         result = fit(model, source, optimizer, strategy, worker.collective, self.cfg, worker.emit, hooks)
-        assert not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
+        assert self.sharded or not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
         metrics = result.evaluation.metrics.to_dict() if result.evaluation else None
         return {
             "sha": result.weights_sha256,

@@ -108,6 +108,4 @@ def initialize(model: nn.Module, seed: int, embedding_std: float) -> None:
             if module.bias is not None:
                 module.bias.normal_(0.0, math.sqrt(1.0 / out), generator=generator)
         elif isinstance(module, FusedEmbedding):
-            module.weight.normal_(0.0, embedding_std, generator=generator)
-            module.weight[:, :first_order] = 0.0
-            module.zero_padding()
+            module.draw(embedding_std, first_order, generator)

@@ -1,4 +1,4 @@
-"""What compression of gradients saved in a run of train-ctr, and what it took."""
+"""What compression of gradients saved in a run of train-ctr, what it took, and how evenly tables lay on ranks."""
 
 from __future__ import annotations
 
@@ -25,6 +25,15 @@ def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Re
         report.results["compression_sparse"] = given.sparse
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
+
+
+def tell_of_tables(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:
+    """The rows that a rank holds, and how many times the mean the busiest rank served."""
+    if not cfg.parallel.sharded:
+        return
+    served = [each.get("rows_served", 0.0) for each in figures]
+    balance = max(served) * len(served) / max(1.0, sum(served))
+    report.results |= {"table_rows_held": max(int(each["rows_held"]) for each in figures), "table_balance": balance}
 
 
 def _why_not_engaged(cfg: Config) -> str:
