@@ -239,6 +239,36 @@ def test_what_layers_draw_depends_on_step_micro_batch_and_layer_alone(name: str)
     assert torch.equal(torch.get_rng_state(), before)
 
 
+class Watched(nn.Module):
+    """Ones through dropout of torch and of ours, remembered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds = nn.ModuleList([nn.Dropout(0.5), SeededDropout(0.5), nn.Dropout(0.5)])
+        self.linear = nn.Linear(6, 3)
+        self.seen: list[list[Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append([kind(torch.ones(64)) for kind in self.kinds])
+        return self.linear(x)
+
+
+def test_masks_differ_by_layer_micro_batch_step_and_replica() -> None:
+    """And replica r of R has those of micro-batches r M ... of one pipeline with R M of them."""
+    model, batches = nn.Sequential(Watched()), [batch(step, 16) for step in range(2)]
+
+    def seen(size: int, count: int) -> list[list[Tensor]]:
+        *_, made = trained(size, batches, model, stages=1, micro_batches=count)
+        watched = [next(iter(each.stage.children())) for each in made]
+        order = [(step, w, m) for step in range(2) for w in watched for m in range(count)]
+        return [w.seen[step * count + m] for step, w, m in order]  # type: ignore[union-attr, operator, misc]
+
+    alone, halves = seen(1, 4), seen(2, 2)
+    assert all(torch.equal(a, b) for one, two in zip(alone, halves, strict=True) for a, b in zip(one, two, strict=True))
+    masks = {tuple(mask.tolist()) for each in alone for mask in each}
+    assert len(masks) == 2 * 4 * 3
+
+
 def test_statistics_of_a_batch_are_of_micro_batches_and_move_once_each() -> None:
     inputs, targets = batch(0, 16)
     model = nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 3))

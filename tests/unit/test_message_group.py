@@ -73,8 +73,11 @@ def test_something_else_and_nothing_are_errors() -> None:
     group = MessageGroup(post.mailbox(0), [0, 1], "group", timeout_s=0.05)
     with pytest.raises(CollectiveError, match=r"no answer from rank 1 within 0.05 s in group group"):
         group.allgather(torch.zeros(2))
-    for kind, size in (("torch.float64 []", 8), ("torch.float32 []", 7), ("torch.float32 []", 12)):
-        post.mailbox(1).send(0, "group.1", kind, None, torch.zeros(size, dtype=torch.uint8))
+    for kind, count, size in (
+        ("torch.float64 []", 2, 8), ("torch.float32 []", 2, 7), ("torch.float32 []", 3, 12),
+        ("torch.float32 []", -2, 8), ("torch.float32 []", None, 8), ("torch.float32 []", "2", 8),
+    ):  # fmt: skip
+        post.mailbox(1).send(0, "group.1", kind, count, torch.zeros(size, dtype=torch.uint8))
         with pytest.raises(CollectiveError, match=f"{size} bytes of {kind[:13]}"):
             group.allgather(torch.zeros(2), [2, 2])
     for members in ([1], [1, 0], [0, 0, 1]):

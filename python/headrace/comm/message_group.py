@@ -48,7 +48,8 @@ class MessageGroup(Subgroup):
         for member, chunk in zip(self.members, chunks, strict=True):
             if member != self.mailbox.rank:
                 # A copy: what the caller does to its tensor later changes nothing that is under way.
-                self.mailbox.send(member, f"{self.box}.{self.mailbox.rank}", kind, None, as_bytes(chunk).cpu().clone())
+                body = as_bytes(chunk).cpu().clone()
+                self.mailbox.send(member, f"{self.box}.{self.mailbox.rank}", kind, chunk.shape[0], body)
         return [
             chunks[place].detach().clone() if place == self.rank else
             self._from(member, kind, chunks[0], None if rows is None else rows[place])
@@ -60,14 +61,14 @@ class MessageGroup(Subgroup):
         message = self.mailbox.receive(f"{self.box}.{member}", self.timeout_s)
         if message is None:
             raise CollectiveError(f"no answer from rank {member} within {self.timeout_s} s in group {self.box}")
-        found, one = message.body.numel(), row_bytes(like)
-        fits = found % one == 0 if one else found == 0
-        if (message.source, message.kind) != (member, kind) or not fits or rows not in (None, found // max(one, 1)):
+        count, found = message.head, message.body.numel()
+        fits = isinstance(count, int) and count >= 0 and count * row_bytes(like) == found and rows in (None, count)
+        if (message.source, message.kind) != (member, kind) or not fits:
             raise CollectiveError(
                 f"group {self.box}: {found} bytes of {message.kind} from rank {message.source}, not "
                 f"{'' if rows is None else rows} rows of {kind} from rank {member}"
             )
-        return from_bytes(message.body, like, found // max(one, 1)).to(like.device, copy=True)
+        return from_bytes(message.body, like, count).to(like.device, copy=True)
 
     def barrier(self) -> None:
         """Return when all members have called it."""

@@ -119,8 +119,10 @@ class Pipeline:
     ) -> None:  # fmt: skip
         self.options, self.collective = options, collective
         self.stages = options.stages or collective.size
-        if collective.size % self.stages or mailbox.rank != collective.rank or mailbox.size != collective.size:
-            raise UserError(f"{collective.size} ranks are no multiple of {self.stages} stages", "--stages")
+        if collective.size % self.stages:
+            raise UserError(f"{collective.size} ranks are no multiple of {self.stages} stages", "stages=...")
+        if (mailbox.rank, mailbox.size) != (collective.rank, collective.size):
+            raise UserError("the mailbox is not of the same ranks as the collective", "worker.mailbox()")
         self.replica, place = divmod(collective.rank, self.stages)
         self.stage = stage_of(model, self.stages, place, options.costs, options.seed)
         self.optimizer = optimizer_of(self.stage, optimizer)

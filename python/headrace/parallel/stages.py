@@ -86,7 +86,7 @@ def cut(costs: Sequence[float], stages: int) -> list[range]:
         UserError: fewer layers than stages, or a cost that is no number of at least 0.
     """
     if not 1 <= stages <= len(costs):
-        raise UserError(f"{len(costs)} layers cannot be cut into {stages} stages", f"--stages 1 to {len(costs)}")
+        raise UserError(f"{len(costs)} layers cannot be cut into {stages} stages", f"stages=1 to {len(costs)}")
     if not all(math.isfinite(cost) and cost >= 0.0 for cost in costs):
         raise UserError(f"costs of layers must be numbers of at least 0, not {list(costs)}")
     least = _least(costs, stages, max)[-1][0][0]
