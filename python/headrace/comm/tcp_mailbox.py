@@ -37,6 +37,7 @@ from headrace.comm.metered import Metered
 PIECE = 1 << 20
 _PURPOSE = b"headrace mailbox"
 _BYE = -1
+_RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class MailboxLimits:
 
     Args:
         max_body: bytes of a message's body.
-        queue_bytes: of bodies that wait to be written, by peer.
-        inbox_bytes: of bodies that have come and wait to be received, by peer.
+        queue_bytes: of messages that wait to be written, by peer.
+        inbox_bytes: of messages that have come and wait to be received, by peer.
         open_s: how long ranks may take to connect.
         handshake_s: how long a connection may take to prove that it knows the key.
         linger_s: how long `close` waits for what was sent to be written.
@@ -113,7 +114,7 @@ class TcpMailbox:
         if (reason := self.boxes.reason) is not None:
             raise CollectiveError(reason)
         if to == self.rank:
-            self.boxes.put(box, Message(self.rank, kind, json.loads(text)[2], body), bounded=False)
+            self.boxes.put(box, Message(self.rank, kind, json.loads(text)[2], body))
         else:
             self._peers[to].put(text, body)
 
@@ -153,10 +154,7 @@ class TcpMailbox:
         self._known.set()
         deadline = time.monotonic() + self.limits.open_s
         for rank, (host, port, *_) in enumerate(everyone[: self.rank]):
-            try:
-                self._call(rank, str(host), int(port), deadline)
-            except OSError as error:
-                raise CollectiveError(f"rank {rank} cannot be reached at {host}:{port}: {error}") from error
+            self._reach(rank, str(host), int(port), deadline)
         with self._changed:
             if not self._changed.wait_for(self._complete, max(deadline - time.monotonic(), 0.0)):
                 missing = [rank for rank in range(self.size) if rank != self.rank and rank not in self._peers]
@@ -165,14 +163,28 @@ class TcpMailbox:
     def _complete(self) -> bool:
         return len(self._peers) == self.size - 1
 
+    def _reach(self, rank: int, host: str, port: int, deadline: float) -> None:
+        """Try again: strangers may hold all places of a listener for a while."""
+        while True:
+            try:
+                return self._call(rank, host, port, deadline)
+            except OSError as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    raise CollectiveError(f"rank {rank} cannot be reached at {host}:{port}: {error}") from error
+                time.sleep(_RETRY_S)
+
     def _call(self, rank: int, host: str, port: int, deadline: float) -> None:
         sock = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.001))
         prepare(sock)
         left = max(deadline - time.monotonic(), 0.001)
-        frames = FrameSocket(sock, self._key, purpose=_PURPOSE, first=False, handshake_s=left)
-        frames.send_bytes(self._hello(self.rank, rank))
-        if frames.receive_bytes() != self._hello(rank, self.rank):
-            raise ChannelError(f"another than rank {rank} answers")
+        try:
+            frames = FrameSocket(sock, self._key, purpose=_PURPOSE, first=False, handshake_s=left)
+            frames.send_bytes(self._hello(self.rank, rank))
+            if frames.receive_bytes() != self._hello(rank, self.rank):
+                raise ChannelError(f"another than rank {rank} answers")
+        except OSError:
+            sock.close()
+            raise
         frames.proved()
         self._admit(rank, frames)
 
@@ -260,7 +272,7 @@ class _Peer:
                     self._waiting -= len(text) + body.numel()
                     self._changed.notify_all()
             self._frames.finish()
-        except ChannelError as error:
+        except Exception as error:
             self._lost(f"rank {self._rank} is gone: {error}")
 
     def _following(self) -> tuple[bytes, Tensor] | None:
@@ -271,11 +283,13 @@ class _Peer:
     def _read(self) -> None:
         try:
             while True:
-                box, kind, head, length = json.loads(self._frames.receive_bytes())
+                text = self._frames.receive_bytes()
+                box, kind, head, length = json.loads(text)
                 if length == _BYE:
                     return self._lost(str(head))
-                self._mailbox.boxes.put(str(box), Message(self._rank, str(kind), head, self._body(length)))
-        except (ChannelError, ValueError, TypeError) as error:
+                message = Message(self._rank, str(kind), head, self._body(length))
+                self._mailbox.boxes.put(str(box), message, len(text) + length)
+        except Exception as error:  # whatever it is (no memory, no JSON), nobody may wait for this thread
             self._lost(f"rank {self._rank} is gone: {error}")
 
     def _body(self, length: int) -> Tensor:
