@@ -17,7 +17,7 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,41 +163,45 @@ def parts_of_ranks(path: Path) -> Iterator[list[Any]]:
     Raises:
         CheckpointError: it is not a checkpoint of this format; also for what is wrong with it inside.
     """
-    with _of_this_format(path), ExitStack() as stack:
+    with _of_this_format(path):
         layouts = _read_json(path / "state.json")["ranks"]
         parts = []
         for rank in range(len(layouts)):
-            file = stack.enter_context(safe_open(path / f"rank-{rank}.safetensors", framework="pt"))
-            stored = {name: StoredTensor(file, name) for name in file.keys()}  # noqa: SIM118
+            file = path / f"rank-{rank}.safetensors"
+            with safe_open(file, framework="pt") as opened:
+                stored = {name: StoredTensor(file, name) for name in opened.keys()}  # noqa: SIM118
             parts.append(_unflatten(layouts[str(rank)], stored))
         yield parts
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in an open file of safetensors.
+    """A tensor in a file of safetensors, which is open while something is read: what was read stays mapped till then.
 
     Args:
-        file: of `safe_open`.
+        file: of safetensors.
         name: in it.
     """
 
-    file: Any
+    file: Path
     name: str
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the tensor."""
-        return tuple(self.file.get_slice(self.name).get_shape())
+        with safe_open(self.file, framework="pt") as opened:
+            return tuple(opened.get_slice(self.name).get_shape())
 
     def read(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop)."""
-        rows: Tensor = self.file.get_slice(self.name)[start:stop]
+        with safe_open(self.file, framework="pt") as opened:
+            rows: Tensor = opened.get_slice(self.name)[start:stop]
         return rows
 
     def whole(self) -> Tensor:
         """All of it."""
-        tensor: Tensor = self.file.get_tensor(self.name)
+        with safe_open(self.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(self.name)
         return tensor
 
 
