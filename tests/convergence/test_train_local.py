@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from convergence.local_rows import CARDS, ROWS, Source, run
 from headrace import models, optim
 from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
+from headrace.models.embedding import FusedEmbedding
 from headrace.optim.schedules import ScheduleConfig
+from headrace.parallel.sharded_tables import ShardedEmbedding
 from headrace.strategies import REDUCERS, STRATEGIES, Equipment, create
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
@@ -40,11 +43,14 @@ class Job:
     sparse: str = "rowwise_adagrad"
     lrs: tuple[float, float] = (0.02, 0.1)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
+    sharded: bool = False
+    wrappers: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __call__(self, worker: Worker) -> dict[str, Any]:
+        table = partial(ShardedEmbedding, rank=worker.rank, size=worker.size) if self.sharded else FusedEmbedding
         with worker.alone():
             model = models.create(
-                self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
+                self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1, table=table
             )
         optimizer = self.optimizer(model)
         source = Source(worker.rank, worker.size, **self.source)
@@ -69,7 +75,7 @@ class Job:
             fingerprint=key_sum(source.data["key"]),
         )
         result = fit(model, source, optimizer, strategy, worker.collective, self.cfg, worker.emit, hooks)
-        assert not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
+        assert self.sharded or not model.embedding or not model.embedding.weight[model.embedding.offsets].any()
         metrics = result.evaluation.metrics.to_dict() if result.evaluation else None
         return {
             "sha": result.weights_sha256,
@@ -83,8 +89,8 @@ class Job:
 
     def optimizer(self, model: Any) -> optim.Optimizer:
         """Of a model, or of a server's part of one."""
-        dense, sparse = {"name": self.dense, "lr": self.lrs[0]}, {"name": self.sparse, "lr": self.lrs[1]}
-        return optim.create_parts(model, {"dense": dense, "sparse": sparse})
+        dense = {"name": self.dense, "lr": self.lrs[0], "wrappers": self.wrappers}
+        return optim.create_parts(model, {"dense": dense, "sparse": {"name": self.sparse, "lr": self.lrs[1]}})
 
     def equipment(self, model: models.ClickModel, worker: Worker, asked: Callable[[], bool]) -> Equipment:
         tables = {id(p) for p in model.sparse_parameters()}

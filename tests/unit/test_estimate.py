@@ -9,6 +9,7 @@ import pytest
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
 
 from headrace.errors import UserError
+from headrace.parallel.parallel_config import ParallelConfig
 from headrace.pipelines.train_config import DenseRuleConfig, LoopSettings, OptimizerConfig, PrecisionConfig
 from headrace.train.estimate import Estimate, estimate
 
@@ -69,3 +70,21 @@ def test_a_bad_number_in_a_measured_step_is_told_in_words(lake: Path, tmp_path: 
     other = tmp_path / "other"
     other.mkdir()
     assert planned(lake, other, dense, on_nonfinite="skip").seconds_per_step > 0
+
+
+def test_sharded_tables_are_a_ranks_part_of_them(lake: Path, tmp_path: Path) -> None:
+    """Against the replicated plan; 26 columns round their rows up."""
+    cfg = small_config(lake, train=LoopSettings(batch_size=64))
+    whole = estimate(small_job(cfg, tmp_path / "whole"), ranks=4, threads=1, launcher="local")
+    sharded = small_job(cfg, tmp_path / "parts", parallel=ParallelConfig(tables="sharded"))
+    part = estimate(sharded, ranks=4, threads=1, launcher="local")
+    assert (part.parameters, part.embedding_bytes) == (whole.parameters, whole.embedding_bytes)
+    assert whole.shard_bytes == 0 and "a rank" not in whole.lines()[3]
+    assert whole.embedding_bytes / 4 <= part.shard_bytes <= whole.embedding_bytes / 4 + 26 * 4 * 5
+    assert any("MB a rank" in line and line.startswith("embedding") for line in part.lines())
+    dense = 2 * 3 * (whole.parameters * 4 - whole.embedding_bytes) // 4
+    touched = (whole.wire_bytes_per_step - dense) // (3 * (8 + 4 * 5))
+    assert 0 < touched < 64 * 26 and part.wire_bytes_per_step == dense + 3 * (touched * (4 + 2 * 4 * 5) // 4)
+    rows = (whole.embedding_bytes - part.shard_bytes) // (4 * 5)
+    accumulators, lookups = 4 * rows, 4 * touched * 4 * 5
+    assert whole.memory_bytes - part.memory_bytes == rows * 4 * 5 + accumulators - lookups

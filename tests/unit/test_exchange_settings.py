@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from distributed.ctr_lake import make_ctr_lake
+from distributed.ctr_lake import SIZES, make_ctr_lake
 
 from headrace import models, strategies
 from headrace.comm import LocalGroup
@@ -191,10 +191,11 @@ def test_compression_that_never_engaged_says_why() -> None:
 
 
 RUNS = {
-    "served": (
-        "--strategy.name ssp --strategy.bound 1 --strategy.tune true --compression.name qsgd --compression.sparse bf16 "
-        "--optimizer.dense.layer_decay 0.9 --train.precision.compute bf16 --train.precision.parameters bf16"
-    ).split(),
+    "served": [
+        *("--strategy.name", "ssp", "--strategy.bound", "1", "--strategy.tune", "true"),
+        *("--compression.name", "qsgd", "--compression.sparse", "bf16", "--optimizer.dense.layer_decay", "0.9"),
+        *("--train.precision.compute", "bf16", "--train.precision.parameters", "bf16"),
+    ],
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],
@@ -305,3 +306,54 @@ def test_servers_refuse_the_rules_that_need_more_than_gradients_of_their_part(na
         return
     with pytest.raises(UserError, match=rule):
         train_ctr.check(load(*argv))
+
+
+def test_sharded_tables_from_the_command_line(tmp_path: Path) -> None:
+    """The run, its model and its figures are those of replicated tables; a plan says what a rank holds."""
+    lake = make_ctr_lake(tmp_path / "lake", {"train": 600, "validation": 50, "test": 70})
+    common = (
+        f"--lake {lake} --ranks 3 --launcher local --threads 1 --device cpu --model.hidden [32] "
+        "--model.embedding_dim 2 --train.batch_size 160 --tracking.enabled false --train.eval_every 2 "
+        "--optimizer.dense.wrappers [ema] --train.overlap on"
+    ).split()
+    found, files = [], []
+    for tables in ("replicated", "sharded"):
+        argv = [*common, "--parallel.tables", tables]
+        cfg = parse({"": train_ctr.Config}, argv, "headrace train-ctr")[""]
+        report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
+        found.append(report.results)
+        files.append((Path(report.paths["model"]) / "model.safetensors").read_bytes())
+        saved = yaml.safe_load((Path(report.paths["run"]) / "config.yaml").read_text())
+        assert saved["parallel"] == {"tables": tables}
+    assert files[0] == files[1]
+    same = ("weights_sha256", "test_logloss", "test_auc", "validation", "steps", "audits")
+    assert [found[0][name] for name in same] == [found[1][name] for name in same]
+    rows = sum(SIZES.values())
+    assert found[1]["table_rows_held"] == -(-rows // 3) and 1 <= found[1]["table_balance"] < 1.2
+    assert found[1]["megabytes_sent"] < found[0]["megabytes_sent"] and "table_balance" not in found[0]
+
+
+OWN = [name for name, spec in OPTIMIZERS.items() if {NEEDS_MODEL, OWN_GRADIENT} <= spec.traits]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--parallel.tables", "shraded"], "sharded"),
+        (["--model.categories", "false"], "no tables"),
+        (["--strategy.name", "local_sgd"], "whom the others ask in every step"),
+        (["--aggregation.name", "krum", "--ranks", "5"], "compares whole gradients"),
+        (["--compression.sparse", "bf16"], "go to their owners as they are"),
+        *((["--optimizer.dense.name", name], f"{name} evaluates the model at other tables") for name in OWN),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[-1],
+)
+def test_what_does_not_go_with_sharded_tables_is_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_ctr.check(load("--parallel.tables", "sharded", *argv))
+
+
+def test_what_goes_with_sharded_tables_is_let_pass() -> None:
+    for argv in ([], ["--compression.name", "topk"], ["--optimizer.dense.name", "kfac"], ["--reduction", "ring"]):
+        train_ctr.check(load("--parallel.tables", "sharded", "--ranks", "4", *argv))
+    train_ctr.check(load("--parallel.tables", "sharded", "--train.precision.compute", "fp16"))

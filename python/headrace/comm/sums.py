@@ -41,6 +41,8 @@ def in_order(parts: Iterable[Tensor]) -> Tensor:
 
 def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in a type (x itself where it has it); finite numbers beyond its range become its largest, others not finite."""
+    if x.dtype == dtype:
+        return x
     largest = torch.finfo(dtype).max
     if torch.finfo(x.dtype).max <= largest:
         return x.to(dtype)

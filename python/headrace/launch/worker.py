@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from headrace.comm.alone import ALONE
 from headrace.comm.base import Collective
 from headrace.comm.mailbox import Mailbox
 
@@ -84,9 +84,6 @@ class MailboxOnce:
             self._mailbox.close()
 
 
-_ALONE = threading.RLock()
-
-
 @dataclass(frozen=True)
 class Worker:
     """One rank of a launched job.
@@ -117,7 +114,7 @@ class Worker:
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
         """One rank of this process at a time, for torch's global generator; no collectives inside."""
-        with _ALONE:
+        with ALONE:
             yield
 
 

@@ -3,7 +3,7 @@ parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class ModelOptions:
         dense_mean: means of the dense columns, subtracted; None is 0.
         dense_std: standard deviations of the dense columns, divided by; None is 1.
         seed: of the initial parameters.
+        table: makes the embedding table of cardinalities and floats a row; `create` alone sets it.
     """
 
     embedding_dim: int = 16
@@ -37,6 +38,7 @@ class ModelOptions:
     dense_mean: tuple[float, ...] | None = None
     dense_std: tuple[float, ...] | None = None
     seed: int = 0
+    table: Callable[[Mapping[str, int], int], FusedEmbedding] = FusedEmbedding
 
 
 class ClickModel(nn.Module):
@@ -57,7 +59,7 @@ class ClickModel(nn.Module):
         self.options = options
         self.num_dense = num_dense
         self.standardize = Standardize(num_dense, options.dense_mean, options.dense_std)
-        self.embedding = FusedEmbedding(cardinalities, dim) if options.categories else None
+        self.embedding = options.table(cardinalities, dim) if options.categories else None
         self.num_sparse = len(cardinalities) if options.categories else 0
 
     def forward(self, dense: Tensor, sparse: Tensor) -> Tensor:

@@ -67,18 +67,25 @@ class _Gather(torch.autograd.Function):
         return grad, None, None
 
 
+def gather(weight: Tensor, rows: Tensor, padding: Tensor) -> Tensor:
+    """`weight[rows]` [*rows.shape, dim], with a row-sparse gradient that leaves the rows in `padding` out."""
+    gathered: Tensor = _Gather.apply(weight, rows, padding)
+    return gathered
+
+
 class FusedEmbedding(nn.Module):
     """The tables of all categorical columns as one parameter [sum of cardinalities, dim].
 
     Args:
         cardinalities: rows of each column's table, in the order of the columns; ids are in [0, cardinality).
         dim: floats a row.
+        held: rows that `weight` has, where other ranks hold the rest; None: all.
     """
 
     offsets: Tensor
     limits: Tensor
 
-    def __init__(self, cardinalities: Mapping[str, int], dim: int) -> None:
+    def __init__(self, cardinalities: Mapping[str, int], dim: int, held: int | None = None) -> None:
         super().__init__()
         bad = [name for name, size in cardinalities.items() if size < 1]
         if bad or not cardinalities:
@@ -88,7 +95,8 @@ class FusedEmbedding(nn.Module):
             )
         sizes = torch.tensor(list(cardinalities.values()), dtype=torch.int64)
         self.columns = tuple(cardinalities)
-        self.weight = nn.Parameter(torch.zeros(int(sizes.sum()), dim))
+        self.rows = int(sizes.sum())
+        self.weight = nn.Parameter(torch.zeros(self.rows if held is None else held, dim))
         self.register_buffer("limits", sizes, persistent=False)
         self.register_buffer("offsets", torch.cumsum(sizes, 0) - sizes, persistent=False)
 
@@ -98,10 +106,24 @@ class FusedEmbedding(nn.Module):
         Raises:
             UserError: an id is outside its column's table.
         """
+        self.check(ids)
+        return gather(self.weight, ids + self.offsets, self.offsets)
+
+    def check(self, ids: Tensor) -> None:
+        """Refuse ids [B, C] that are not of the tables.
+
+        Raises:
+            UserError: an id is outside its column's table.
+        """
         if bool(((ids < 0) | (ids >= self.limits)).any()):
             self._refuse(ids)
-        gathered: Tensor = _Gather.apply(self.weight, ids + self.offsets, self.offsets)
-        return gathered
+
+    @torch.no_grad()
+    def draw(self, std: float, first_order: int, generator: torch.Generator) -> None:
+        """Rows ~ N(0, std^2), but zero for the first `first_order` columns and in padding."""
+        self.weight.normal_(0.0, std, generator=generator)
+        self.weight[:, :first_order] = 0.0
+        self.zero_padding()
 
     @torch.no_grad()
     def zero_padding(self) -> None:

@@ -70,7 +70,12 @@ def reseed_dropout(model: nn.Module, seed: int, step: int, rank: int) -> None:
     """Give every dropout layer its seed for this step and rank."""
     layers = [module for module in model.modules() if isinstance(module, SeededDropout)]
     for number, layer in enumerate(layers):
-        layer.seed = (((seed * 1_000_003 + step) * 4099 + rank) * 257 + number) * _STREAM & _MASK
+        layer.seed = dropout_seed(seed, step, rank, number)
+
+
+def dropout_seed(seed: int, step: int, rank: int, number: int) -> int:
+    """Where the masks of dropout layer `number` begin, for a step and rank."""
+    return (((seed * 1_000_003 + step) * 4099 + rank) * 257 + number) * _STREAM & _MASK
 
 
 def perceptron(sizes: Sequence[int], dropout: float, last: bool) -> nn.Sequential:
@@ -103,6 +108,4 @@ def initialize(model: nn.Module, seed: int, embedding_std: float) -> None:
             if module.bias is not None:
                 module.bias.normal_(0.0, math.sqrt(1.0 / out), generator=generator)
         elif isinstance(module, FusedEmbedding):
-            module.weight.normal_(0.0, embedding_std, generator=generator)
-            module.weight[:, :first_order] = 0.0
-            module.zero_padding()
+            module.draw(embedding_std, first_order, generator)

@@ -26,6 +26,7 @@ from headrace.optim.name_patterns import named_by
 from headrace.options import known
 
 if TYPE_CHECKING:
+    from headrace.comm.base import Collective
     from headrace.optim.base import Optimizer
 
 
@@ -81,6 +82,24 @@ class Clipped(NamedTuple):
     clipped: bool = False
 
 
+class Shards(NamedTuple):
+    """Parameters of which every rank has rows of its own.
+
+    Args:
+        names: of them.
+        collective: the way to the other ranks, which all clip together.
+    """
+
+    names: frozenset[str]
+    collective: Collective
+
+    def everyone(self, number: float) -> list[float]:
+        """Of each rank."""
+        own, size = torch.tensor([number], dtype=torch.float64), self.collective.size
+        numbers: list[float] = torch.cat(self.collective.allgather(own, rows=[1] * size)).tolist()
+        return numbers
+
+
 class _Part(NamedTuple):
     """A gradient's numbers (a view), and the parameter with the rows that they belong to (None: all)."""
 
@@ -92,24 +111,32 @@ class _Part(NamedTuple):
         return self.param if self.rows is None else self.param.index_select(0, self.rows)
 
 
-def clip(params: Mapping[str, Tensor], config: ClippingConfig) -> Clipped:
+def clip(params: Mapping[str, Tensor], config: ClippingConfig, shards: Shards | None = None) -> Clipped:
     """Clip `param.grad` of parameters by name, in place; row-sparse gradients must be coalesced."""
-    return clip_gradients(params, {n: p.grad for n, p in params.items() if p.grad is not None}, config)
+    return clip_gradients(params, {n: p.grad for n, p in params.items() if p.grad is not None}, config, shards)
 
 
 @torch.no_grad()
-def clip_gradients(params: Mapping[str, Tensor], grads: Mapping[str, Tensor], config: ClippingConfig) -> Clipped:
-    """The same for gradients that are not in `param.grad`."""
+def clip_gradients(
+    params: Mapping[str, Tensor], grads: Mapping[str, Tensor], config: ClippingConfig, shards: Shards | None = None
+) -> Clipped:
+    """The same for gradients that are not in `param.grad`; `shards`: those of which this rank has its rows alone."""
     if config.rule == "none":
         return Clipped()
-    parts = [
-        _Part(params[name], g._indices()[0], g._values()) if g.is_sparse else _Part(params[name], None, g)
+    named = {
+        name: _Part(params[name], g._indices()[0], g._values()) if g.is_sparse else _Part(params[name], None, g)
         for name, g in grads.items()
-        if not named_by(config.exclude, name)
-    ]
-    parts = [part for part in parts if part.grad.numel()]
-    norm = global_norm([part.grad for part in parts])
-    return Clipped(norm, CLIPPINGS[config.rule](parts, norm, config))
+        if not named_by(config.exclude, name) and (g._nnz() if g.is_sparse else g.numel())
+    }
+    parts = list(named.values())
+    if shards is None:
+        norm = global_norm([part.grad for part in parts])
+        return Clipped(norm, CLIPPINGS[config.rule](parts, norm, config))
+    apart = global_norm([part.grad for name, part in named.items() if name in shards.names])
+    alike = global_norm([part.grad for name, part in named.items() if name not in shards.names])
+    norm = math.hypot(alike, *shards.everyone(apart))
+    changed = CLIPPINGS[config.rule](parts, norm, config)
+    return Clipped(norm, any(shards.everyone(float(changed))))
 
 
 def global_norm(tensors: list[Tensor]) -> float:
@@ -137,7 +164,8 @@ def _value(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
 def _norm(parts: list[_Part], norm: float, config: ClippingConfig) -> bool:
     if not norm > config.limit:
         return False
-    torch._foreach_mul_([part.grad for part in parts], config.limit / norm)
+    if parts:  # none: all of the norm is of other ranks' parts
+        torch._foreach_mul_([part.grad for part in parts], config.limit / norm)
     return True
 
 

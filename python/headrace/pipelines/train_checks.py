@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from headrace.pipelines.train_ctr import Config
 
 
+def check_together(cfg: Config) -> None:
+    """All of these checks.
+
+    Raises:
+        UserError: the first thing that cannot be.
+    """
+    for check in (check_optimizers, check_compression, check_aggregation, check_strategy, check_parallel):
+        check(cfg)
+
+
 def check_optimizers(cfg: Config) -> None:
     """Make the optimizers for a model of the run's layers and tables of a few rows.
 
@@ -102,6 +112,25 @@ def check_strategy(cfg: Config) -> None:
         rules=_used(cfg),
     )
     check(cfg.strategy, around)
+
+
+def check_parallel(cfg: Config) -> None:
+    """Refuse what of the model cannot lie on single ranks, or not with these settings.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    from headrace.parallel.parallel_config import check_parallel as check
+
+    check(
+        cfg.parallel,
+        categories=cfg.model.categories,
+        strategy=cfg.strategy.name,
+        synchronous=cfg.strategy.spec.synchronous,
+        aggregation=cfg.aggregation.name,
+        row_codec=cfg.compression.sparse,
+        rules=_used(cfg),
+    )
 
 
 def _used(cfg: Config) -> dict[str, frozenset[str]]:

@@ -21,6 +21,7 @@ from headrace.optim.clipping import ClippingConfig
 from headrace.optim.schedules import ScheduleConfig
 from headrace.optim.spec import ACCEPTS_SPARSE
 from headrace.options import described
+from headrace.parallel.parallel_config import ParallelConfig
 from headrace.strategies.aggregation import AggregationConfig
 from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.strategy_config import StrategyConfig
@@ -29,8 +30,8 @@ from headrace.train.tracking import TrackingConfig
 
 __all__ = [
     "AggregationConfig", "ClippingConfig", "CompressionConfig", "DataSettings", "DenseRuleConfig", "LoopSettings",
-    "ModelConfig", "OptimizerConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig", "StrategyConfig",
-    "TrackingConfig",
+    "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig",
+    "StrategyConfig", "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",

@@ -20,7 +20,7 @@ from headrace.config import to_yaml
 from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
-from headrace.pipelines.train_checks import check_aggregation, check_compression, check_optimizers, check_strategy
+from headrace.pipelines.train_checks import check_together
 from headrace.pipelines.train_config import (
     AggregationConfig,
     CompressionConfig,
@@ -28,13 +28,14 @@ from headrace.pipelines.train_config import (
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
+    ParallelConfig,
     StrategyConfig,
     TrackingConfig,
     find_run,
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import tell_of_compression, tell_of_staleness
+from headrace.pipelines.train_exchange import tell_of_compression, tell_of_staleness, tell_of_tables
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -65,6 +66,7 @@ class Config:
         compression: of gradients on their way between ranks.
         aggregation: of the ranks' gradients.
         strategy: when ranks exchange what.
+        parallel: what of the model lies on which rank.
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
@@ -88,6 +90,7 @@ class Config:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -176,10 +179,7 @@ def check(cfg: Config) -> None:
             "linear or sqrt with the batch that the learning rates were tuned at, or neither",
         )
     fit_config(cfg)
-    check_optimizers(cfg)
-    check_compression(cfg)
-    check_aggregation(cfg)
-    check_strategy(cfg)
+    check_together(cfg)
 
 
 def require_table(cfg: Config) -> None:
@@ -246,6 +246,7 @@ def make_job(cfg: Config, tables: dict[str, PinnedTable], directory: Path) -> Tr
         compression=cfg.compression,
         aggregation=cfg.aggregation,
         strategy=cfg.strategy,
+        parallel=cfg.parallel,
         device=cfg.device,
         directory=str(directory),
         keep=cfg.train.keep_checkpoints,
@@ -384,6 +385,7 @@ def _finish(
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
     tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
     tell_of_staleness([answer["exchange"] for answer in answers], report)
+    tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

@@ -1,4 +1,5 @@
-"""What compression of gradients saved in a run of train-ctr, and what it took; how stale gradients were."""
+"""What compression of gradients saved in a run of train-ctr, and what it took; how stale gradients were, and how evenly
+tables lay on ranks."""
 
 from __future__ import annotations
 
@@ -35,6 +36,15 @@ def tell_of_staleness(figures: list[dict[str, float]], report: Report) -> None:
     report.results["staleness_max"] = int(max(each["staleness_max"] for each in figures))
     report.results["staleness_mean"] = sum(each["staleness_mean"] for each in figures) / len(figures)
     report.results["exchange_seconds"] = max(each["exchange_seconds"] for each in figures)
+
+
+def tell_of_tables(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:
+    """The rows that a rank holds, and how many times the mean the busiest rank served."""
+    if not cfg.parallel.sharded:
+        return
+    served = [each.get("rows_served", 0.0) for each in figures]
+    balance = max(served) * len(served) / max(1.0, sum(served))
+    report.results |= {"table_rows_held": max(int(each["rows_held"]) for each in figures), "table_balance": balance}
 
 
 def _why_not_engaged(cfg: Config) -> str:

@@ -43,6 +43,15 @@ def coalesced(grad: Tensor) -> Tensor:
     return with_rows(*sum_rows(grad._indices()[0], grad._values()), grad)
 
 
+def as_coalesced(grad: Tensor) -> Tensor:
+    """Autograd forgets that a gradient is coalesced: say it again where rows are distinct and rise, else make it so,
+    in an order that does not depend on the number of threads."""
+    ids, rows = grad._indices()[0], grad._values()
+    if not bool((ids[1:] > ids[:-1]).all()):
+        ids, rows = sum_rows(ids, rows)
+    return with_rows(ids, rows, grad)
+
+
 def with_rows(ids: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     """A coalesced gradient of the size of `like` with these rows; ids are distinct and rise."""
     return torch.sparse_coo_tensor(ids.unsqueeze(0), rows, like.shape, is_coalesced=True, check_invariants=False)

@@ -16,13 +16,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -132,26 +133,85 @@ def verify(path: Path) -> None:
             raise CheckpointError(f"checkpoint {path}: {name} does not have its checksum: damaged or tampered with")
 
 
-def load(path: Path, rank: int) -> Checkpoint:
+def load(path: Path, rank: int, ranks: int | None = None) -> Checkpoint:
     """Read a checkpoint after `verify`. `rank` gives `Checkpoint.rank`: {} where the run that wrote it had no such
-    rank.
+    rank, or had not as many as `ranks`.
 
     Raises:
         CheckpointError: it is damaged, or not a checkpoint of this format.
     """
     verify(path)
-    try:
+    with _of_this_format(path):
         state = _read_json(path / "state.json")
         own = path / f"rank-{rank}.safetensors"
-        rank_tensors = load_file(own) if own.exists() else {}
-        layout = state["ranks"].get(str(rank), {})
+        known = own.exists() and ranks in (None, len(state["ranks"]))
+        rank_tensors = load_file(own) if known else {}
+        layout = state["ranks"].get(str(rank), {}) if known else {}
         return Checkpoint(
             model=load_file(path / "model.safetensors"),
             optimizer=_unflatten(state["optimizer"], load_file(path / "optimizer.safetensors")),
             rank=_unflatten(layout, rank_tensors),
             state=state["run"],
         )
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+
+
+@contextmanager
+def parts_of_ranks(path: Path) -> Iterator[list[Any]]:
+    """`Checkpoint.rank` of every rank that wrote a checkpoint that `load` has read, with a StoredTensor for a tensor:
+    none is in memory before it is asked for.
+
+    Raises:
+        CheckpointError: it is not a checkpoint of this format; also for what is wrong with it inside.
+    """
+    with _of_this_format(path):
+        layouts = _read_json(path / "state.json")["ranks"]
+        parts = []
+        for rank in range(len(layouts)):
+            file = path / f"rank-{rank}.safetensors"
+            with safe_open(file, framework="pt") as opened:
+                stored = {name: StoredTensor(file, name) for name in opened.keys()}  # noqa: SIM118
+            parts.append(_unflatten(layouts[str(rank)], stored))
+        yield parts
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file of safetensors, which is open while something is read: what was read stays mapped till then.
+
+    Args:
+        file: of safetensors.
+        name: in it.
+    """
+
+    file: Path
+    name: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        with safe_open(self.file, framework="pt") as opened:
+            return tuple(opened.get_slice(self.name).get_shape())
+
+    def read(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop)."""
+        with safe_open(self.file, framework="pt") as opened:
+            rows: Tensor = opened.get_slice(self.name)[start:stop]
+        return rows
+
+    def whole(self) -> Tensor:
+        """All of it."""
+        with safe_open(self.file, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(self.name)
+        return tensor
+
+
+@contextmanager
+def _of_this_format(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"checkpoint {path} is not one of this format: {error!r}") from error
 
 
@@ -209,7 +269,7 @@ def _flatten(value: Any) -> tuple[Any, dict[str, Tensor]]:
     return visit(value, "t"), tensors
 
 
-def _unflatten(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unflatten(node: Any, tensors: Mapping[str, Any]) -> Any:
     if isinstance(node, dict):
         if _TENSOR in node:
             return tensors[node[_TENSOR]]

@@ -1,13 +1,14 @@
 """What a run would cost, before it runs: rows, steps, memory, bytes on the wire, minutes from a few measured steps.
 
-Rules may do more than these steps show: by their traits it is said what is not in the figures.
+Rules may do more than these steps show: by their traits it is said what is not in the figures. Where tables are
+sharded, smaller ones stand for a rank's part and ids are folded into them: a rank's memory and lookups, no other ranks.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from statistics import fmean
@@ -17,9 +18,12 @@ import torch
 
 from headrace import optim
 from headrace.comm.local import LocalGroup
+from headrace.data.batch import Batch
+from headrace.models.embedding import PADDING_ID
 from headrace.optim import OPTIMIZERS, WRAPPERS, Combined, NonFiniteStepError, Optimizer, StepContext
 from headrace.optim.clipping import clip
 from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS
+from headrace.parallel.parallel_config import ParallelConfig
 from headrace.strategies import REDUCERS, STRATEGIES
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.loop import NONFINITE_REMEDY, NonFiniteError
@@ -32,7 +36,8 @@ _START_S = {"local": 1.0, "horovod": 20.0, "torch": 15.0}
 
 @dataclass(frozen=True)
 class Estimate:
-    """Figures of one run; bytes are a rank's. `not_in_it` says what rules do beside what was measured."""
+    """Figures of one run; bytes are a rank's, but embedding_bytes, which are the whole tables'; shard_bytes are what a
+    rank holds of them, where they are sharded. `not_in_it` says what rules do beside what was measured."""
 
     rows: int
     steps_per_epoch: int
@@ -44,6 +49,7 @@ class Estimate:
     seconds_per_step: float
     minutes: float
     not_in_it: tuple[str, ...] = ()
+    shard_bytes: int = 0
 
     def lines(self) -> list[str]:
         """For people."""
@@ -52,7 +58,8 @@ class Estimate:
             f"rows            {self.rows:,} a epoch, {self.epochs} epochs".replace("a epoch", "an epoch"),
             f"steps           {self.steps_per_epoch:,} an epoch, {steps:,} in all",
             f"parameters      {self.parameters:,}",
-            f"embedding       {self.embedding_bytes / 1e6:,.1f} MB",
+            f"embedding       {self.embedding_bytes / 1e6:,.1f} MB"
+            + (f", {self.shard_bytes / 1e6:,.1f} MB a rank" if self.shard_bytes else ""),
             f"memory          {self.memory_bytes / 1e6:,.0f} MB a rank (model, gradients, optimizer, data, exact AUC)",
             f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank",
             f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
@@ -72,7 +79,7 @@ def estimate(job: TrainJob, ranks: int, threads: int, launcher: str) -> Estimate
 
 
 def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
-    model = job.make_model().to(choose_device(job.device, 0))
+    model = _of_a_rank(job, ranks).make_model().to(choose_device(job.device, 0))
     cast_parameters(model.dense_parameters(), job.fit.precision)
     optimizer = optim.create_parts(model, job.optimizers)
     alone = LocalGroup(1).collective(0)
@@ -80,11 +87,39 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         model, optimizer, STRATEGIES["allreduce"].factory(REDUCERS[job.reduction].factory(), alone), alone
     )
     stream = job.stream("train", 0, ranks, planned=True)
+    read = list(islice(stream.epoch(0), _MEASURED))
+    batches = [_folded(batch, model) for batch in read] if job.parallel.sharded else read
+    seconds, backward = _measured(job, replica, batches)
+    touched = _distinct(read[-1]) if read and model.embedding is not None else 0
+    steps, memory = stream.steps(0), stream.memory_bytes()
+    stream.close()
+    per_step = fmean(seconds[1:] or seconds or [0.0])  # the first has what is done once; others may differ by the rule
+    one_pass = steps * min(backward, default=0.0)
+    evaluated = job.tables["validation"].rows * job.fit.epochs + job.tables["test"].rows
+    rows = sum(job.model["cardinalities"].values()) if model.embedding is not None else 0
+    width = 0 if model.embedding is None else model.embedding.weight.shape[1]
+    lookups = 4 * touched * 4 * width if job.parallel.sharded else 0  # rows and their gradients, asked and served
+    total = per_step * job.fit.epochs * steps + 0.5 * per_step * evaluated / max(1, job.batch_size) + _START_S[launcher]
+    return Estimate(
+        rows=job.tables["train"].rows,
+        steps_per_epoch=steps,
+        epochs=job.fit.epochs,
+        parameters=sum(p.numel() for p in model.dense_parameters()) + rows * width,
+        embedding_bytes=4 * rows * width,
+        memory_bytes=memory + _model_bytes(model, optimizer) + 8 * job.tables["validation"].rows + lookups,
+        wire_bytes_per_step=_wire(model, ranks, touched, job.parallel.sharded),
+        seconds_per_step=per_step,
+        minutes=total / 60.0,
+        not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
+        shard_bytes=sum(p.nbytes for p in model.sparse_parameters()) if job.parallel.sharded else 0,
+    )
+
+
+def _measured(job: TrainJob, replica: Replica, batches: list[Batch]) -> tuple[list[float], list[float]]:
+    """Seconds of every step, and of the forward and backward passes in it."""
     seconds: list[float] = []
     backward: list[float] = []
-    touched = 0
-    device = next(model.parameters()).device
-    batches = list(islice(stream.epoch(0), _MEASURED))
+    device = replica.device
     # A pass over all rows is not estimated: one over these stands for it, so that rules find rows by their keys.
     these = partial(map, lambda batch: replica.context(batch.to(device), batch.rows), batches)
     for step, batch in enumerate(batches):
@@ -93,31 +128,13 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         _, outputs = replica.backward(on_device, job.fit.precision, parts=job.fit.accumulate)
         backward.append(time.perf_counter() - start)
         replica.exchange(step, batch.rows)
-        touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
         clip(replica.params, job.fit.clipping)
         context = replica.context(
             on_device, batch.rows, outputs=outputs, full_pass=these, clipping=job.fit.clipping
         )  # fmt: skip
         _update(replica, context, step, job.fit.on_nonfinite)
         seconds.append(time.perf_counter() - start)
-    steps, memory = stream.steps(0), stream.memory_bytes()
-    stream.close()
-    per_step = fmean(seconds[1:] or seconds or [0.0])  # the first has what is done once; others may differ by the rule
-    one_pass = steps * min(backward, default=0.0)
-    evaluated = job.tables["validation"].rows * job.fit.epochs + job.tables["test"].rows
-    total = per_step * job.fit.epochs * steps + 0.5 * per_step * evaluated / max(1, job.batch_size) + _START_S[launcher]
-    return Estimate(
-        rows=job.tables["train"].rows,
-        steps_per_epoch=steps,
-        epochs=job.fit.epochs,
-        parameters=sum(p.numel() for p in model.parameters()),
-        embedding_bytes=sum(p.nbytes for p in model.sparse_parameters()),
-        memory_bytes=memory + _model_bytes(model, optimizer) + 8 * job.tables["validation"].rows,
-        wire_bytes_per_step=_wire(model, ranks, touched),
-        seconds_per_step=per_step,
-        minutes=total / 60.0,
-        not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
-    )
+    return seconds, backward
 
 
 def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str) -> None:
@@ -173,8 +190,28 @@ def _model_bytes(model: Any, optimizer: Optimizer) -> int:
     )
 
 
-def _wire(model: Any, ranks: int, touched: int) -> int:
-    """Dense gradients go round a ring; the touched rows (id and values) go to every other rank."""
+def _wire(model: Any, ranks: int, touched: int, sharded: bool) -> int:
+    """Dense gradients go round a ring; the touched rows (id and values) go to every other rank, or where tables are
+    sharded to and from their owners."""
     dense = sum(4 * p.numel() for p in model.dense_parameters())  # float32, also of parameters of half precision
-    row = sum(8 + 4 * p.shape[1] for p in model.sparse_parameters())
-    return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * touched * row
+    width = sum(4 * p.shape[1] for p in model.sparse_parameters())
+    rows = touched * (4 + 2 * width) // ranks if sharded else touched * (8 + width)
+    return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * rows
+
+
+def _of_a_rank(job: TrainJob, ranks: int) -> TrainJob:
+    """A job whose tables, all of them on one rank, are as large as a rank's part."""
+    if not job.parallel.sharded:
+        return job
+    sizes = {name: -(-size // ranks) for name, size in job.model["cardinalities"].items()}
+    return replace(job, model={**job.model, "cardinalities": sizes}, parallel=ParallelConfig())
+
+
+def _folded(batch: Batch, model: Any) -> Batch:
+    """A batch with ids of these tables."""
+    return replace(batch, tensors=batch.tensors | {"sparse": batch.tensors["sparse"] % model.embedding.limits.cpu()})
+
+
+def _distinct(batch: Batch) -> int:
+    """Rows of tables that a batch touches."""
+    return sum(len(column[column != PADDING_ID].unique()) for column in batch.tensors["sparse"].T)

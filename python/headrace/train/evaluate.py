@@ -15,6 +15,8 @@ from torch import nn
 
 from headrace.comm.base import Collective
 from headrace.data.batch import Batch
+from headrace.parallel.base import Parallelism
+from headrace.parallel.layout import layout
 from headrace.train import metrics
 from headrace.train.metrics import Metrics
 from headrace.train.precision import PrecisionConfig
@@ -54,7 +56,7 @@ def evaluate(
     Returns:
         The same on every rank; None if a stop was asked for on any rank meanwhile.
     """
-    device = next(model.parameters()).device
+    device, parallel = next(model.parameters()).device, layout(model, collective)
     scores = [np.zeros((0, 2), np.float32)]
     training = model.training
     model.eval()
@@ -62,7 +64,7 @@ def evaluate(
         for number, batch in enumerate(batches):
             if number % ASK_EVERY == 0 and agreed(should_stop(), collective):
                 return None
-            scores.append(_score(model, batch.to(device), precision or PrecisionConfig()))
+            scores.append(_score(model, batch.to(device), precision or PrecisionConfig(), parallel))
     finally:
         model.train(training)
     everyone = collective.allgather(torch.from_numpy(np.concatenate(scores)))
@@ -72,9 +74,9 @@ def evaluate(
 
 
 @torch.no_grad()
-def _score(model: nn.Module, batch: Batch, precision: PrecisionConfig) -> np.ndarray[Any, Any]:
+def _score(model: nn.Module, batch: Batch, precision: PrecisionConfig, parallel: Parallelism) -> np.ndarray[Any, Any]:
     label = batch.tensors["label"]
-    with precision.autocast(label.device.type):
+    with precision.autocast(label.device.type), parallel.serving(parallel.fetch(batch.inputs())):
         logits = model(**batch.inputs())
     pairs = torch.stack((logits.float(), label), dim=1)
     return np.asarray((pairs if batch.mask is None else pairs[batch.mask]).cpu().numpy())

@@ -12,23 +12,41 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from headrace import models
 from headrace.catalog.pinned import PinnedTable
+from headrace.comm import Collective, LocalGroup
 from headrace.errors import UserError
+from headrace.train.whole_model import write_whole
 
 FORMAT = 1
+_TENSORS = "model.safetensors"
 
 
-def save_model(model: nn.Module, directory: Path, settings: dict[str, Any], about: dict[str, Any]) -> Path:
-    """Write DIRECTORY/model; an older one is replaced."""
+def save_model(
+    model: nn.Module, directory: Path, settings: dict[str, Any], about: dict[str, Any],
+    collective: Collective | None = None,
+) -> Path:  # fmt: skip
+    """Write DIRECTORY/model; an older one is replaced.
+
+    Args:
+        model: what is written.
+        directory: of the run.
+        settings: arguments of `models.create`.
+        about: further JSON.
+        collective: of ranks that all call this: rank 0 writes, and gathers what others hold a block at a time; None:
+            the model is whole here.
+    """
     draft, target = directory / ".draft-model", directory / "model"
+    collective = collective or LocalGroup(1).collective(0)
+    if collective.rank != 0:
+        write_whole(draft / _TENSORS, model, collective)
+        return target
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    save_file(tensors, draft / "model.safetensors")
+    write_whole(draft / _TENSORS, model, collective)
     described = {"format": FORMAT, "model": settings, **about}
     (draft / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
@@ -48,7 +66,7 @@ def load_model(directory: Path) -> tuple[models.ClickModel, dict[str, Any]]:
             raise ValueError(f"format {about['format']!r}, this version reads {FORMAT}")
         options = dict(about["model"])
         model = models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
-        model.load_state_dict(load_file(directory / "model" / "model.safetensors"))
+        model.load_state_dict(load_file(directory / "model" / _TENSORS))
     except FileNotFoundError as error:
         raise UserError(
             f"no model in {directory}: {error.filename} is missing", "train one: headrace train-ctr"

@@ -7,8 +7,9 @@ A TrainJob is pickled to the ranks; it holds values only.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +24,12 @@ from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
+from headrace.models.embedding import FusedEmbedding
 from headrace.optim import Optimizer
 from headrace.optim.layer_decay import like_groups
+from headrace.parallel.layout import layout
+from headrace.parallel.parallel_config import ParallelConfig
+from headrace.parallel.sharded_tables import ShardedEmbedding
 from headrace.strategies import BUCKET_BYTES, REDUCERS, Equipment, Overlap, Reducer, Strategy, create, pays
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
@@ -73,6 +78,7 @@ class TrainJob:
         compression: of gradients; checked.
         aggregation: of ranks' gradients; checked, and none where they are compressed.
         strategy: when ranks exchange what; checked.
+        parallel: what of the model lies on which rank; checked.
         overlap: "on", "off": whether dense gradients are exchanged while backward runs; "auto" where that pays.
         bucket_bytes: dense gradients exchanged in one operation; bits do not depend on it.
         device: "auto", "cpu", "cuda".
@@ -94,6 +100,7 @@ class TrainJob:
     compression: CompressionConfig = field(default_factory=CompressionConfig)
     aggregation: AggregationConfig = field(default_factory=AggregationConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     keep: int = 2
     overlap: str = "auto"
     bucket_bytes: int = BUCKET_BYTES
@@ -105,7 +112,7 @@ class TrainJob:
         collective = Metered(worker.collective)
         device = choose_device(self.device, worker.local_rank)
         with worker.alone():
-            model = self.make_model().to(device)
+            model = self.make_model(collective.rank, collective.size).to(device)
         cast_parameters(model.dense_parameters(), self.fit.precision)
         optimizer = optim.create_parts(model, self.optimizers)
         strategy = self.make_strategy(model, collective, optimizer, worker)
@@ -119,16 +126,21 @@ class TrainJob:
         finally:
             train.close()
             strategy.close()
-        if test is not None and collective.rank == 0:
+        if test is not None:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
             with optim.averaged(optimizer):
-                save_model(model, Path(self.directory), dict(self.model), dict(self.about))
-        return summary(result, test, collective, strategy)
+                save_model(model, Path(self.directory), dict(self.model), dict(self.about), worker.collective)
+        return summary(result, test, collective, strategy) | {"lookups": layout(model, collective).figures()}
 
-    def make_model(self) -> models.ClickModel:
-        """The model, the same bits on every rank."""
+    def make_model(self, rank: int = 0, size: int = 1) -> models.ClickModel:
+        """The model, the same bits on every rank; where tables are sharded, with the rows of one rank of `size`."""
         options = dict(self.model)
-        return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
+        table: Callable[..., FusedEmbedding] = FusedEmbedding
+        if self.parallel.sharded:
+            table = partial(ShardedEmbedding, rank=rank, size=size)
+        return models.create(
+            options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), table=table, **options
+        )
 
     def make_strategy(
         self, model: models.ClickModel, collective: Collective, optimizer: Optimizer, worker: Worker
@@ -225,7 +237,7 @@ def choose_device(wanted: str, local_rank: int) -> torch.device:
 
 def describe(model: models.ClickModel) -> dict[str, Any]:
     """Name, layers and sizes, for people."""
-    sparse = sum(p.numel() for p in model.sparse_parameters())
+    sparse = 0 if model.embedding is None else model.embedding.rows * model.embedding.weight.shape[1]
     dense = sum(p.numel() for p in model.dense_parameters())
     return {"model": type(model).__name__, "layers": str(model), "dense_parameters": dense, "sparse_parameters": sparse}
 

@@ -30,8 +30,9 @@ from headrace.train.evaluate import Evaluation, evaluate
 from headrace.train.events import Event
 from headrace.train.fit_config import FitConfig
 from headrace.train.local_step import LocalStepper
-from headrace.train.replica import Replica, weights_sha256
+from headrace.train.replica import Replica
 from headrace.train.step import Outcome, Stepper
+from headrace.train.whole_model import weights_sha256
 
 _SHOWN_BATCHES = 3
 NONFINITE_REMEDY = (
@@ -86,7 +87,7 @@ class FitResult:
         seconds: of training, without evaluation and checkpoints, in this process's part of the run.
         rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's
             part of the run.
-        weights_sha256: of parameters (as trained, not averaged) and buffers, equal on all ranks.
+        weights_sha256: of parameters (as trained, not averaged) and buffers, equal on all ranks; of whole tables.
     """
 
     cursor: Cursor

@@ -3,10 +3,10 @@ back."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from headrace.comm import Collective, LocalGroup
 from headrace.data.batch import KEY, LABEL, Batch
 from headrace.errors import UserError
-from headrace.models.embedding import sum_rows
 from headrace.optim import NonFiniteStepError, Optimizer, StepContext, schedules
-from headrace.optim.clipping import ClippingConfig, clip_gradients
+from headrace.optim.clipping import ClippingConfig, Shards, clip_gradients
 from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
+from headrace.parallel.layout import layout
 from headrace.strategies import Remote, Strategy
+from headrace.strategies.sparse import as_coalesced
+from headrace.train import sharded_state
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from headrace.train.events import Event
 from headrace.train.precision import PrecisionConfig
 
 
 class Replica:
-    """See the module's docstring. Gradients between the calls live in `param.grad`."""
+    """See the module's docstring. Gradients between the calls live in `param.grad`; those of rows that other ranks hold
+    in `fetched`, until the exchange."""
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, strategy: Strategy, collective: Collective) -> None:
         self.model, self.optimizer, self.strategy, self.collective = model, optimizer, strategy, collective
@@ -39,6 +42,9 @@ class Replica:
         self.remote = strategy if isinstance(strategy, Remote) else None
         self.own = strategy.local and self.remote is None
         self.rates, self.loss = Rates(1.0), 0.0
+        self.parallel, self.fetched = layout(model, collective), None
+        assert not (self.parallel.names and strategy.local), "rows of a rank alone, where ranks meet now and then"
+        self.shards = Shards(self.parallel.names, collective) if self.parallel.names else None
         left = [name for name, p in self.params.items() if id(p) not in held]
         if left:
             raise UserError(f"the optimizer has not got parameter {left[0]}", "give every parameter to the optimizer")
@@ -65,9 +71,10 @@ class Replica:
         self.clear()
         loss, outputs = 0.0, []
         pieces = split(batch, parts)
+        self.fetched = self.parallel.fetch(batch.inputs())
         for number, piece in enumerate(pieces):
             before_part(number)
-            with precision.autocast(self.device.type):
+            with precision.autocast(self.device.type), self.parallel.serving(self.fetched):
                 logits = self.model(**piece.inputs())
             losses = losses_of(logits.float(), piece).sum()
             with self.strategy.backward() if number == len(pieces) - 1 else nullcontext():
@@ -82,18 +89,17 @@ class Replica:
 
     def bad_gradient(self) -> bool:
         """Whether a gradient of this rank holds NaN or Inf; every number is looked at only where the sum is bad."""
-        for param in self.params.values():
-            if param.grad is None:
-                continue
-            values = param.grad._values() if param.grad.is_sparse else param.grad
+        for grad in (*self.gradients.values(), *self.parallel.gradients(self.fetched).values()):
+            values = grad._values() if grad.is_sparse else grad
             if not torch.isfinite(values.sum()) and not bool(torch.isfinite(values).all()):
                 return True
         return False
 
     def exchange(self, step: int, rows: int, scale: float = 1.0) -> None:
-        """Replace gradients by what the strategy makes of all ranks', divided by scale and the global number of
-        rows."""
-        for name, grad in self.strategy.on_gradients(self.gradients, step).items():
+        """Replace gradients by what the strategy makes of all ranks', and those of rows that ranks hold by their sums,
+        divided by scale and the global number of rows."""
+        summed = self.strategy.on_gradients(self.gradients, step) | self.parallel.exchanged(self.fetched)
+        for name, grad in summed.items():
             values = grad._values() if grad.is_sparse else grad
             values.div_(max(1, rows) * scale)
             self.params[name].grad = grad
@@ -141,7 +147,8 @@ class Replica:
         return {name: p.data for name, p in self.params.items()}
 
     def clear(self) -> None:
-        """Forget gradients."""
+        """Forget gradients, and what was fetched."""
+        self.fetched = None
         for param in self.params.values():
             param.grad = None
 
@@ -168,12 +175,17 @@ class Replica:
         their inputs (batch norm) are those of steps, not of a rule's trials.
         """
         half = {name: p for name, p in self.model.named_parameters() if p.dtype in HALF}
+        fetched = self.fetched if outputs is not None else None
 
         def outputs_at(params: Mapping[str, Tensor] | None) -> Tensor:
+            nonlocal fetched
             given = params or {}
+            assert not self.parallel.names & set(given), "a rule moves rows that other ranks hold"
+            fetched = self.parallel.fetch(batch.inputs()) if fetched is None else fetched
             buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
             values = {name: p.float() for name, p in half.items() if name not in given} | dict(given)
-            return torch.func.functional_call(self.model, buffers | values, kwargs=batch.inputs())
+            with self.parallel.serving(fetched):
+                return torch.func.functional_call(self.model, buffers | values, kwargs=batch.inputs())
 
         def clip(grads: Mapping[str, Tensor]) -> object:
             return clip_gradients(self.params, grads, clipping) if clipping is not None else None
@@ -193,15 +205,21 @@ class Replica:
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
         """Everything that a resumed run needs; all ranks call it."""
         with self.strategy.consensus(self.values):
-            model = self._copied() if self.own else self.model.state_dict()
+            model = self._copied() if self.own else dict(self.model.state_dict())
         rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
+        optimizer = self.optimizer.state_dict()
         if self.own:
-            rank |= {"optimizer": self.optimizer.state_dict()}
+            rank |= {"optimizer": optimizer}
         if self.own and not self.strategy.one_copy:
             rank |= {"model": self._copied()}
-        return Checkpoint(
-            model=model, optimizer=self.optimizer.state_dict(), rank=rank, state=state | {"ranks": self.collective.size}
-        )
+        if self.parallel.names:
+            rank[sharded_state.SHARDS] = sharded_state.cut(model, optimizer, *self._sharded())
+        return Checkpoint(model=model, optimizer=optimizer, rank=rank, state=state | {"ranks": self.collective.size})
+
+    def _sharded(self) -> tuple[list[str], list[str]]:
+        """Names of parameters of which each rank has rows of its own, and the optimizer's parts for these alone."""
+        names = sorted(self.parallel.names)
+        return names, sharded_state.parts_with({name: self.params[name] for name in names}, self.optimizer)
 
     def _copied(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
@@ -214,9 +232,9 @@ class Replica:
         name = self.collective.allgather_object(path.name if path else "")[0]
         if not name:
             return None
-        saved = load(store.directory / name, self.collective.rank)
+        saved = load(store.directory / name, self.collective.rank, self.collective.size)
         same = saved.state["ranks"] == self.collective.size
-        self._load(saved, same, str(store.directory / name))
+        self._load(saved, same, store.directory / name)
         if not same:
             what = "strategy and random state"
             what += ", and all ranks' optimizers but the first's" if self.own else ""
@@ -224,8 +242,10 @@ class Replica:
             on_event({"type": "reset", "what": what, "was": saved.state["ranks"]})
         return saved.state
 
-    def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
+    def _load(self, saved: Checkpoint, same_ranks: bool, path: Path) -> None:
         try:
+            if self.parallel.names:
+                self._put_back(saved, same_ranks, path)
             own = vars(saved) | (saved.rank if self.own and same_ranks else {})
             self.model.load_state_dict(own["model"])
             self.optimizer.load_state_dict(own["optimizer"])
@@ -233,10 +253,19 @@ class Replica:
                 self.strategy.load_state_dict(saved.rank["strategy"])
                 torch.set_rng_state(saved.rank["random"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            if isinstance(error, CheckpointError):
+                raise
             raise CheckpointError(
                 f"checkpoint {path} is of another model, optimizer or strategy: {str(error)[:500]}",
                 "resume with the settings in the run's config.yaml",
             ) from error
+
+    def _put_back(self, saved: Checkpoint, same_ranks: bool, path: Path) -> None:
+        """The rows of this rank, dealt anew where there were fewer or more ranks."""
+        rank, size = self.collective.rank, self.collective.size
+        own = saved.rank.get(sharded_state.SHARDS, {})
+        shards = own if same_ranks else sharded_state.dealt(path, self.parallel, rank, size)
+        sharded_state.put_back(saved.model, saved.optimizer, shards)
 
 
 def losses_of(logits: Tensor, batch: Batch) -> Tensor:
@@ -253,29 +282,3 @@ def split(batch: Batch, parts: int) -> list[Batch]:
     cut = {name: tensor.tensor_split(parts) for name, tensor in batch.tensors.items()}
     masks = [None] * parts if batch.mask is None else batch.mask.tensor_split(parts)
     return [replace(batch, tensors={n: t[i] for n, t in cut.items()}, mask=masks[i]) for i in range(parts)]
-
-
-def as_coalesced(grad: Tensor) -> Tensor:
-    """Autograd forgets that a gradient is coalesced: say it again where rows are distinct and rise, else make it so,
-    in an order that does not depend on the number of threads."""
-    ids, rows = grad._indices()[0], grad._values()
-    if not bool((ids[1:] > ids[:-1]).all()):
-        ids, rows = sum_rows(ids, rows)
-    return torch.sparse_coo_tensor(ids[None], rows, grad.shape, is_coalesced=True, check_invariants=False)
-
-
-def weights_sha256(model: nn.Module, collective: Collective | None = None) -> str:
-    """sha256 over names and bytes of parameters and buffers; with a collective, checked to be equal on all ranks.
-
-    Raises:
-        RuntimeError: ranks hold different weights after a synchronous run.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
-    own = digest.hexdigest()
-    everyone = collective.allgather_object(own) if collective else [own]
-    if len(set(everyone)) > 1:
-        raise RuntimeError(f"ranks hold different weights: {', '.join(d[:12] for d in everyone)}")
-    return own

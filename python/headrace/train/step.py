@@ -102,11 +102,11 @@ class Stepper:
         bad = [rank for rank, w in enumerate(words) if w[2]]
         if not lost and not bad:
             replica.exchange(step, rows, scaler.scale)
-            bad = [self.collective.rank] if replica.bad_gradient() else []
+            bad = self._bad_sums()
         if lost or bad:
             overflow = not lost and scaler.overflow()
             return Outcome(0.0, rows, asked, [] if overflow else sorted({*lost, *bad}), overflow)
-        clipped = clip(replica.params, self.cfg.clipping)
+        clipped = clip(replica.params, self.cfg.clipping, replica.shards)
         try:
             replica.update(self._context(batch, rows, outputs), step)
         except NonFiniteStepError:
@@ -115,6 +115,13 @@ class Stepper:
             return Outcome(0.0, rows, True, unfinished=True)
         scaler.passed()
         return Outcome(sum(w[0] for w in words), rows, asked, clipped=clipped)
+
+    def _bad_sums(self) -> list[int]:
+        """Ranks that see a bad number after the exchange: every one, but where each has rows of its own."""
+        own = self.replica.bad_gradient()
+        if self.replica.shards is None:
+            return [self.collective.rank] if own else []
+        return [rank for rank, (bad,) in enumerate(self._gather(float(own))) if bad]
 
     def _backward(self, batch: Batch, step: int, steps_per_epoch: int) -> tuple[float, torch.Tensor]:
         """At the step's rates, with dropout masks of its own for every part; see `Replica.backward`."""
