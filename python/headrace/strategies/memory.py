@@ -5,7 +5,6 @@ A turn counts when `settle` says that the step was made; else it is as if it had
 
 from __future__ import annotations
 
-import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headrace.comm.clock import Clock, WallClock
 from headrace.compress.base import State
 
 
@@ -22,7 +22,10 @@ class Memory:
     Attributes:
         seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
         numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
+        clock: of the seconds.
     """
+
+    clock: Clock = WallClock()
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -74,8 +77,8 @@ class Memory:
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Adds to `seconds`."""
-        start = time.perf_counter()
+        start = self.clock.now()
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self.seconds[what] += self.clock.now() - start
