@@ -382,7 +382,7 @@ def _finish(
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
-    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
+    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report, monitor.decisions)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

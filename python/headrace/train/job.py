@@ -103,9 +103,9 @@ class TrainJob:
             model = self.make_model().to(device)
         cast_parameters(model.dense_parameters(), self.fit.precision)
         optimizer = optim.create_parts(model, self.optimizers)
-        strategy = self.make_strategy(model, collective)
-        train = self.stream("train", collective.rank, collective.size, planned=True)
         worker_events: OnEvent = worker.emit if collective.rank == 0 else _ignore
+        strategy = self.make_strategy(model, collective, worker_events)
+        train = self.stream("train", collective.rank, collective.size, planned=True)
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
         try:
             result = fit(model, train, optimizer, strategy, collective, self.fit, worker_events, self._hooks(worker))
@@ -125,7 +125,9 @@ class TrainJob:
         options = dict(self.model)
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
-    def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
+    def make_strategy(
+        self, model: models.ClickModel, collective: Collective, on_event: OnEvent = lambda event: None
+    ) -> Strategy:
         """The run's; gradients are exchanged while backward runs where that can be and pays.
 
         Raises:
@@ -135,7 +137,7 @@ class TrainJob:
         exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
         reducer: Reducer
         if self.aggregation.name == "none":
-            reducer = compressed(self.compression, exact, self.fit.seed, collective, host)
+            reducer = compressed(self.compression, exact, self.fit.seed, collective, host, on_event)
         else:
             reducer = aggregated(self.aggregation, exact)
         if self.strategy.spec.synchronous and isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):
