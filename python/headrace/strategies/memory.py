@@ -20,7 +20,8 @@ class Memory:
     """Base of reducers that remember.
 
     Attributes:
-        seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
+        seconds: spent, by "encode", "exchange" (waiting for others included), "decode"; and as "encode_cpu", ... those
+            of the thread's own work, which a busy machine does not lengthen.
         numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
         clock: of the seconds.
     """
@@ -77,8 +78,9 @@ class Memory:
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Adds to `seconds`."""
-        start = self.clock.now()
+        start, cpu = self.clock.now(), time.thread_time()
         try:
             yield
         finally:
             self.seconds[what] += self.clock.now() - start
+            self.seconds[f"{what}_cpu"] += time.thread_time() - cpu

@@ -1,0 +1,274 @@
+"""A run of several ranks, threads of this process: what they exchange is counted, what they agree on is scored.
+
+    every rank: the project's own loop over its rows of the same global batches
+    where a point of the curve is due, between two steps: strategy.consensus on all ranks, scores by rank 0
+
+Global batches are the same for any number of ranks. Bytes are those of `headrace.comm.metered`; what goes over for a
+point of the curve is not counted.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bench.studies.clicks import Rows
+from bench.studies.task import DIVERGED, DONE, REFUSED, TIME, Setting, Trained, Watch
+from headrace.comm.base import Collective
+from headrace.comm.metered import Metered
+from headrace.data.batch import Batch
+from headrace.data.stream import Audit
+from headrace.errors import UserError
+from headrace.launch import LaunchOptions, Worker, launch, values
+from headrace.optim import create_parts
+from headrace.optim.schedules import ScheduleConfig
+from headrace.strategies import REDUCERS, Reducer, create
+from headrace.strategies.compression import CompressionConfig, check, compressed
+from headrace.train.events import Event
+from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
+
+KINDS = ("dense", "sparse")
+POINTS = 8
+_WAIT_S = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange(Setting):
+    """A setting of ranks that train together.
+
+    Args:
+        ranks: how many.
+        compression: fields of CompressionConfig.
+        strategy: fields of StrategyConfig.
+    """
+
+    ranks: int
+    compression: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+
+    @property
+    def told(self) -> str:
+        """In a line."""
+        parts = [self.compression["name"], *_flat(self.compression.get("options", {}))]
+        parts += [self.compression["feedback"]] if self.compression["name"] != "none" else []
+        if self.strategy["name"] != "allreduce":
+            parts += [self.strategy["name"], *_flat(self.strategy.get("options", {}))]
+        return f"{' '.join(parts):<50} lr {self.options['lr']:<7} ranks {self.ranks}"
+
+
+def _flat(options: Mapping[str, Any]) -> list[str]:
+    return [f"{name} {value}" for name, value in options.items()]
+
+
+class RankTask(Protocol):
+    """A task that ranks can share; see `bench.studies.task.Task` for what else it is."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+
+    batch: int
+    epochs: int
+    limit_s: float
+    parts: tuple[str, ...]
+
+    @property
+    def train_rows(self) -> int: ...
+
+    def about(self) -> dict[str, Any]:
+        """See `Task.about`."""
+
+    def model(self, seed: int) -> nn.Module:
+        """With its first weights."""
+
+    def optimizers(self, setting: Setting) -> Mapping[str, Mapping[str, Any]]:
+        """As `headrace.optim.create_parts` takes them."""
+
+    def training(self, setting: Setting, rank: int, size: int) -> Rows:
+        """A rank's part of the global batches."""
+
+    def scores(self, model: nn.Module, split: str) -> tuple[float | None, float | None]:
+        """Mean loss and metric over the rows for "validation" or "test"."""
+
+
+@dataclass
+class Ranked:
+    """A task whose settings are Exchanges.
+
+    Args:
+        base: what is trained.
+    """
+
+    base: RankTask
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "base":
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    @property
+    def steps(self) -> int:
+        """Of a run at the task's own batch and epochs."""
+        return self.base.epochs * max(1, self.base.train_rows // self.base.batch)
+
+    def train(self, setting: Setting, watch: Watch) -> Trained:
+        """See `Task.train`."""
+        assert isinstance(setting, Exchange)
+        model = self.base.model(setting.seed)
+        watch.resume()
+
+        def rank_main(worker: Worker) -> dict[str, Any]:
+            return _Rank(self.base, setting, copy.deepcopy(model), watch, worker).result()
+
+        try:
+            check(CompressionConfig(**setting.compression))
+        except UserError as error:
+            return Trained(outcome=REFUSED, why=str(error))
+        options = LaunchOptions(threads=torch.get_num_threads())
+        results = values(launch(rank_main, setting.ranks, launcher="local", options=options))
+        if any(result["outcome"] == "stopped" for result in results):
+            raise KeyboardInterrupt
+        counted = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
+        figures = [result["figures"] for result in results]
+        first = results[0]
+        return Trained(outcome=first["outcome"], why=first["why"], more={"sent": counted, "exchange": figures})
+
+
+class Apart:
+    """A reducer whose dense and row-sparse gradients go one after the other, so that their bytes can be told apart.
+
+    Attributes:
+        sent: bytes by kind.
+    """
+
+    def __init__(self, inner: Reducer) -> None:
+        self.inner = inner
+        self.sent: Counter[str] = Counter()
+
+    def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+        """See `Reducer.reduce`."""
+        assert isinstance(collective, Metered)
+        summed: dict[str, Tensor] = {}
+        for kind in KINDS:
+            before = collective.sent_bytes
+            some = {name: grad for name, grad in grads.items() if grad.is_sparse == (kind == "sparse")}
+            summed |= self.inner.reduce(some, collective)
+            self.sent[kind] += collective.sent_bytes - before
+        return {name: summed[name] for name in grads}
+
+    def settle(self, made: bool, rescaled: float = 1.0) -> None:
+        """See `Reducer.settle`."""
+        self.inner.settle(made, rescaled)
+
+    def figures(self) -> dict[str, float]:
+        """See `Reducer.figures`."""
+        return self.inner.figures()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Reducer.state_dict`."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Reducer.load_state_dict`."""
+        self.inner.load_state_dict(state)
+
+
+@dataclass
+class _Between:
+    """A rank's batches; `done(step)` is called when a step is made and before the next one begins."""
+
+    rows: Rows
+    done: Callable[[int], None]
+    steps: Callable[[int], int] = field(init=False)
+    audit: Callable[[int], Audit] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps, self.audit = self.rows.steps, self.rows.audit
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch."""
+        for batch in self.rows.epoch(epoch, start_step):
+            yield batch
+            self.done(epoch * self.steps(epoch) + batch.step + 1)
+
+
+class _Rank:
+    """One rank of one run."""
+
+    def __init__(self, task: RankTask, setting: Exchange, model: nn.Module, watch: Watch, worker: Worker) -> None:
+        self.task, self.setting, self.model, self.watch, self.worker = task, setting, model, watch, worker
+        self.collective = Metered(worker.collective)
+        rows = task.training(setting, self.collective.rank, self.collective.size)
+        self.total = setting.epochs * rows.steps(0)
+        self.batches = _Between(rows, self._step_done)
+        self.due = {self.total * point // POINTS for point in range(1, POINTS + 1)}
+        self.unseen, self.at = 0, 0  # bytes sent for points; step of the last one
+
+    def result(self) -> dict[str, Any]:
+        """Train; the outcome, bytes and figures of this rank."""
+        outcome, why, figures = DONE, "", {}
+        try:
+            outcome, why = self._trained()
+            figures = self.strategy.figures()
+        except NonFiniteError as error:
+            outcome, why = DIVERGED, str(error).splitlines()[0]
+        except UserError as error:
+            outcome, why = REFUSED, str(error)
+        sent = dict(self.reducer.sent) if outcome != REFUSED else {}
+        sent["rest"] = self.collective.sent_bytes - self.unseen - sum(sent.values())
+        return {"outcome": outcome, "why": why, "sent": sent, "figures": figures}
+
+    def _trained(self) -> tuple[str, str]:
+        setting = self.setting
+        optimizer = create_parts(self.model, self.task.optimizers(setting))
+        exact = REDUCERS["ordered"].factory()
+        self.reducer = Apart(compressed(CompressionConfig(**setting.compression), exact, setting.seed))
+        self.strategy = create(
+            setting.strategy["name"], self.reducer, self.collective, **setting.strategy.get("options", {})
+        )
+        schedule = ScheduleConfig(**setting.schedule)
+        cfg = FitConfig(epochs=setting.epochs, log_every=1, seed=setting.seed, schedule=schedule)
+        hooks = Hooks(should_stop=lambda: self.worker.should_stop() or (self.collective.rank == 0 and self.watch.over))
+        result = fit(self.model, self.batches, optimizer, self.strategy, self.collective, cfg, self._on, hooks)
+        if self.worker.should_stop():
+            return "stopped", ""
+        if self.at < result.cursor.global_step:
+            self._point(result.cursor.global_step, last=True)
+        if result.cursor.global_step < self.total:
+            return TIME, f"ended by its limit of {self.watch.limit_s:g} CPU s of training"
+        if self.collective.rank == 0 and self.watch.curve[-1]["validation_loss"] is None:
+            return DIVERGED, "the validation loss is not a number"
+        return DONE, ""
+
+    def _on(self, event: Event) -> None:
+        if event["type"] == "step" and "loss" in event:
+            self.watch.step(event["loss"], event["rows"])
+
+    def _step_done(self, step: int) -> None:
+        if step in self.due:
+            self._point(step, last=step == self.total)
+
+    def _point(self, step: int, last: bool) -> None:
+        """All ranks come here in the same step; what rank 0 sent until now, and scores of what all agree on."""
+        self.at, before = step, self.collective.sent_bytes
+        with self.strategy.consensus({name: p.data for name, p in self.model.named_parameters()}):
+            if self.collective.rank == 0:
+                self._score(step, before - self.unseen, last)
+            self.collective.barrier()
+        self.unseen += self.collective.sent_bytes - before
+
+    def _score(self, step: int, sent: int, last: bool) -> None:
+        scores: dict[str, float | int | None] = {}
+        self.model.eval()
+        for split in ("validation", "test") if last else ("validation",):
+            scores[f"{split}_loss"], scores[split] = self.task.scores(self.model, split)
+        self.model.train()
+        counts = {f"{kind}_bytes": self.reducer.sent[kind] for kind in KINDS}
+        self.watch.point(step * self.setting.epochs / self.total, **scores, sent_bytes=sent, **counts)
