@@ -138,7 +138,8 @@ class Ranked:
         counted = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
         figures = [result["figures"] for result in results]
         first = results[0]
-        return Trained(outcome=first["outcome"], why=first["why"], more={"sent": counted, "exchange": figures})
+        more = {"sent": counted, "exchange": figures} | ({"chosen": first["chosen"]} if first["chosen"] else {})
+        return Trained(outcome=first["outcome"], why=first["why"], more=more)
 
 
 class Apart:
@@ -210,6 +211,7 @@ class _Rank:
         self.batches = _Between(rows, self._step_done)
         self.due = {self.total * point // POINTS for point in range(1, POINTS + 1)}
         self.unseen, self.at = 0, 0  # bytes sent for points; step of the last one
+        self.chosen: dict[str, str] = {}  # codecs by tensor, where they are chosen
 
     def result(self) -> dict[str, Any]:
         """Train; the outcome, bytes and figures of this rank."""
@@ -223,13 +225,14 @@ class _Rank:
             outcome, why = REFUSED, str(error)
         sent = dict(self.reducer.sent) if outcome != REFUSED else {}
         sent["rest"] = self.collective.sent_bytes - self.unseen - sum(sent.values())
-        return {"outcome": outcome, "why": why, "sent": sent, "figures": figures}
+        return {"outcome": outcome, "why": why, "sent": sent, "figures": figures, "chosen": self.chosen}
 
     def _trained(self) -> tuple[str, str]:
         setting = self.setting
         optimizer = create_parts(self.model, self.task.optimizers(setting))
         exact = REDUCERS["ordered"].factory()
-        self.reducer = Apart(compressed(CompressionConfig(**setting.compression), exact, setting.seed))
+        config = CompressionConfig(**setting.compression)
+        self.reducer = Apart(compressed(config, exact, setting.seed, tell=self._told))
         self.strategy = create(
             setting.strategy["name"], self.reducer, self.collective, **setting.strategy.get("options", {})
         )
@@ -250,6 +253,9 @@ class _Rank:
     def _on(self, event: Event) -> None:
         if event["type"] == "step" and "loss" in event:
             self.watch.step(event["loss"], event["rows"])
+
+    def _told(self, event: Event) -> None:
+        self.chosen |= event.get("layers", {})
 
     def _step_done(self, step: int) -> None:
         if step in self.due:

@@ -5,6 +5,7 @@ A turn counts when `settle` says that the step was made; else it is as if it had
 
 from __future__ import annotations
 
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
