@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -21,7 +22,8 @@ from headrace.compress.feedback import Feedback
 from headrace.compress.ladder import SAMPLE, Rung, errors, ladder, sample
 from headrace.compress.spec import CONTRACTION, UNBIASED
 from headrace.errors import UserError
-from headrace.strategies.adaptive import Adaptive, AdaptiveConfig
+from headrace.optim import create
+from headrace.strategies.adaptive import ERRORS, Adaptive, AdaptiveConfig
 from headrace.strategies.compressed import CompressedConfig
 from headrace.strategies.compression import CompressionConfig, check, compressed
 from headrace.strategies.overlap import ByBuckets
@@ -232,6 +234,34 @@ def test_errors_with_memory_are_those_of_many_turns() -> None:
         w_energy = sum(float(w.square().sum()) for w in whole) / 40
         q = sum(errors(w, [rung], 1)[0] for w in whole) / 40 / w_energy
         assert sum(wrong) / 40 == pytest.approx(q * energy / (1 - q), rel=0.1), rung.label
+
+
+def test_lars_takes_trust_ratios_of_what_was_decoded_and_levels_follow_norms() -> None:
+    """A layer's step has the length lr c |w| whatever noise its gradient has; a larger gradient gets no more bits."""
+
+    def fn(c: LocalCollective, scale: float, error: str) -> tuple[dict[str, str], Grads, Grads]:
+        made = reducer(c, feedback="none", options={"codecs": ["qsgd"], "error": error, "budget": 0.12})
+        grads = {name: g * (scale if name == "a" else 1.0) for name, g in gradients(c.rank, 0).items()}
+        sums = made.reduce(grads, c)
+        made.settle(True)
+        return made.labels(), grads, sums
+
+    found = {key: good(on_ranks(3, partial(fn, scale=key[0], error=key[1])))[0]
+             for key in product((1.0, 100.0), ERRORS)}  # fmt: skip
+    assert found[1.0, "relative"][0] == found[100.0, "relative"][0]
+    bits = {key: int(labels["a"].split()[1]) for key, (labels, *_) in found.items()}
+    assert bits[100.0, "absolute"] > bits[1.0, "absolute"]
+    generator = torch.Generator().manual_seed(1)
+    params = {name: torch.nn.Parameter(torch.randn(SHAPES[name], generator=generator)) for name in ("a", "c")}
+    before = {name: p.detach().clone() for name, p in params.items()}
+    _, grads, sums = found[1.0, "relative"]
+    for name, param in params.items():
+        param.grad = sums[name].clone()
+    create("lars", params.items(), lr=2.0, momentum=0.0, trust_coefficient=0.01).step()
+    for name, param in params.items():
+        moved, weight = (param.detach() - before[name]).norm(), before[name].norm()
+        assert float(moved / weight) == pytest.approx(2.0 * 0.01, rel=1e-4)
+        assert not torch.allclose(sums[name].norm(), 3 * grads[name].norm(), rtol=0.01)
 
 
 class Slow(Codec):

@@ -81,14 +81,18 @@ def ladder(names: Sequence[str], feedback: bool) -> list[Rung]:
         UserError: there is no such codec, or it cannot be a rung, or there is none at all.
     """
     if not names:
-        raise UserError("--compression.codecs []: there is nothing to choose from", f"some of {', '.join(COMPRESSORS)}")
+        raise UserError("--compression.codecs []: there is nothing to choose from", f"some of {_possible(feedback)}")
     made = []
     for name in dict.fromkeys(names):
         known("compression.codecs", name, COMPRESSORS)
         if why := why_not(COMPRESSORS[name], feedback):
-            raise UserError(f"--compression.codecs: {name}: {why}", f"some of {', '.join(fitting(names, feedback))}")
+            raise UserError(f"--compression.codecs: {name}: {why}", f"some of {_possible(feedback)}")
         made += [_rung(name, options) for options in STRENGTHS.get(name, [{}])]
     return made
+
+
+def _possible(feedback: bool) -> str:
+    return ", ".join(fitting(list(COMPRESSORS), feedback))
 
 
 def _rung(name: str, options: Mapping[str, Any]) -> Rung:
