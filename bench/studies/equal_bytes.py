@@ -34,6 +34,7 @@ class Plan:
         rates: that are tried, by rule.
         fixed: codecs, each with a rule.
         beside: `beside(cell, share)`: cells that send as much as the fixed one.
+        slack: of the share, a factor.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Plan:
     rates: Mapping[str, Sequence[float]]
     fixed: Sequence[Cell]
     beside: Callable[[Cell, float], Sequence[Cell]]
+    slack: float = 1.0
 
     def dense(self, rule: str) -> Cell:
         """The cell of a rule without compression."""
@@ -52,16 +54,17 @@ class Plan:
         for rule in self.rates:
             yield [self.dense(rule)]
         for cell in self.fixed:
-            share = share_of(lines, cell)
+            share = share_of(lines, cell, self.slack)
             yield [cell, *(self.beside(cell, share) if share is not None else ())]
 
 
-def share_of(lines: Sequence[Line], cell: Cell) -> float | None:
-    """Bytes after encoding over bytes before, of the rank with the least, in a cell's run with the first seed."""
+def share_of(lines: Sequence[Line], cell: Cell, slack: float) -> float | None:
+    """Bytes after encoding over bytes before, of the rank with the least, in a cell's run with the first seed; times
+    the slack."""
     for line in lines:
         if key_of(line["run"]) == cell.key and line["run"]["seed"] == SEEDS[0] and line["exchange"][0]:
             shares = [rank["bytes_after"] / rank["bytes_before"] for rank in line["exchange"]]
-            return math.floor(1e6 * min(shares)) / 1e6
+            return math.floor(1e6 * slack * min(shares)) / 1e6
     return None
 
 

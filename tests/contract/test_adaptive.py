@@ -26,7 +26,7 @@ from headrace.optim import create
 from headrace.strategies.adaptive import ERRORS, Adaptive, AdaptiveConfig
 from headrace.strategies.compressed import CompressedConfig
 from headrace.strategies.compression import CompressionConfig, check, compressed
-from headrace.strategies.overlap import ByBuckets
+from headrace.strategies.overlap import ByBuckets, Overlap
 from headrace.strategies.reducers import ordered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -339,6 +339,28 @@ def test_a_slow_link_is_compressed_for_and_a_fast_one_is_not(size: int) -> None:
         changes = [e["turn"] for e in told if e["changed"]]
         assert [t // 80 for t in changes] == ([0] if rates == [fast] else list(range(1, len(rates))))
         assert (sum(ways[-20:]) > 10) == (rates[-1] == slow)
+
+
+def test_an_exchange_while_backward_runs_decides_the_same() -> None:
+    def fn(c: LocalCollective) -> None:
+        params = {name: torch.nn.Parameter(torch.zeros(shape)) for name, shape in SHAPES.items()}
+        plain, inner = reducer(c), reducer(c)
+        ahead = Overlap(inner, c, params)
+        for step in range(5):
+            grads = gradients(c.rank, step)
+            loss = sum((params[name] * g).sum() for name, g in grads.items())
+            for param in params.values():
+                param.grad = None
+            with ahead.backward():
+                loss.backward()  # type: ignore[union-attr]
+            found = ahead.reduce({name: p.grad for name, p in params.items() if p.grad is not None}, c)
+            ahead.settle(True)
+            expected = steps(c, plain, step, step + 1)[0]
+            assert all(torch.equal(found[name], expected[name]) for name in SHAPES)
+        ahead.close()
+        assert inner.labels() == plain.labels() and len(set(plain.labels().values())) > 1
+
+    good(on_ranks(3, fn))
 
 
 @pytest.mark.parametrize("layout", ["aabb", "abab"])

@@ -43,7 +43,7 @@ from headrace.errors import UserError
 from headrace.strategies.allocation import Allocation, allocate
 from headrace.strategies.compressed import CompressedConfig, CompressedReducer, key_of
 from headrace.strategies.reducers import BucketReducer
-from headrace.strategies.switch import Compared, Switch, median
+from headrace.strategies.switch import Switch, median
 
 ERRORS = ("absolute", "relative")
 NEWEST = 0.5
@@ -285,7 +285,8 @@ class Adaptive(CompressedReducer):
     def _decide(self) -> None:
         """By what all ranks measured."""
         none = [0.0] * (3 + len(self.rungs))
-        own = [[*self._measured.get(name, none), *self._costs[name]] for name in self.chosen]
+        names = sorted(self.chosen)  # the order of buckets is another where backward runs meanwhile
+        own = [[*self._measured.get(name, none), *self._costs[name]] for name in names]
         words = torch.stack(self._gathered(torch.tensor(own, dtype=torch.float64)))
         found = in_order(words[:, :, : len(none)].clone())
         costs = words[:, :, len(none) :]
@@ -293,11 +294,10 @@ class Adaptive(CompressedReducer):
         nbytes = costs[:, :, 1:].amax(0).long().tolist()
         done = allocate(nbytes, [self._error(each) for each in found], allowed)
         if done is not None:  # else chunks of some ranks are larger than those of others: what there was stays
-            self._choose(done, allowed, float(found[:, 0].sum()))
+            self._choose(dict(zip(names, done.rungs, strict=True)), done, allowed, float(found[:, 0].sum()))
 
-    def _choose(self, done: Allocation, allowed: int, energy: float) -> None:
-        before, names = self.labels(), list(self.chosen)
-        self.chosen = dict(zip(names, done.rungs, strict=True))
+    def _choose(self, chosen: dict[str, int], done: Allocation, allowed: int, energy: float) -> None:
+        before, self.chosen = self.labels(), chosen
         fresh = self.turns == 1
         changed = {name: label for name, label in self.labels().items() if fresh or before[name] != label}
         self._tell(layers=changed, bytes=done.nbytes, budget=allowed, error=done.error, bound=done.bound, energy=energy)
@@ -338,6 +338,3 @@ def _energy(x: Tensor) -> float:
 
 def _finite(value: float) -> bool:
     return value - value == 0.0
-
-
-__all__ = ["ERRORS", "Adaptive", "AdaptiveConfig", "Compared"]
