@@ -23,6 +23,7 @@ from headrace.compress.ladder import SAMPLE, Rung, errors, ladder, sample
 from headrace.compress.spec import CONTRACTION, UNBIASED
 from headrace.errors import UserError
 from headrace.optim import create
+from headrace.strategies import create as create_strategy
 from headrace.strategies.adaptive import ERRORS, Adaptive, AdaptiveConfig
 from headrace.strategies.compressed import CompressedConfig
 from headrace.strategies.compression import CompressionConfig, check, compressed
@@ -361,6 +362,24 @@ def test_an_exchange_while_backward_runs_decides_the_same() -> None:
         assert inner.labels() == plain.labels() and len(set(plain.labels().values())) > 1
 
     good(on_ranks(3, fn))
+
+
+def test_ranks_that_step_on_their_own_decide_where_they_meet() -> None:
+    def fn(c: LocalCollective) -> tuple[int, Grads]:
+        made = reducer(c)
+        strategy = create_strategy("local_sgd", made, c, steps=2)
+        params = {name: torch.zeros(shape) for name, shape in SHAPES.items()}
+        for step in range(8):
+            grads = gradients(c.rank, step)
+            strategy.before_update(params, grads)
+            for name, param in params.items():
+                param -= 0.01 * grads[name]
+            strategy.on_parameters(params, step, strategy.meets(step, last=False))
+        return made.turns, params
+
+    results = good(on_ranks(2, fn))
+    assert [turns for turns, _ in results] == [4, 4]
+    assert all(torch.equal(results[0][1][name], results[1][1][name]) for name in SHAPES)
 
 
 @pytest.mark.parametrize("layout", ["aabb", "abab"])

@@ -104,6 +104,7 @@ class Adaptive(CompressedReducer):
         self._everyone = everyone
         self._measured: dict[str, list[float]] = {}  # means of G, W, S, E by rung; of this rank
         self._costs: dict[str, list[int]] = {}  # bytes a turn as they are, and by rung; of this rank
+        self._told: dict[str, str] = {}  # labels by tensor, as they were last told
         self._samples: dict[str, list[_Sample]] = {}
         self._sums: dict[str, float] = {}
         self._spent, self._used, self._size, self._prior = 0.0, False, 1, list[float]()
@@ -201,7 +202,8 @@ class Adaptive(CompressedReducer):
         self._costs = {name: list(values) for name, values in state["costs"].items()}
         if self.switch:
             self.switch.load_state_dict(state["switch"])
-        self._tell(layers=self.labels(), compress=self.switch.compress if self.switch else True, resumed=True)
+        self._told = self.labels()
+        self._tell(layers=self._told, compress=self.switch.compress if self.switch else True, resumed=True)
 
     def labels(self) -> dict[str, str]:
         """What was chosen, by tensor."""
@@ -297,9 +299,9 @@ class Adaptive(CompressedReducer):
             self._choose(dict(zip(names, done.rungs, strict=True)), done, allowed, float(found[:, 0].sum()))
 
     def _choose(self, chosen: dict[str, int], done: Allocation, allowed: int, energy: float) -> None:
-        before, self.chosen = self.labels(), chosen
-        fresh = self.turns == 1
-        changed = {name: label for name, label in self.labels().items() if fresh or before[name] != label}
+        self.chosen = chosen
+        changed = {name: label for name, label in self.labels().items() if self._told.get(name) != label}
+        self._told |= changed
         self._tell(layers=changed, bytes=done.nbytes, budget=allowed, error=done.error, bound=done.bound, energy=energy)
 
     def _gathered(self, own: Tensor) -> list[Tensor]:
