@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -35,7 +35,6 @@ from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
 
 KINDS = ("dense", "sparse")
 POINTS = 8
-_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,9 +97,9 @@ class RankTask(Protocol):
         """Mean loss and metric over the rows for "validation" or "test"."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ranked:
-    """A task whose settings are Exchanges.
+    """A task whose settings are Exchanges; all but training is the task's own.
 
     Args:
         base: what is trained.
@@ -109,8 +108,6 @@ class Ranked:
     base: RankTask
 
     def __getattr__(self, name: str) -> Any:
-        if name == "base":
-            raise AttributeError(name)
         return getattr(self.base, name)
 
     @property
@@ -134,11 +131,17 @@ class Ranked:
         options = LaunchOptions(threads=torch.get_num_threads())
         results = values(launch(rank_main, setting.ranks, launcher="local", options=options))
         if any(result["outcome"] == "stopped" for result in results):
-            raise KeyboardInterrupt
-        counted = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
-        figures = [result["figures"] for result in results]
-        first = results[0]
-        return Trained(outcome=first["outcome"], why=first["why"], more={"sent": counted, "exchange": figures})
+            raise SystemExit("stopped in a run, which has no line: call again to go on")
+        first, figures = results[0], [result["figures"] for result in results]
+        sent = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
+        more = {"sent": sent, "ratio": ratio(figures), "exchange": figures}
+        return Trained(outcome=first["outcome"], why=first["why"], more=more)
+
+
+def ratio(figures: Sequence[Mapping[str, float]]) -> float | None:
+    """Bytes of gradients that were compressed, before over after, over all ranks; None where none were."""
+    before, after = (sum(each.get(f"bytes_{when}", 0) for each in figures) for when in ("before", "after"))
+    return round(before / after, 2) if after else None
 
 
 class Apart:
@@ -180,17 +183,20 @@ class Apart:
         self.inner.load_state_dict(state)
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Between:
     """A rank's batches; `done(step)` is called when a step is made and before the next one begins."""
 
     rows: Rows
     done: Callable[[int], None]
-    steps: Callable[[int], int] = field(init=False)
-    audit: Callable[[int], Audit] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.steps, self.audit = self.rows.steps, self.rows.audit
+    def steps(self, epoch: int) -> int:
+        """Batches an epoch."""
+        return self.rows.steps(epoch)
+
+    def audit(self, epoch: int) -> Audit:
+        """See `Rows.audit`."""
+        return self.rows.audit(epoch)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch."""
