@@ -129,6 +129,12 @@ class Monitor:
         ranks = ", ".join(map(str, event["ranks"]))
         self.report.warn(f"step {event['step']}: loss or gradient not finite on rank {ranks}: {event['action']}")
 
+    def _on_bound(self, event: Event) -> None:
+        self.report.say(
+            f"step {event['step']:,}: bound {event['bound']} ({event['why']}): waited {event['waited']:.0%} of the"
+            f" time; steps take {event['seconds']:.2f} times as long now, loss {event['loss']:.4f}"
+        )
+
     def _on_overflow(self, event: Event) -> None:
         self.report.say(
             f"step {event['step']}: fp16 overflowed, left out; scale of the loss now {event['loss_scale']:g}"
