@@ -16,7 +16,7 @@ _CLIP = 12.0  # per cent above dense: what is worse is drawn at the border
 
 def against_bytes(found: Sequence[Result], path: Path) -> bool:
     """Two panels; whether there was anything to draw."""
-    shown = [result for result in found if result.against_dense and result.bytes_a_step("dense")]
+    shown = [result for result in found if result.against_dense]
     if not shown:
         return False
     figure = figure_of(13.0, 6.2)
@@ -36,7 +36,10 @@ def _scatter(axis: Any, shown: Sequence[Result]) -> None:
     for label in labels:
         for ranks in sorted({r.ranks for r in shown}):
             some = [r for r in shown if r.cell.label == label and r.ranks == ranks]
-            points = [(r.bytes_a_step("dense"), min(_CLIP, statistics.fmean(r.against_dense)), r) for r in some]
+            points = [
+                (r.bytes_a_step("dense") or r.bytes_a_step("all"), min(_CLIP, statistics.fmean(r.against_dense)), r)
+                for r in some
+            ]
             points.sort(key=lambda point: point[2].cell.feedback == NONE)
             axis.plot(*zip(*(p[:2] for p in points), strict=True), color=colors[label], linewidth=0.6, alpha=0.6)
             for x, y, result in points:
@@ -48,7 +51,7 @@ def _scatter(axis: Any, shown: Sequence[Result]) -> None:
     axis.set_yscale("symlog", linthresh=WITHIN)
     ticks = [-5.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, _CLIP]
     axis.set_yticks(ticks, [f"{t:+g} %" if t < _CLIP else "worse" for t in ticks])
-    axis.set_xlabel("bytes of dense gradients that a rank sends a step")
+    axis.set_xlabel("bytes of dense gradients that a rank sends a step (of gossip and servers: all bytes)")
     axis.set_ylabel("test loss against dense, same seed")
     axis.set_title("filled: with feedback; hollow: without; squares: 4 ranks", fontsize=9)
     axis.grid(alpha=0.3)
