@@ -85,7 +85,7 @@ class Result:
         found = []
         for line in self.lines:
             own = [f.get("encode_cpu_seconds", 0.0) + f.get("decode_cpu_seconds", 0.0) for f in line["exchange"]]
-            if line["outcome"] == DONE and own:
+            if line["outcome"] == DONE:
                 found.append(1000.0 * statistics.fmean(own) / line["steps"])
         return min(found, default=None)
 

@@ -135,14 +135,18 @@ class Ranked:
         try:
             check(CompressionConfig(**setting.compression))
         except UserError as error:
-            return Trained(outcome=REFUSED, why=str(error))
+            return Trained(outcome=REFUSED, why=str(error), more=_told([{}] * setting.ranks))
         results = (_simulated if "jitter" in setting.strategy else _launched)(rank_main, setting)
         if any(result["outcome"] == "stopped" for result in results):
             raise SystemExit("stopped in a run, which has no line: call again to go on")
-        first, figures = results[0], [result["figures"] for result in results]
-        sent = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
-        more = {"sent": sent, "ratio": ratio(figures), "exchange": figures}
-        return Trained(outcome=first["outcome"], why=first["why"], more=more)
+        return Trained(outcome=results[0]["outcome"], why=results[0]["why"], more=_told(results))
+
+
+def _told(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ranks say of their exchange, for the run's line."""
+    figures = [result.get("figures", {}) for result in results]
+    sent = {kind: [result.get("sent", {}).get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
+    return {"sent": sent, "ratio": ratio(figures), "exchange": figures}
 
 
 @dataclass(frozen=True)

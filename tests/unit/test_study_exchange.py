@@ -125,6 +125,7 @@ def test_outcomes_of_ranks(clicks: Ranked) -> None:
         trained, watch = ran(clicks, how, limit)
         assert trained.outcome == outcome and why in trained.why
         json.dumps([watch.curve, trained.more], allow_nan=False)
+        assert all(len(sent) == 2 for sent in trained.more["sent"].values())
     assert watch.steps == 1 and watch.curve[-1]["test_loss"] is not None
 
 
