@@ -20,8 +20,8 @@ their order are those of (seed, epoch), for any number of ranks. The rate (momen
 linear to 0) is chosen from 5 for the dense run of 2 ranks by validation loss with seed 0, and then used for all but
 question 6. Seeds 1, 2, 3; a cell is judged by its test loss relative to the dense run's of the same seed and ranks.
 
-Within a question the cells go seed by seed over both tasks. A run is a line of docs/results/study_exchange.jsonl; call
-again to go on. About 3 hours of one core in all.
+Within a question the cells go seed by seed over both tasks, 2 ranks before 4. A run is a line of
+docs/results/study_exchange.jsonl; call again to go on. About 3 hours of one core in all.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -88,23 +89,22 @@ def due(tasks: Sequence[Ranked], lines: Lines) -> Iterator[tuple[Task, Setting]]
         if found is None:
             return
         rate[task.name] = found.options["lr"]
-    for part in range(RATES + 1):
-        for seed in (TUNING_SEED, *SEEDS):
-            for task in tasks:
-                for setting in _of_part(task, part, seed, rate[task.name], lines):
-                    if lines.get(task, setting) is None:
-                        yield task, setting
+    for part, ranks, seed in product(range(RATES + 1), (2, 4), (TUNING_SEED, *SEEDS)):
+        for task in tasks:
+            some = [cell for cell in cells(task.name, task.steps) if cell.part == part and ranks in cell.ranks]
+            tried = [tried_for(task, cell, ranks, rate[task.name]) for cell in some]
+            for setting in _with_seed(task, tried, seed, lines):
+                if lines.get(task, setting) is None:
+                    yield task, setting
 
 
-def _of_part(task: Ranked, part: int, seed: int, dense_lr: float, lines: Lines) -> Iterator[Exchange]:
-    """A part's runs with a seed: with the tuning seed, those of cells that have several rates."""
-    for cell in cells(task.name, task.steps):
-        for ranks in cell.ranks if cell.part == part else ():
-            tried = tried_for(task, cell, ranks, dense_lr)
-            if seed == TUNING_SEED:
-                yield from tried if len(tried) > 1 else ()
-            elif (found := tried[0] if len(tried) == 1 else best(task, tried, lines)) is not None:
-                yield with_seed(found, seed)
+def _with_seed(task: Task, tried: Sequence[list[Exchange]], seed: int, lines: Lines) -> Iterator[Exchange]:
+    """Cells' runs with a seed, of their tuning runs: with the tuning seed, those of cells that have several rates."""
+    for rates in tried:
+        if seed == TUNING_SEED:
+            yield from rates if len(rates) > 1 else ()
+        elif (found := rates[0] if len(rates) == 1 else best(task, rates, lines)) is not None:
+            yield with_seed(found, seed)
 
 
 def makers(data: Path | None, rows: int) -> Mapping[str, Callable[[], Ranked]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from headrace.strategies import STRATEGIES
 
@@ -14,10 +14,39 @@ BOTH = ("criteo", "cifar10")
 NONE, EF, EF21 = "none", "ef", "ef21"
 # Parts of the study in the order in which they run; each with all its seeds before the next begins.
 FIRST, STEPS, CODECS, RANKS, LONGER, RATES = range(6)
-# Strategies that are compared where STRATEGIES has them, by name: one cell for each set of options.
-ASKED: Mapping[str, Sequence[Mapping[str, Any]]] = {
-    "gossip": ({},), "choco": ({},), "parameter_server": ({},), "ssp": ({},), "hogwild": ({},),
-}  # fmt: skip
+JITTER = 0.3  # of steps' times where ranks do not wait for each other: see bench.studies.ranks
+_FOUR_BITS = {"name": "qsgd", "options": {"levels": 7, "norm": "max"}, "feedback": NONE}
+
+
+class Asked(NamedTuple):
+    """A cell of a strategy that STRATEGIES may have.
+
+    Args:
+        label: in tables.
+        name: of the strategy.
+        options: of the strategy.
+        waits: ranks wait for each other. Else every gradient of a part of a batch is a step of its own: N times as many
+            as all-reduce makes, so the rate is an N-th.
+        compression: of gradients, or of what gossip sends.
+    """
+
+    label: str
+    name: str
+    options: Mapping[str, Any]
+    waits: bool
+    compression: Mapping[str, Any] = {"name": "none", "feedback": NONE}
+
+
+ASKED = (
+    Asked("gossip, ring", "gossip", {"graph": "ring"}, True),
+    Asked("gossip, one peer", "gossip", {"graph": "one_peer"}, True),
+    Asked("gossip, ring, QSGD 4 bits (CHOCO)", "gossip", {"graph": "ring"}, True, _FOUR_BITS),
+    Asked("parameter server", "parameter_server", {}, False),
+    Asked("parameter server, compensated", "parameter_server", {"compensation": "adaptive"}, False),
+    Asked("SSP, bound 4", "ssp", {"bound": 4}, False),
+    Asked("SSP, bound 4, QSGD 4 bits", "ssp", {"bound": 4}, False, {**_FOUR_BITS, "feedback": EF}),
+    Asked("Hogwild", "hogwild", {}, False),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +146,12 @@ def steps(total: int) -> Iterator[Cell]:
         ("local SGD, H 4, top 1 %", "topk", {"ratio": 0.01}),
     ):
         yield from _codec(label, STEPS, name, (EF,), options, strategy=meeting, ranks=(4,))
-    for name, settings in ASKED.items():
-        for options in settings if name in STRATEGIES else ():
-            shown = " ".join([name, *(f"{key} {value}" for key, value in options.items())])
-            yield Cell(label=shown, part=STEPS, strategy={"name": name, "options": dict(options)}, ranks=(4,))
+    for asked in (asked for asked in ASKED if asked.name in STRATEGIES):
+        strategy = {"name": asked.name, "options": dict(asked.options)} | ({} if asked.waits else {"jitter": JITTER})
+        yield Cell(
+            label=asked.label, part=STEPS, strategy=strategy, compression=asked.compression, ranks=(4,),
+            factors=(1.0,) if asked.waits else (0.25,),
+        )  # fmt: skip
 
 
 def codecs(total: int) -> Iterator[Cell]:
@@ -188,4 +219,4 @@ def cells(task: str, total: int) -> list[Cell]:
 
 def missing() -> list[str]:
     """Strategies that the study asks for and STRATEGIES has not."""
-    return [name for name in ASKED if name not in STRATEGIES]
+    return sorted({asked.name for asked in ASKED} - set(STRATEGIES))

@@ -68,9 +68,12 @@ class Result:
         return "yes" if found[1] <= WITHIN else "no" if found[0] > WITHIN else "open"
 
     def bytes_a_step(self, kind: str) -> float | None:
-        """Sent by the rank that sent most, in the mean over runs; kind: "dense", "sparse", "rest", "all"."""
+        """Sent by the rank that sent most, in the mean over runs; kind: "dense", "sparse", "rest", "all". None where
+        gradients do not go by a sum: dense and sparse are not told apart there."""
         found = []
         for line in self.lines:
+            if kind in ("dense", "sparse") and not any(line["sent"]["dense"]):
+                continue
             kinds = line["sent"].values() if kind == "all" else [line["sent"][kind]]
             if line["steps"] and any(line["sent"].values()):
                 found.append(max(map(sum, zip(*kinds, strict=True))) / line["steps"])
@@ -82,7 +85,7 @@ class Result:
         found = []
         for line in self.lines:
             own = [f.get("encode_cpu_seconds", 0.0) + f.get("decode_cpu_seconds", 0.0) for f in line["exchange"]]
-            if line["outcome"] == DONE and own:
+            if line["outcome"] == DONE:
                 found.append(1000.0 * statistics.fmean(own) / line["steps"])
         return min(found, default=None)
 
@@ -144,7 +147,7 @@ def results(run: Mapping[str, Any], lines: Sequence[Line], longer: int = 1) -> l
     for cell in (cell for cell in cells(run["task"]["name"], steps_of(run)) if cell.longer == longer):
         for ranks in cell.ranks:
             rates = [key for key in _rates(by, cell.key) if key[1] == ranks]
-            own_rate = len(cell.factors) > 1
+            own_rate = cell.factors != (1.0,)
             runs = next((_seeded(by[key]) for key in rates if (key[2] != lr) == own_rate and _seeded(by[key])), {})
             dense = _seeded(by.get((DENSE_RUN.key, ranks, lr), {}))
             made.append(Result(cell, ranks, runs, dense))

@@ -10,7 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bench.studies.exchange_cells import CODECS, DENSE_RUN, EF, EF21, FIRST, LONGER, NONE, RANKS, RATES, STEPS, missing
+from bench.studies.exchange_cells import (
+    CODECS,
+    DENSE_RUN,
+    EF,
+    EF21,
+    FIRST,
+    LONGER,
+    NONE,
+    RANKS,
+    RATES,
+    STEPS,
+    key_of,
+    missing,
+)
 from bench.studies.exchange_figures import against_bytes
 from bench.studies.exchange_found import (
     CONFIDENCE,
@@ -38,12 +51,17 @@ order) is at the top of `bench/studies/exchange.py`.
 
 Losses are of the test rows at the end of a run, mean and deviation over seeds. "to dense" is the mean of the
 differences to the dense run with the same seed and ranks, with the {CONFIDENCE:.0%} interval of Student's t over seeds;
-"within {WITHIN:g} %" is yes where the whole interval lies under {WITHIN:g} %, no where it lies above, else open. Bytes
-are those that `Metered` counts, a step, of the rank that sends most: dense gradients, and rows of tables with their
-ids; "of dense" is the share of the dense run's bytes of dense gradients. "codec" is CPU time a rank spends encoding
-and decoding a step, of the run in which it was least. Every rank is a thread; a run began on a busy machine where its
-load was over 2.5: losses do not depend on that, seconds do. Feedback: ef adds what was not sent to the next gradient,
-ef21 sends changes, own is the codec's.
+"within {WITHIN:g} %" is yes where the whole interval lies under {WITHIN:g} %, no where it lies above, else open.
+
+Bytes are those that `Metered` counts, a step, of the rank that sends most: dense gradients, and rows of tables with
+their ids, told apart where gradients or changes are summed over ranks; all are these with control words and what
+servers and workers mail. "of dense" is the share of the dense run's bytes of dense gradients. "codec" is CPU time a
+rank spends encoding and decoding a step, of the run in which it was least. Every rank is a thread; a run began on a
+busy machine where its load was over 2.5: losses do not depend on that, seconds do.
+
+Servers, SSP and Hogwild run on a simulated cluster whose steps take unequal time, with a quarter of the rate, for they
+make four times as many steps. Feedback: ef adds what was not sent to the next gradient, ef21 sends changes, own is the
+codec's.
 """
 _TITLES = {
     FIRST: "4 bits and the top 1 %, 2 and 4 ranks",
@@ -94,7 +112,7 @@ def _section(run: Mapping[str, Any], lines: Sequence[Line], found: Sequence[Resu
 def _rates(lines: Sequence[Line]) -> list[str]:
     """How the dense run's rate was chosen."""
     tried = {line["run"]["options"]["lr"]: final_loss(line) for line in lines
-             if line["run"]["seed"] == TUNING_SEED and line["run"]["compression"]["name"] == "none"}  # fmt: skip
+             if line["run"]["seed"] == TUNING_SEED and key_of(line["run"]) == DENSE_RUN.key}  # fmt: skip
     if not tried:
         return []
     shown = ", ".join(f"{lr:g}: {'diverged' if loss is None else f'{loss:.4f}'}" for lr, loss in sorted(tried.items()))
@@ -104,15 +122,16 @@ def _rates(lines: Sequence[Line]) -> list[str]:
 def _table(found: Sequence[Result], metric: str) -> list[str]:
     head = (
         f"| what | feedback | ranks | test loss | to dense, % | within {WITHIN:g} % | {metric} | dense bytes a step "
-        "| of dense | sparse bytes a step | codec ms | seeds |"
+        "| of dense | sparse bytes a step | all bytes a step | codec ms | seeds |"
     )
-    return [head, "| --- " * 12 + "|", *(_row(result, found) for result in found)]
+    return [head, "| --- " * 13 + "|", *(_row(result) for result in found)]
 
 
-def _row(result: Result, found: Sequence[Result]) -> str:
+def _row(result: Result) -> str:
     dense = _dense_of(result)
     sent, whole = result.bytes_a_step("dense"), dense.bytes_a_step("dense") if dense else None
-    sparse, codec, metrics = result.bytes_a_step("sparse"), result.codec_ms, _metrics(result)
+    sparse, every = result.bytes_a_step("sparse"), result.bytes_a_step("all")
+    codec, metrics = result.codec_ms, [value for line in result.lines if (value := final(line, "test")) is not None]
     is_dense = dense is not None and result.cell.key == dense.cell.key
     cells = [
         result.cell.label + ("*" if any(line["outcome"] == TIME for line in result.lines) else ""),
@@ -125,14 +144,11 @@ def _row(result: Result, found: Sequence[Result]) -> str:
         f"{sent:,.0f}" if sent is not None else "",
         f"{100 * sent / whole:.3g} %" if sent is not None and whole else "",
         f"{sparse:,.0f}" if sparse is not None else "",
+        f"{every:,.0f}" if every is not None else "",
         f"{codec:.1f}" if codec else "",
         str(len(result.runs)) if result.runs else "",
     ]
     return "| " + " | ".join(cells) + " |"
-
-
-def _metrics(result: Result) -> list[float]:
-    return [value for line in result.lines if (value := final(line, "test")) is not None]
 
 
 def _dense_of(result: Result) -> Result | None:
@@ -164,7 +180,9 @@ def reason(result: Result) -> str:
     """Why a cell may lose, by what its codec and strategy are."""
     cell = result.cell
     said = []
-    if not STRATEGIES[cell.strategy["name"]].synchronous:
+    if "jitter" in cell.strategy:
+        said.append("gradients are of parameters that others have changed meanwhile, and of a part of the batch each")
+    elif not STRATEGIES[cell.strategy["name"]].synchronous:
         said.append("between rounds every rank goes its own way, by gradients of a part of the batch")
     name, options = cell.compression["name"], cell.compression.get("options", {})
     if name in COMPRESSORS and name != "none":

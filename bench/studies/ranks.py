@@ -3,16 +3,18 @@
     every rank: the project's own loop over its rows of the same global batches
     where a point of the curve is due, between two steps: strategy.consensus on all ranks, scores by rank 0
 
-Global batches are the same for any number of ranks. Bytes are those of `headrace.comm.metered`; what goes over for a
-point of the curve is not counted.
+Global batches are the same for any number of ranks. Bytes are those of `headrace.comm.metered` and those that servers
+and workers mail; what goes over for a point of the curve is not counted. Strategies that do not wait run on a simulated
+cluster (`headrace.comm.simulated`), so that their runs repeat: a step takes a second there, times a factor that is
+drawn for every rank and step, and messages take no time.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -21,21 +23,25 @@ from torch import Tensor, nn
 from bench.studies.clicks import Rows
 from bench.studies.task import DIVERGED, DONE, REFUSED, TIME, Setting, Trained, Watch
 from headrace.comm.base import Collective
+from headrace.comm.clock import Clock, WallClock
+from headrace.comm.mailbox import Mailbox
 from headrace.comm.metered import Metered
+from headrace.comm.simulated import SimulatedCluster
 from headrace.data.batch import Batch
 from headrace.data.stream import Audit
 from headrace.errors import UserError
 from headrace.launch import LaunchOptions, Worker, launch, values
-from headrace.optim import create_parts
+from headrace.optim import Optimizer, create_parts, row_sparse_parameters
+from headrace.optim.layer_decay import like_groups
 from headrace.optim.schedules import ScheduleConfig
-from headrace.strategies import REDUCERS, Reducer, create
+from headrace.strategies import REDUCERS, STRATEGIES, Equipment, Reducer, Strategy, create
 from headrace.strategies.compression import CompressionConfig, check, compressed
+from headrace.strategies.pushes import push_codecs
 from headrace.train.events import Event
 from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
 
 KINDS = ("dense", "sparse")
 POINTS = 8
-_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +51,8 @@ class Exchange(Setting):
     Args:
         ranks: how many.
         compression: fields of CompressionConfig.
-        strategy: fields of StrategyConfig.
+        strategy: fields of StrategyConfig; `jitter`, where it is there, makes it a run on a simulated cluster: the
+            deviation of the logarithm of the factor.
     """
 
     ranks: int
@@ -98,9 +105,9 @@ class RankTask(Protocol):
         """Mean loss and metric over the rows for "validation" or "test"."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Ranked:
-    """A task whose settings are Exchanges.
+    """A task whose settings are Exchanges; all but training is the task's own.
 
     Args:
         base: what is trained.
@@ -109,8 +116,6 @@ class Ranked:
     base: RankTask
 
     def __getattr__(self, name: str) -> Any:
-        if name == "base":
-            raise AttributeError(name)
         return getattr(self.base, name)
 
     @property
@@ -124,34 +129,91 @@ class Ranked:
         model = self.base.model(setting.seed)
         watch.resume()
 
-        def rank_main(worker: Worker) -> dict[str, Any]:
-            return _Rank(self.base, setting, copy.deepcopy(model), watch, worker).result()
+        def rank_main(seat: Seat) -> dict[str, Any]:
+            return _Rank(self.base, setting, copy.deepcopy(model), watch, seat).result()
 
         try:
             check(CompressionConfig(**setting.compression))
         except UserError as error:
-            return Trained(outcome=REFUSED, why=str(error))
-        options = LaunchOptions(threads=torch.get_num_threads())
-        results = values(launch(rank_main, setting.ranks, launcher="local", options=options))
+            return Trained(outcome=REFUSED, why=str(error), more=_told([{}] * setting.ranks))
+        results = (_simulated if "jitter" in setting.strategy else _launched)(rank_main, setting)
         if any(result["outcome"] == "stopped" for result in results):
-            raise KeyboardInterrupt
-        counted = {kind: [result["sent"].get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
-        figures = [result["figures"] for result in results]
-        first = results[0]
-        more = {"sent": counted, "exchange": figures} | ({"chosen": first["chosen"]} if first["chosen"] else {})
-        return Trained(outcome=first["outcome"], why=first["why"], more=more)
+            raise SystemExit("stopped in a run, which has no line: call again to go on")
+        return Trained(outcome=results[0]["outcome"], why=results[0]["why"], more=_told(results))
+
+
+def _told(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What ranks say of their exchange, for the run's line."""
+    figures = [result.get("figures", {}) for result in results]
+    sent = {kind: [result.get("sent", {}).get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
+    chosen = results[0].get("chosen")
+    return {"sent": sent, "ratio": ratio(figures), "exchange": figures} | ({"chosen": chosen} if chosen else {})
+
+
+@dataclass(frozen=True)
+class Seat:
+    """What a rank is given.
+
+    Args:
+        collective: of all ranks.
+        mailbox: opens the rank's mailbox.
+        clock: the rank's time.
+        should_stop: whether the study is to end.
+    """
+
+    collective: Collective
+    mailbox: Callable[[], Mailbox]
+    clock: Clock
+    should_stop: Callable[[], bool]
+
+
+def _launched(rank_main: Callable[[Seat], dict[str, Any]], setting: Exchange) -> list[dict[str, Any]]:
+    """Results of ranks as threads that run at the same time."""
+    options = LaunchOptions(threads=torch.get_num_threads())
+
+    def main(worker: Worker) -> dict[str, Any]:
+        return rank_main(Seat(worker.collective, worker.mailbox, WallClock(), worker.should_stop))
+
+    return values(launch(main, setting.ranks, launcher="local", options=options))
+
+
+def _simulated(rank_main: Callable[[Seat], dict[str, Any]], setting: Exchange) -> list[dict[str, Any]]:
+    """Results of ranks on a simulated cluster."""
+    cluster = SimulatedCluster(setting.ranks, jitter=setting.strategy["jitter"], seed=setting.seed)
+
+    def main(rank: int) -> dict[str, Any]:
+        return rank_main(
+            Seat(cluster.collective(rank), lambda: cluster.mailbox(rank), cluster.clock(rank), lambda: False)
+        )
+
+    return cluster.run(main)
+
+
+def ratio(figures: Sequence[Mapping[str, float]]) -> float | None:
+    """Bytes of gradients that were compressed, before over after, over all ranks; None where none were."""
+    before, after = (sum(each.get(f"bytes_{when}", 0) for each in figures) for when in ("before", "after"))
+    return round(before / after, 2) if after else None
 
 
 class Apart:
     """A reducer whose dense and row-sparse gradients go one after the other, so that their bytes can be told apart.
 
+    A strategy that looks at what a reducer is and has finds the inner one.
+
     Attributes:
-        sent: bytes by kind.
+        bytes_sent: by kind.
     """
 
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
-        self.sent: Counter[str] = Counter()
+        self.bytes_sent: Counter[str] = Counter()
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # as isinstance sees it
+        return type(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`."""
@@ -161,41 +223,31 @@ class Apart:
             before = collective.sent_bytes
             some = {name: grad for name, grad in grads.items() if grad.is_sparse == (kind == "sparse")}
             summed |= self.inner.reduce(some, collective)
-            self.sent[kind] += collective.sent_bytes - before
+            self.bytes_sent[kind] += collective.sent_bytes - before
         return {name: summed[name] for name in grads}
 
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """See `Reducer.settle`."""
-        self.inner.settle(made, rescaled)
 
-    def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`."""
-        return self.inner.figures()
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Reducer.state_dict`."""
-        return self.inner.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Reducer.load_state_dict`."""
-        self.inner.load_state_dict(state)
-
-
-@dataclass
+@dataclass(frozen=True)
 class _Between:
-    """A rank's batches; `done(step)` is called when a step is made and before the next one begins."""
+    """A rank's batches, each of which takes a second of its clock; `done(step)` is called when a step is made and
+    before the next one begins."""
 
     rows: Rows
+    clock: Clock
     done: Callable[[int], None]
-    steps: Callable[[int], int] = field(init=False)
-    audit: Callable[[int], Audit] = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.steps, self.audit = self.rows.steps, self.rows.audit
+    def steps(self, epoch: int) -> int:
+        """Batches an epoch."""
+        return self.rows.steps(epoch)
+
+    def audit(self, epoch: int) -> Audit:
+        """See `Rows.audit`."""
+        return self.rows.audit(epoch)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         """The batches of an epoch."""
         for batch in self.rows.epoch(epoch, start_step):
+            self.clock.spend(1.0)
             yield batch
             self.done(epoch * self.steps(epoch) + batch.step + 1)
 
@@ -203,47 +255,79 @@ class _Between:
 class _Rank:
     """One rank of one run."""
 
-    def __init__(self, task: RankTask, setting: Exchange, model: nn.Module, watch: Watch, worker: Worker) -> None:
-        self.task, self.setting, self.model, self.watch, self.worker = task, setting, model, watch, worker
-        self.collective = Metered(worker.collective)
+    def __init__(self, task: RankTask, setting: Exchange, model: nn.Module, watch: Watch, seat: Seat) -> None:
+        self.task, self.setting, self.model, self.watch, self.seat = task, setting, model, watch, seat
+        self.collective = Metered(seat.collective)
         rows = task.training(setting, self.collective.rank, self.collective.size)
         self.total = setting.epochs * rows.steps(0)
-        self.batches = _Between(rows, self._step_done)
+        self.batches = _Between(rows, seat.clock, self._step_done)
         self.due = {self.total * point // POINTS for point in range(1, POINTS + 1)}
         self.unseen, self.at = 0, 0  # bytes sent for points; step of the last one
         self.chosen: dict[str, str] = {}  # codecs by tensor, where they are chosen
+        exact = REDUCERS["ordered"].factory()
+        self.reducer = Apart(compressed(self.compression, exact, setting.seed, tell=self._heard))
+        self.strategy: Strategy | None = None
 
     def result(self) -> dict[str, Any]:
         """Train; the outcome, bytes and figures of this rank."""
-        outcome, why, figures = DONE, "", {}
         try:
             outcome, why = self._trained()
-            figures = self.strategy.figures()
         except NonFiniteError as error:
             outcome, why = DIVERGED, str(error).splitlines()[0]
         except UserError as error:
             outcome, why = REFUSED, str(error)
-        sent = dict(self.reducer.sent) if outcome != REFUSED else {}
-        sent["rest"] = self.collective.sent_bytes - self.unseen - sum(sent.values())
+        sent = dict(self.reducer.bytes_sent)
+        sent["rest"] = self._sent() - sum(sent.values())
+        figures = self.strategy.figures() if self.strategy else {}
         return {"outcome": outcome, "why": why, "sent": sent, "figures": figures, "chosen": self.chosen}
+
+    @property
+    def compression(self) -> CompressionConfig:
+        """The setting's."""
+        return CompressionConfig(**self.setting.compression)
+
+    def _sent(self) -> int:
+        """Bytes that count, so far."""
+        mailed = self.strategy.figures().get("mailed_bytes", 0) if self.strategy else 0
+        return self.collective.sent_bytes + int(mailed) - self.unseen
+
+    def _strategy(self, optimizer: Optimizer) -> Strategy:
+        name, options = self.setting.strategy["name"], self.setting.strategy.get("options", {})
+        STRATEGIES[name].fits({**STRATEGIES[name].defaults, **options}, self.compression)
+        equipment = self._equipment(optimizer) if STRATEGIES[name].remote else None
+        return create(name, self.reducer, self.collective, equipment, **options)
+
+    def _equipment(self, optimizer: Optimizer) -> Equipment:
+        tables = row_sparse_parameters(self.model)
+        parts = self.task.optimizers(self.setting)
+        return Equipment(
+            mailbox=self.seat.mailbox(),
+            optimizer=lambda part: like_groups(create_parts(part, parts), optimizer),
+            tables=frozenset(name for name, p in self.model.named_parameters() if id(p) in tables),
+            codecs=push_codecs(self.compression, self.setting.seed),
+            clock=self.seat.clock,
+            should_stop=self._asked,
+        )
+
+    def _asked(self) -> bool:
+        return self.seat.should_stop() or (self.collective.rank == 0 and self.watch.over)
 
     def _trained(self) -> tuple[str, str]:
         setting = self.setting
         optimizer = create_parts(self.model, self.task.optimizers(setting))
-        exact = REDUCERS["ordered"].factory()
-        config = CompressionConfig(**setting.compression)
-        self.reducer = Apart(compressed(config, exact, setting.seed, tell=self._told))
-        self.strategy = create(
-            setting.strategy["name"], self.reducer, self.collective, **setting.strategy.get("options", {})
-        )
+        self.strategy = self._strategy(optimizer)
         schedule = ScheduleConfig(**setting.schedule)
         cfg = FitConfig(epochs=setting.epochs, log_every=1, seed=setting.seed, schedule=schedule)
-        hooks = Hooks(should_stop=lambda: self.worker.should_stop() or (self.collective.rank == 0 and self.watch.over))
-        result = fit(self.model, self.batches, optimizer, self.strategy, self.collective, cfg, self._on, hooks)
-        if self.worker.should_stop():
+        hooks = Hooks(should_stop=self._asked)
+        try:
+            result = fit(self.model, self.batches, optimizer, self.strategy, self.collective, cfg, self._on, hooks)
+            stopped = self.seat.should_stop()
+            if self.at < result.cursor.global_step and not stopped:
+                self._point(result.cursor.global_step, last=True)
+        finally:
+            self.strategy.close()
+        if stopped:
             return "stopped", ""
-        if self.at < result.cursor.global_step:
-            self._point(result.cursor.global_step, last=True)
         if result.cursor.global_step < self.total:
             return TIME, f"ended by its limit of {self.watch.limit_s:g} CPU s of training"
         if self.collective.rank == 0 and self.watch.curve[-1]["validation_loss"] is None:
@@ -254,7 +338,7 @@ class _Rank:
         if event["type"] == "step" and "loss" in event:
             self.watch.step(event["loss"], event["rows"])
 
-    def _told(self, event: Event) -> None:
+    def _heard(self, event: Event) -> None:
         self.chosen |= event.get("layers", {})
 
     def _step_done(self, step: int) -> None:
@@ -263,12 +347,14 @@ class _Rank:
 
     def _point(self, step: int, last: bool) -> None:
         """All ranks come here in the same step; what rank 0 sent until now, and scores of what all agree on."""
-        self.at, before = step, self.collective.sent_bytes
+        assert self.strategy is not None
+        self.collective.barrier()  # a rank that waits may be a server for those that do not yet
+        self.at, before = step, self._sent()
         with self.strategy.consensus({name: p.data for name, p in self.model.named_parameters()}):
             if self.collective.rank == 0:
-                self._score(step, before - self.unseen, last)
+                self._score(step, before, last)
             self.collective.barrier()
-        self.unseen += self.collective.sent_bytes - before
+        self.unseen += self._sent() - before
 
     def _score(self, step: int, sent: int, last: bool) -> None:
         scores: dict[str, float | int | None] = {}
@@ -276,5 +362,5 @@ class _Rank:
         for split in ("validation", "test") if last else ("validation",):
             scores[f"{split}_loss"], scores[split] = self.task.scores(self.model, split)
         self.model.train()
-        counts = {f"{kind}_bytes": self.reducer.sent[kind] for kind in KINDS}
+        counts = {f"{kind}_bytes": self.reducer.bytes_sent[kind] for kind in KINDS}
         self.watch.point(step * self.setting.epochs / self.total, **scores, sent_bytes=sent, **counts)

@@ -17,6 +17,16 @@ from headrace.compress import COMPRESSORS
 from headrace.config import parse, to_yaml
 from headrace.data.stream import DataConfig
 from headrace.errors import UserError
+from headrace.launch import Worker
+from headrace.optim import OPTIMIZERS, create_parts
+from headrace.optim.spec import (
+    NEEDS_CLOSURE,
+    NEEDS_FULL_PASS,
+    NEEDS_KEYS,
+    NEEDS_MODEL,
+    NEEDS_OUTPUTS,
+    OWN_GRADIENT,
+)  # fmt: skip
 from headrace.pipelines import train_ctr
 from headrace.pipelines.train_config import from_dict, resumed
 from headrace.pipelines.train_exchange import Decisions, tell_of_compression
@@ -29,12 +39,14 @@ from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
 from headrace.strategies.local_sgd import LocalSGD
 from headrace.strategies.majority import MajorityVote
+from headrace.strategies.parameter_server import ParameterServer
 from headrace.strategies.powersgd import PowerSGD
 from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
 from headrace.train.events import read_events
 from headrace.train.job import TrainJob
 
+SSP = ["--strategy.name", "ssp"]
 POWERSGD = ["--compression.name", "powersgd"]
 AUTO = ["--compression.name", "auto"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,10 +75,17 @@ def reducer(*argv: str) -> Any:
 
 def strategy(*argv: str) -> Any:
     """What a rank makes of a command line that `check` accepts; closed."""
-    cfg = load(*argv)
+    return strategy_of(load(*argv))
+
+
+def strategy_of(cfg: train_ctr.Config) -> Any:
+    """What a rank makes of settings that `check` accepts; closed."""
     train_ctr.check(cfg)
     model = models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,))
-    made: Any = job(cfg).make_strategy(model, LocalGroup(1).collective(0))
+    group = LocalGroup(1)
+    worker = Worker(group.collective(0), 0, lambda event: None, lambda: False, lambda: group.mailbox(0))
+    optimizer = create_parts(model, {part: getattr(cfg.optimizer, part).given() for part in ("dense", "sparse")})
+    made: Any = job(cfg).make_strategy(model, worker.collective, optimizer, worker)
     made.close()
     return made
 
@@ -101,17 +120,13 @@ def test_every_reducer_is_reached_by_its_setting() -> None:
     assert isinstance(made, CodedRows) and isinstance(made.inner, Adaptive)
 
 
-def test_the_recipe_of_lars_and_qsgd_is_a_file_of_settings(tmp_path: Path) -> None:
+def test_the_recipe_of_lars_and_qsgd_is_a_file_of_settings() -> None:
     cfg = load("--config", str(ROOT / "conf" / "lars_qsgd.yaml"), "--ranks", "4")
-    train_ctr.check(cfg)
     saved = yaml.safe_load(to_yaml(cfg))
     assert saved["optimizer"]["dense"]["name"] == "lars" and saved["compression"]["name"] == "auto"
-    made: Any = job(cfg).make_strategy(
-        models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,)), LocalGroup(1).collective(0)
-    )
-    assert made.reducer.adaptive == AdaptiveConfig(budget=0.1, interval=50, switch=False, error="relative")
-    assert {rung.spec.factory.__name__ for rung in made.reducer.rungs} == {"Qsgd"}
-    assert made.reducer.feedback.variant == "none"
+    made = strategy_of(cfg).reducer
+    assert made.adaptive == AdaptiveConfig(budget=0.1, interval=50, switch=False, error="relative")
+    assert {rung.spec.factory.__name__ for rung in made.rungs} == {"Qsgd"} and made.feedback.variant == "none"
 
 
 def test_overlap_is_around_what_goes_by_buckets_only() -> None:
@@ -234,6 +249,22 @@ def test_what_compression_decided_is_told() -> None:
 
 RUNS = {
     "auto": ["--compression.name", "auto", "--compression.interval", "2"],
+    "served": [
+        "--strategy.name",
+        "ssp",
+        "--strategy.bound",
+        "1",
+        "--strategy.tune",
+        "true",
+        "--compression.name",
+        "qsgd",
+        "--compression.sparse",
+        "bf16",
+        "--optimizer.dense.layer_decay",
+        "0.9",
+        "--train.precision.compute",
+        "float32",
+    ],
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],
@@ -251,7 +282,8 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         cfg = parse({"": train_ctr.Config}, [*common, *argv], "headrace train-ctr")[""]
         report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
         assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
-        assert ("compression_ratio" in report.results) == (kind in ("auto", "powersgd"))
+        assert ("compression_ratio" in report.results) == (kind in ("auto", "powersgd", "served"))
+        assert ("staleness_max" in report.results) == (kind == "served")
         events = read_events(Path(report.paths["run"]) / "events.jsonl")
         decided = [event for event in events if event["type"] == "compression" and event.get("layers")]
         assert bool(decided) == (kind == "auto")
@@ -265,6 +297,13 @@ def test_strategies_are_reached_by_their_settings() -> None:
     assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
     made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
     assert isinstance(made.reducer, CompressedReducer)
+    made = strategy("--strategy.name", "ssp", "--strategy.tune", "true", "--compression.name", "qsgd", "--seed", "3")
+    assert isinstance(made, ParameterServer) and (made.options.bound, made.options.tune) == (4, True)
+    codecs = made.equipment.codecs
+    assert codecs.dense is not None and codecs.dense.variant == "ef" and codecs.rows is None and codecs.seed == 3
+    made = strategy("--strategy.name", "parameter_server", "--compression.sparse", "bf16", "--strategy.servers", "1")
+    assert made.options.bound == -1 and made.equipment.codecs.rows is not None
+    assert made.equipment.tables == {"embedding.weight"}
 
 
 @pytest.mark.parametrize(
@@ -276,10 +315,40 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.name", "local_sgd", "--strategy.outer_momentum", "1"], "outer_momentum"),
         (["--strategy.name", "local_sgd", "--train.precision.compute", "fp16"], "fp16"),
         (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
-        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "exchanges parameters"),
+        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
         (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
+        ([*SSP, "--strategy.bound", "20", "--strategy.tune", "true"], "--strategy.bound 20"),
+        ([*SSP, "--strategy.compensation", "some"], "one of none, constant, adaptive"),
+        ([*SSP, "--strategy.rates", "some"], "one of none, staleness"),
+        ([*SSP, "--strategy.servers", "-1"], "--strategy.servers -1"),
+        ([*SSP, "--train.precision.compute", "fp16"], "fp16"),
+        ([*SSP, "--train.overlap", "on"], "while backward runs"),
+        ([*SSP, "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
+        ([*SSP, "--optimizer.dense.wrappers", "[sam]"], "sam evaluates the loss"),
+        ([*SSP, "--optimizer.dense.wrappers", "[ema]"], "ema has averages"),
+        ([*SSP, *POWERSGD], "powersgd is of sums over ranks"),
+        ([*SSP, "--compression.name", "topk", "--compression.feedback", "ef21"], "ef21 is of sums"),
+        ([*SSP, "--compression.name", "topk", "--compression.exchange", "allgather"], "allgather is of sums"),
+        ([*SSP, "--compression.name", "topk", "--compression.hierarchical", "true"], "hierarchical is of sums"),
     ],
 )
 def test_strategies_that_cannot_be_are_refused(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
+        train_ctr.check(load(*argv))
+
+
+SERVED = [name for name, spec in strategies.STRATEGIES.items() if spec.remote]
+NEEDS_MORE = {
+    NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", SERVED)
+def test_servers_refuse_the_rules_that_need_more_than_gradients_of_their_part(name: str, rule: str) -> None:
+    argv = ["--strategy.name", name, "--optimizer.dense.name", rule]
+    if not OPTIMIZERS[rule].traits & NEEDS_MORE:
+        train_ctr.check(load(*argv))
+        return
+    with pytest.raises(UserError, match=rule):
         train_ctr.check(load(*argv))

@@ -1,4 +1,4 @@
-"""What compression of gradients saved in a run of train-ctr, what it took, and what it decided by itself."""
+"""What compression of gradients saved in a run of train-ctr, what it took and decided; how stale gradients were."""
 
 from __future__ import annotations
 
@@ -67,6 +67,16 @@ def tell_of_compression(
             report.warn(f"{what} is off at the end: {decisions.switched}")
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
+
+
+def tell_of_staleness(figures: list[dict[str, float]], report: Report) -> None:
+    """Where servers applied gradients: how many updates these missed, and how long the rank that waited most did."""
+    figures = [each for each in figures if "staleness_max" in each]
+    if not figures:
+        return
+    report.results["staleness_max"] = int(max(each["staleness_max"] for each in figures))
+    report.results["staleness_mean"] = sum(each["staleness_mean"] for each in figures) / len(figures)
+    report.results["exchange_seconds"] = max(each["exchange_seconds"] for each in figures)
 
 
 def _why_not_engaged(cfg: Config) -> str:

@@ -135,6 +135,12 @@ class Monitor:
         if line := self.decisions.take(event):
             self.report.say(line)
 
+    def _on_bound(self, event: Event) -> None:
+        self.report.say(
+            f"step {event['step']:,}: bound {event['bound']} ({event['why']}): waited {event['waited']:.0%} of the"
+            f" time; steps take {event['seconds']:.2f} times as long now, loss {event['loss']:.4f}"
+        )
+
     def _on_overflow(self, event: Event) -> None:
         self.report.say(
             f"step {event['step']}: fp16 overflowed, left out; scale of the loss now {event['loss_scale']:g}"

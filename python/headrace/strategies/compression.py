@@ -231,9 +231,13 @@ def _dense(
         return PowerSGD(PowerSGDConfig(rank=powersgd_rank(cfg), decay=cfg.decay, min_numel=min_numel, seed=seed), rest)
     made = MajorityVote if cfg.exchange == VOTE else CompressedReducer
     exchange = "auto" if cfg.exchange == VOTE else cfg.exchange
-    settings = CompressedConfig(exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
     if cfg.name == AUTO:
+        settings = CompressedConfig(exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
         adaptive, rungs = chosen(cfg)
         feedback = Feedback(rungs[0].codec, cfg.variant, cfg.decay)
         return Adaptive(rungs, feedback, rest, settings, adaptive, everyone, tell)
+    options = choose(f"compression {cfg.name}", cfg.spec.defaults, cfg.options)
+    settings = CompressedConfig(
+        exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed, options=options
+    )
     return made(cfg.spec, Feedback(create(cfg.name, **cfg.options), cfg.variant, cfg.decay), rest, settings)
