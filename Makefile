@@ -1,7 +1,7 @@
 # The project's verbs; CI runs the same ones. `make help` lists them.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign mutants bench study-optimizers study-batch peers docs clean
+.PHONY: help setup demo demo-lake demo-crash test lint fmt scala campaign mutants bench study-optimizers study-batch study-exchange study-adaptive study-lars-qsgd peers docs clean
 BIN := .venv/bin
 PACKAGE := python/headrace
 
@@ -59,6 +59,15 @@ study-optimizers: setup ## every optimizer on MNIST, generated Criteo, CIFAR-10:
 
 study-batch: setup ## accuracy against batch for momentum, Adam, LARS, LAMB: 2 hours a call at most, goes on where it was
 	@$(BIN)/python -m bench.studies.batch $(STUDY)
+
+study-exchange: setup ## loss against bytes for codecs, feedback, strategies: 2 hours a call at most, goes on where it was
+	@$(BIN)/python -m bench.studies.exchange $(STUDY)
+
+study-adaptive: setup ## codecs chosen by layer against fixed ones at equal bytes: goes on where it was
+	@$(BIN)/python -m bench.studies.adaptive $(STUDY)
+
+study-lars-qsgd: setup ## LARS + QSGD against either alone: goes on where it was
+	@$(BIN)/python -m bench.studies.lars_qsgd $(STUDY)
 
 docs: setup ## check links inside README and docs, and that the pages written by verbs are up to date
 	@$(BIN)/python scripts/check_links.py README.md docs

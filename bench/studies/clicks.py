@@ -8,7 +8,7 @@ trains the tables, and Adam at its default rate the dense parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -35,17 +35,28 @@ from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
 DATA_SEED, CLICK_RATE = 1, 0.25
 _BLOCK = 1 << 17
 _HELD_BATCH = 8192
-_BESIDE = {DENSE: {"name": "rowwise_adagrad"}, TABLES: {"name": "adam"}}
+_PART = {DENSE: "dense", TABLES: "sparse"}
+_BESIDE: dict[str, dict[str, Any]] = {DENSE: {"name": "rowwise_adagrad"}, TABLES: {"name": "adam"}}
 
 
 @dataclass
 class Rows:
     """Rows in memory as a rank's stream, in an order of (seed, epoch) alone; the last rows, less than a batch, are
-    dropped and counted."""
+    dropped and counted.
+
+    Args:
+        tensors: by name, "key" among them.
+        batch: rows of a global batch.
+        seed: of the order.
+        rank: takes the rows rank, rank + size, ... of every global batch.
+        size: number of ranks.
+    """
 
     tensors: dict[str, torch.Tensor]
     batch: int
     seed: int = 0
+    rank: int = 0
+    size: int = 1
     _seen: int = 0
 
     def __len__(self) -> int:
@@ -60,13 +71,14 @@ class Rows:
         order = permutation(len(self), self.seed, epoch)
         self._seen = 0
         for step in range(start_step, self.steps(epoch)):
-            ids = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch])
+            ids = torch.from_numpy(order[step * self.batch : (step + 1) * self.batch][self.rank :: self.size])
             self._seen += len(ids)
             yield Batch({name: tensor[ids] for name, tensor in self.tensors.items()}, None, step)
 
     def audit(self, epoch: int) -> Audit:
-        """How many rows were seen and dropped; rows in memory are not proved by their keys."""
-        return Audit(epoch, self.steps(epoch), self._seen, len(self) - self._seen)
+        """How many rows this rank saw and dropped; rows in memory are not proved by their keys."""
+        own = len(range(self.rank, len(self), self.size))
+        return Audit(epoch, self.steps(epoch), self._seen, own - self._seen)
 
     def whole(self, batch: int = _HELD_BATCH) -> Iterator[Batch]:
         """All rows once, in their order."""
@@ -102,6 +114,11 @@ class ClickTask:
     metric: str = "AUC"
     parts: tuple[str, ...] = field(default=(DENSE, TABLES))
 
+    @property
+    def train_rows(self) -> int:
+        """How many are trained on."""
+        return self.rows
+
     def about(self) -> dict[str, Any]:
         """See `Task.about`."""
         return {
@@ -116,19 +133,10 @@ class ClickTask:
 
     def train(self, setting: Setting, watch: Watch) -> Trained:
         """See `Task.train`."""
-        rows, cardinalities = self.made
-        source = rows.part(0, self.rows)
-        source.batch, source.seed = setting.batch, setting.seed
-        dense = source.tensors["dense"].double()
-        model = models.create(
-            "deepfm", cardinalities, dense.shape[1], hidden=self.hidden, seed=setting.seed,
-            dense_mean=tuple(dense.mean(0).tolist()), dense_std=tuple(dense.std(0, correction=0).tolist()),
-        )  # fmt: skip
-        studied, other = (DENSE, TABLES) if setting.part == DENSE else (TABLES, DENSE)
-        chosen = {studied: {"name": setting.rule, **setting.options}, other: setting.beside or _BESIDE[studied]}
+        model, source = self.model(setting.seed), self.training(setting)
         optimizer = None
         try:
-            optimizer = create_parts(model, {"dense": chosen[DENSE], "sparse": chosen[TABLES]})
+            optimizer = create_parts(model, self.optimizers(setting))
             outcome, why = _Run(self, model, optimizer, source, setting, watch).outcome()
         except NonFiniteError as error:
             outcome, why = DIVERGED, str(error)
@@ -136,9 +144,43 @@ class ClickTask:
             outcome, why = REFUSED, str(error)
         except (ArithmeticError, torch.linalg.LinAlgError) as error:
             outcome, why = DIVERGED, f"step {watch.steps + 1}: {error}"
-        part = {DENSE: "dense", TABLES: "sparse"}[studied]
-        held = optimizer.parts[part].state_bytes() if optimizer else None
+        held = optimizer.parts[_PART[setting.part]].state_bytes() if optimizer else None
         return Trained(outcome=outcome, why=why, state_bytes=held)
+
+    def model(self, seed: int) -> Any:
+        """DeepFM that standardizes by the training rows."""
+        rows, cardinalities = self.made
+        dense = rows.tensors["dense"][: self.rows].double()
+        return models.create(
+            "deepfm", cardinalities, dense.shape[1], hidden=self.hidden, seed=seed,
+            dense_mean=tuple(dense.mean(0).tolist()), dense_std=tuple(dense.std(0, correction=0).tolist()),
+        )  # fmt: skip
+
+    def optimizers(self, setting: Setting) -> dict[str, Mapping[str, Any]]:
+        """Of the dense parameters and of the tables: the rule under study, and what is beside it."""
+        other = TABLES if setting.part == DENSE else DENSE
+        chosen = {setting.part: {"name": setting.rule, **setting.options}}
+        chosen[other] = dict(setting.beside or _BESIDE[setting.part])
+        return {_PART[part]: options for part, options in chosen.items()}
+
+    def training(self, setting: Setting, rank: int = 0, size: int = 1) -> Rows:
+        """A rank's part of the global batches."""
+        return Rows(self.part(0, self.rows).tensors, setting.batch, setting.seed, rank, size)
+
+    def held_rows(self, split: str) -> Rows:
+        """Those for validation, or for test."""
+        start = self.rows + (split == "test") * self.held
+        return self.part(start, start + self.held)
+
+    def part(self, start: int, stop: int) -> Rows:
+        """Some of all rows."""
+        return self.made[0].part(start, stop)
+
+    def scores(self, model: Any, split: str) -> tuple[float | None, float | None]:
+        """Mean loss and AUC."""
+        found = evaluate(model, self.held_rows(split).whole(), LocalGroup(1).collective(0))
+        assert found is not None
+        return found.metrics.logloss, found.metrics.auc
 
 
 class _Run:
@@ -146,9 +188,7 @@ class _Run:
 
     def __init__(self, task: ClickTask, model: Any, optimizer: Any, source: Rows, setting: Setting, watch: Watch):
         self.model, self.optimizer, self.source, self.watch = model, optimizer, source, watch
-        rows = task.made[0]
-        self.validation = rows.part(task.rows, task.rows + task.held)
-        self.test = rows.part(task.rows + task.held, task.rows + 2 * task.held)
+        self.validation, self.test = task.held_rows("validation"), task.held_rows("test")
         self.collective = LocalGroup(1).collective(0)
         self.cfg = FitConfig(
             epochs=setting.epochs, eval_every=max(1, source.steps(0) // task.points), log_every=1, seed=setting.seed,

@@ -25,7 +25,7 @@ def curves(entries: Sequence[Entry], metric: str, path: Path) -> None:
     size = -(-len(entries) // PANELS)
     groups = [entries[at : at + size] for at in range(0, len(entries), size)]
     reference = next((entry for entry in entries if entry.name == REFERENCE), None)
-    figure = _figure(4.2 * len(groups), 6.4)
+    figure = figure_of(4.2 * len(groups), 6.4)
     axes = figure.subplots(2, len(groups), sharey=True, squeeze=False)
     for column, group in enumerate(groups):
         for row, what in enumerate(("epoch", "cpu_seconds")):
@@ -42,7 +42,7 @@ def curves(entries: Sequence[Entry], metric: str, path: Path) -> None:
     axes[0][0].set_ylim(bottom=max(0.0, statistics.median(scores) - 0.1 * (1 if metric == "AUC" else 2)))
     for row in axes:
         row[0].set_ylabel(f"test {metric}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mean(lines: Sequence[Line], what: str) -> tuple[list[float], list[float]]:
@@ -57,7 +57,7 @@ def _mean(lines: Sequence[Line], what: str) -> tuple[list[float], list[float]]:
 
 def against_batch(series: Mapping[str, Mapping[int, Sequence[float]]], metric: str, path: Path) -> None:
     """Means and standard deviations of `series[rule][batch]` against the batch."""
-    figure = _figure(6.0, 4.2)
+    figure = figure_of(6.0, 4.2)
     axis = figure.subplots()
     for rule, by_batch in series.items():
         known = {batch: values for batch, values in by_batch.items() if values}
@@ -72,12 +72,12 @@ def against_batch(series: Mapping[str, Mapping[int, Sequence[float]]], metric: s
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
 def against_time(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
     """`panels[title][name]` are times and losses; the scale of losses is logarithmic."""
-    figure = _figure(5.2 * len(panels), 4.2)
+    figure = figure_of(5.2 * len(panels), 4.2)
     for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name, (x, y) in series.items():
             axis.plot(x, y, label=name, linewidth=1.2)
@@ -87,16 +87,18 @@ def against_time(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequen
         axis.set_yscale("log")
         axis.grid(alpha=0.3, which="both")
         axis.legend(fontsize=7)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def figure_of(width: float, height: float) -> Any:
+    """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """As SVG: no date, and names that are drawn alike every time."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "headrace", "svg.fonttype": "none"}):

@@ -124,16 +124,26 @@ class ImageTask:
                 return TIME, f"ended by its limit of {watch.limit_s:g} CPU s of training"
         return DONE, ""
 
-    @torch.no_grad()
+    @property
+    def ends(self) -> dict[str, tuple[int, int]]:
+        """Where the rows of validation and of test begin and end."""
+        middle = self.train_rows + self.validation_rows
+        return {"validation": (self.train_rows, middle), "test": (middle, len(self.images))}
+
     def _scores(self, model: nn.Module) -> dict[str, float]:
         scores = {}
-        ends = {"validation": (self.train_rows, self.train_rows + self.validation_rows)}
-        ends["test"] = (ends["validation"][1], len(self.images))
-        for name, (start, stop) in ends.items():
-            outputs, labels = model(self.images[start:stop]), self.labels[start:stop]
-            scores[f"{name}_loss"] = float(cross_entropies(outputs, labels).mean(dtype=torch.float64))
-            scores[name] = float((outputs.argmax(1) == labels).double().mean())
+        for name, (start, stop) in self.ends.items():
+            found = scored(model, self.images[start:stop], self.labels[start:stop])
+            scores[f"{name}_loss"], scores[name] = found
         return scores
+
+
+@torch.no_grad()
+def scored(model: nn.Module, images: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy."""
+    outputs = model(images)
+    loss = float(cross_entropies(outputs, labels).mean(dtype=torch.float64))
+    return loss, float((outputs.argmax(1) == labels).double().mean())
 
 
 def folder_of(name: str, data: Path | None = None) -> Path:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -35,6 +36,7 @@ RESULTS = ROOT / "docs" / "results" / "study_optimizers.jsonl"
 SEEDS = (1, 2, 3)
 BEST = 5
 Entry = tuple[str, str]
+AnySetting = TypeVar("AnySetting", bound=Setting)
 
 
 def entries(task: Task, rules: Sequence[str]) -> list[Entry]:
@@ -59,13 +61,13 @@ def settings(task: Task, entry: Entry, budget: int = BUDGET) -> list[Setting]:
     ]  # fmt: skip
 
 
-def chosen(found: Sequence[tuple[Setting, Line]]) -> Setting | None:
+def chosen(found: Sequence[tuple[AnySetting, Line]]) -> AnySetting | None:
     """Of tuning's runs the setting with the least final validation loss."""
     losses = [(loss, setting) for setting, line in found if (loss := final_loss(line)) is not None]
     return min(losses, key=lambda pair: pair[0])[1] if losses else None
 
 
-def with_seed(setting: Setting, seed: int) -> Setting:
+def with_seed(setting: AnySetting, seed: int) -> AnySetting:
     """The same, otherwise drawn."""
     return replace(setting, seed=seed)
 

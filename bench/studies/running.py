@@ -62,6 +62,7 @@ def record(task: Task, setting: Setting, limit_s: float, threads: int) -> Line:
         "seconds": round(watch.seconds, 3),
         "cpu_seconds": round(watch.cpu_seconds, 3),
         "state_bytes": trained.state_bytes,
+        **trained.more,
         "limit_s": limit_s,
         "threads": threads,
         "load_before": round(load, 2),
@@ -95,10 +96,8 @@ def go_on(lines: Lines, due: Callable[[], Iterator[tuple[Task, Setting]]], call:
 def _told(task: Task, setting: Setting, line: Line) -> str:
     last: dict[str, Any] = line["curve"][-1] if line["curve"] else {}
     scores = f"{task.metric} {last['test']:.4f}" if last.get("test") is not None else ""
-    options = " ".join(f"{name} {value}" for name, value in setting.options.items())
-    what = f"{task.name} {setting.rule}{'' if setting.part == 'dense' else ' on ' + setting.part}"
     return (
-        f"{what:<28} {options:<36} batch {setting.batch:<5} seed {setting.seed} {line['outcome']:<9} {scores:<16} "
+        f"{task.name:<8} {setting.told} batch {setting.batch:<5} seed {setting.seed} {line['outcome']:<9} {scores:<16} "
         f"{line['cpu_seconds']:6.1f} CPU s  load {line['load_before']:.1f}  {line['why'][:80]}"
     )
 

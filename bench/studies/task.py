@@ -37,6 +37,12 @@ class Setting:
     schedule: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
+    @property
+    def told(self) -> str:
+        """In a line."""
+        options = " ".join(f"{name} {value}" for name, value in self.options.items())
+        return f"{self.rule + ('' if self.part == DENSE else ' on ' + self.part):<20} {options:<36}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
@@ -46,11 +52,13 @@ class Trained:
         outcome: of OUTCOMES.
         why: of a refusal, a divergence or a run that its limit ended.
         state_bytes: that the rule holds at the end; None where it never began.
+        more: JSON for the run's line.
     """
 
     outcome: str
     why: str = ""
     state_bytes: int | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Watch:
@@ -83,8 +91,9 @@ class Watch:
         """Whether the run has had its time."""
         return self.cpu_seconds >= self.limit_s
 
-    def point(self, epoch: float, **scores: float | None) -> None:
-        """Add to the curve; `train_loss` is the mean over the rows of the steps since the last point."""
+    def point(self, epoch: float, **scores: float | int | None) -> None:
+        """Add to the curve; `train_loss` is the mean over the rows of the steps since the last point. Whole numbers
+        stay as they are."""
         train = self._loss / self._rows if self._rows else None
         found = {"train_loss": train, **scores}
         self.curve.append(
@@ -122,6 +131,8 @@ class Task(Protocol):
         """Make a run; its points go to `watch`. Nothing that a rule does is an error: see OUTCOMES."""
 
 
-def finite(value: float | None) -> float | None:
-    """Six digits; JSON has no NaN and no infinity: None."""
+def finite(value: float | int | None) -> float | int | None:
+    """Six digits, of a whole number all; JSON has no NaN and no infinity: None."""
+    if isinstance(value, int):
+        return value
     return float(f"{value:.6g}") if value is not None and math.isfinite(value) else None

@@ -29,8 +29,9 @@ from headrace.optim.spec import (
 )  # fmt: skip
 from headrace.pipelines import train_ctr
 from headrace.pipelines.train_config import from_dict, resumed
-from headrace.pipelines.train_exchange import tell_of_compression
+from headrace.pipelines.train_exchange import Decisions, tell_of_compression
 from headrace.report import Report
+from headrace.strategies.adaptive import Adaptive, AdaptiveConfig
 from headrace.strategies.aggregation import AGGREGATIONS
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.coded_rows import CodedRows, why_not
@@ -44,6 +45,7 @@ from headrace.strategies.parameter_server import ParameterServer
 from headrace.strategies.powersgd import PowerSGD
 from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
+from headrace.train.events import read_events
 from headrace.train.job import TrainJob
 
 SSP = ["--strategy.name", "ssp"]
@@ -51,6 +53,8 @@ POWERSGD = ["--compression.name", "powersgd"]
 SGD = ["--optimizer.dense.name", "sgd"]
 TOPK = ["--compression.name", "topk"]
 HALF = ["--train.precision.compute", "bf16", "--train.precision.parameters", "bf16"]
+AUTO = ["--compression.name", "auto"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def load(*argv: str) -> train_ctr.Config:
@@ -76,7 +80,11 @@ def reducer(*argv: str) -> Any:
 
 def strategy(*argv: str) -> Any:
     """What a rank makes of a command line that `check` accepts; closed."""
-    cfg = load(*argv)
+    return strategy_of(load(*argv))
+
+
+def strategy_of(cfg: train_ctr.Config) -> Any:
+    """What a rank makes of settings that `check` accepts; closed."""
     train_ctr.check(cfg)
     model = models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,))
     group = LocalGroup(1)
@@ -107,6 +115,23 @@ def test_every_reducer_is_reached_by_its_setting() -> None:
     made = reducer("--aggregation.name", "norm_clip", "--aggregation.factor", "2", "--ranks", "2")
     assert isinstance(made, NormClip) and made.factor == 2.0
     assert type(reducer()) is BucketReducer
+    made = reducer("--compression.name", "auto", "--compression.budget", "0.2", "--compression.codecs", "[qsgd,none]")
+    assert isinstance(made, Adaptive)
+    assert made.adaptive == AdaptiveConfig(budget=0.2, interval=50, switch=True, error="absolute")
+    assert [rung.label for rung in made.rungs][-2:] == ["qsgd 127", "none"]
+    made = reducer(*AUTO, "--compression.feedback", "none", "--compression.hierarchical", "true")
+    assert isinstance(made.inner, Adaptive) and "topk" not in " ".join(rung.label for rung in made.inner.rungs)
+    made = reducer(*AUTO, "--compression.sparse", "bf16")
+    assert isinstance(made, CodedRows) and isinstance(made.inner, Adaptive)
+
+
+def test_the_recipe_of_lars_and_qsgd_is_a_file_of_settings() -> None:
+    cfg = load("--config", str(ROOT / "conf" / "lars_qsgd.yaml"), "--ranks", "4")
+    saved = yaml.safe_load(to_yaml(cfg))
+    assert saved["optimizer"]["dense"]["name"] == "lars" and saved["compression"]["name"] == "auto"
+    made = strategy_of(cfg).reducer
+    assert made.adaptive == AdaptiveConfig(budget=0.1, interval=50, switch=False, error="relative")
+    assert {rung.spec.factory.__name__ for rung in made.rungs} == {"Qsgd"} and made.feedback.variant == "none"
 
 
 def test_overlap_is_around_what_goes_by_buckets_only() -> None:
@@ -136,6 +161,17 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.name", "bf16"], "compressed ones", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", *POWERSGD], "compressed ones", "none"),
     (["--compression.name", "topk", "--compression.exchange", "vote"], "votes are of signs", "signsgd"),
+    (["--compression.exchange", "vote", *AUTO], "votes are of signs", "exchange auto"),
+    (["--compression.exchange", "allreduce", *AUTO], "cannot be added up", "exchange auto"),
+    (["--compression.feedback", "ef21", *AUTO], "follows what is sent", "switch false"),
+    (["--compression.budget", "0", *AUTO], "budget 0", "over 0"),
+    (["--compression.interval", "0", *AUTO], "interval 0", "1 or more"),
+    (["--compression.error", "relativ", *AUTO], "relativ", "relative"),
+    (["--compression.codecs", "[qsgd,tok]", *AUTO], "tok", "topk"),
+    (["--compression.codecs", "[threshold]", *AUTO], "bytes are not known", "some of"),
+    (["--compression.codecs", "[dgc]", *AUTO], "in its own way", "some of"),
+    (["--compression.codecs", "[topk]", "--compression.feedback", "none", *AUTO], "right in the mean", "qsgd"),
+    (["--compression.levels", "7", *AUTO], "no option 'levels'", "codecs"),
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.sparse", "bf16"], "compressed ones", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", "--compression.hierarchical", "true"], "hosts' sums", "none"),
     (["--aggregation.name", "krum", "--ranks", "5", "--optimizer.dense.wrappers", "[sam]"], "sam sums", "leave sam"),
@@ -169,7 +205,13 @@ def test_help_names_them_all(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    for word in ("powersgd: rank 2", "--compression.hierarchical", "--compression.sparse", *AGGREGATIONS):
+    for word in (
+        "powersgd: rank 2",
+        "auto: budget 0.1",
+        "--compression.hierarchical",
+        "--compression.sparse",
+        *AGGREGATIONS,
+    ):
         assert word in shown, word
 
 
@@ -190,7 +232,28 @@ def test_compression_that_never_engaged_says_why() -> None:
     assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
 
 
+def test_what_compression_decided_is_told() -> None:
+    told = Decisions()
+    assert told.take({"layers": {"a": "qsgd 7", "b": "onebit"}}) == "codecs: qsgd 7 (1), onebit (1)"
+    assert told.take({"layers": {"b": "qsgd 7"}}) == "codecs: qsgd 7 (2)" and told.take({"layers": {}}) == ""
+    even = {"turn": 9, "compress": True, "changed": False, "compressed": 0.002, "as_is": 0.0021}
+    assert told.take(even) == "" and not told.switched
+    off = told.take(even | {"compress": False, "changed": True, "as_is": 0.001})
+    assert "goes off after exchange 9: it takes 2 ms compressed, 1 ms as it is" in off
+    report, figures = Report("train-ctr"), {"bytes_before": 8.0, "bytes_after": 4.0, "turns": 8, "turns_as_is": 2}
+    tell_of_compression(load(*AUTO), [figures], report, told)
+    assert report.results["compression_layers"] == {"a": "qsgd 7", "b": "qsgd 7"}
+    assert report.results["compression_off_share"] == 0.25 and report.results["compression_switches"] == 1
+    assert len(report.warnings) == 1 and "is off at the end" in report.warnings[0]
+    on = told.take(even | {"changed": True})
+    assert "goes on" in on and not told.switched and told.changes == 2
+    resumed = Decisions()
+    resumed.take({"layers": {}, "compress": False, "resumed": True})
+    assert "was off where the run was resumed" in resumed.switched
+
+
 RUNS = {
+    "auto": ["--compression.name", "auto", "--compression.interval", "2"],
     "served": [
         *("--strategy.name", "ssp", "--strategy.bound", "1", "--strategy.tune", "true"),
         *("--compression.name", "qsgd", "--compression.sparse", "bf16", "--optimizer.dense.layer_decay", "0.9"),
@@ -215,8 +278,12 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         cfg = parse({"": train_ctr.Config}, [*common, *argv], "headrace train-ctr")[""]
         report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
         assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
-        assert ("compression_ratio" in report.results) == (kind in ("powersgd", "gossip", "served"))
+        assert ("compression_ratio" in report.results) == (kind in ("auto", "powersgd", "gossip", "served"))
         assert ("staleness_max" in report.results) == (kind == "served")
+        events = read_events(Path(report.paths["run"]) / "events.jsonl")
+        decided = [event for event in events if event["type"] == "compression" and event.get("layers")]
+        assert bool(decided) == (kind == "auto")
+        assert set(report.results.get("compression_layers", [])) == {n for e in decided for n in e["layers"]}
         assert any("one host" in words for words in report.warnings) == (kind == "tiers")
 
 

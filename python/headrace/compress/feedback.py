@@ -58,13 +58,19 @@ class Feedback:
             state["memory"] = torch.zeros_like(like, memory_format=torch.contiguous_format)
         return state
 
+    def whole(self, x: Tensor, state: State) -> Tensor:
+        """What the codec is given of x."""
+        if self.variant == "none":
+            return x
+        memory: Tensor = state["memory"]
+        return x + memory if self.variant == "ef" else x - memory
+
     def send(self, x: Tensor, state: State) -> Sent:
         """Compress x together with what is remembered; neither is changed."""
         if self.variant == "none":
             payload, inner = self.codec.compress(x, state["codec"])
             return Sent(payload, {"codec": inner})
-        memory = state["memory"]
-        whole = x + memory if self.variant == "ef" else x - memory
+        memory, whole = state["memory"], self.whole(x, state)
         payload, inner = self.codec.compress(whole, state["codec"])
         decoded = self.codec.decompress(payload)
         kept = whole.sub_(decoded).mul_(self.decay) if self.variant == "ef" else memory + decoded

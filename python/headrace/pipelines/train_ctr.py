@@ -383,7 +383,7 @@ def _finish(
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
     report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
-    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
+    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report, monitor.decisions)
     tell_of_staleness([answer["exchange"] for answer in answers], report)
     tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}

@@ -1,17 +1,54 @@
-"""What compression of gradients saved in a run of train-ctr, and what it took; how stale gradients were, and how evenly
-tables lay on ranks."""
+"""What compression of gradients saved in a run of train-ctr, what it took and decided; how stale gradients were, and how
+evenly tables lay on ranks."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from headrace.report import Report
+from headrace.train.events import Event
 
 if TYPE_CHECKING:
     from headrace.pipelines.train_ctr import Config
 
 
-def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:
+@dataclass
+class Decisions:
+    """What `--compression.name auto` has decided so far.
+
+    Args:
+        layers: the codec that each has.
+        switched: why compression is off; empty while it is on.
+        changes: how often it went off or on.
+    """
+
+    layers: dict[str, str] = field(default_factory=dict)
+    switched: str = ""
+    changes: int = 0
+
+    def take(self, event: Event) -> str:
+        """A `compression` event; what to tell people of it, if anything."""
+        self.layers |= event.get("layers", {})
+        lines = []
+        if event.get("layers"):
+            counts = Counter(self.layers.values()).most_common()
+            lines.append("codecs: " + ", ".join(f"{label} ({n})" for label, n in counts))
+        if event.get("changed"):
+            self.changes += 1
+            way = "on" if event["compress"] else "off"
+            times = f"{1e3 * event['compressed']:.3g} ms compressed, {1e3 * event['as_is']:.3g} ms as it is"
+            lines.append(f"compression goes {way} after exchange {event['turn']}: it takes {times}")
+            self.switched = "" if event["compress"] else lines[-1]
+        elif event.get("compress") is False and not self.switched:
+            self.switched = "compression was off where the run was resumed"
+        return "; ".join(lines)
+
+
+def tell_of_compression(
+    cfg: Config, figures: list[dict[str, float]], report: Report, decisions: Decisions | None = None
+) -> None:
     """What compression saved, and what it took: the slowest rank's seconds."""
     given = cfg.compression
     if not given.compresses:
@@ -24,6 +61,11 @@ def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Re
     report.results |= {"compression": given.name, "compression_ratio": before / after}
     if given.sparse != "none":
         report.results["compression_sparse"] = given.sparse
+    if decisions is not None and decisions.layers:
+        report.results |= {"compression_layers": decisions.layers, "compression_switches": decisions.changes}
+        report.results["compression_off_share"] = figures[0]["turns_as_is"] / max(1.0, figures[0]["turns"])
+        if decisions.switched:
+            report.warn(f"{what} is off at the end: {decisions.switched}")
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.free_options import merged
+from headrace.pipelines.train_exchange import Decisions
 from headrace.report import Report
 from headrace.train.events import Event, EventLog, read_events
 from headrace.train.report_html import figures, warnings_of, write_report
@@ -32,6 +33,7 @@ class Monitor:
         self.rows = job.tables["train"].rows
         self.bar = report.bar(self.rows * cfg.train.epochs, "training")
         self.last: dict[str, dict[str, Any]] = {}
+        self.decisions = Decisions()
         self.tracker = Tracker(cfg.tracking, cfg.lake, directory, report.warn)
         self._finished = False
 
@@ -128,6 +130,10 @@ class Monitor:
     def _on_nonfinite(self, event: Event) -> None:
         ranks = ", ".join(map(str, event["ranks"]))
         self.report.warn(f"step {event['step']}: loss or gradient not finite on rank {ranks}: {event['action']}")
+
+    def _on_compression(self, event: Event) -> None:
+        if line := self.decisions.take(event):
+            self.report.say(line)
 
     def _on_bound(self, event: Event) -> None:
         self.report.say(

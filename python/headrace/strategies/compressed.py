@@ -73,27 +73,40 @@ class CompressedReducer(Memory, OfLarge):
         """See `OfLarge.sum_large`."""
         if collective.size == 1:
             return bucket
-        kind = self.cfg.exchange
-        if kind == "auto":
-            once = OWN_MOMENTUM in self.spec.traits  # an owner's codec would apply it to the sum once more
-            kind = "allgather" if once or collective.size == 2 else "reduce_scatter"
-            kind = "allreduce" if SUMMABLE in self.spec.traits else kind
         turn = _Turn(self, bucket, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
-        return summed[kind]()
+        return summed[self.exchange(collective)]()
+
+    @property
+    def traits(self) -> frozenset[str]:
+        """Of all that is sent."""
+        return self.spec.traits
+
+    def exchange(self, collective: Collective) -> str:
+        """What `auto` stands for, or what was given."""
+        if self.cfg.exchange != "auto":
+            return self.cfg.exchange
+        if SUMMABLE in self.traits:
+            return "allreduce"
+        once = OWN_MOMENTUM in self.traits  # an owner's codec would apply it to the sum once more
+        return "allgather" if once or collective.size == 2 else "reduce_scatter"
+
+    def feedback_of(self, unit: str) -> Feedback:
+        """The codec of a unit, with its memory."""
+        return self.feedback
 
     def state_of(self, unit: str, like: Tensor, rank: int) -> State:
         """What is remembered of a unit, or its first state."""
         state = self.kept(unit)
         if state is None:
-            shared = SHARED_DRAWS in self.spec.traits
+            shared = SHARED_DRAWS in self.traits
             state = self.feedback.init(like, key_of(self.cfg.seed, unit, 0 if shared else 1 + rank))
         return state
 
     def sent(self, unit: str, x: Tensor, rank: int) -> Payload:
         """What goes over the wire for a unit this turn; what is left is remembered."""
         with self.timed("encode"):
-            sent = self.feedback.send(x, self.state_of(unit, x, rank))
+            sent = self.feedback_of(unit).send(x, self.state_of(unit, x, rank))
         self.remember(unit, sent.state)
         self.numbers["in"] += x.nbytes
         self.numbers["out"] += sent.payload.nbytes
@@ -116,7 +129,6 @@ class _Turn:
         self.reducer, self.collective = reducer, collective
         self.flat = {name: g.reshape(-1) for name, g in bucket.items()}
         self.shapes = {name: g.shape for name, g in bucket.items()}
-        self.codec: Codec = reducer.feedback.codec
         first = next(iter(bucket.values()))
         self.dtype, self.device = first.dtype, first.device
         self.draws: dict[str, tuple[int, int] | None] = {}  # by unit; other ranks' are equal, where there are any
@@ -154,7 +166,7 @@ class _Turn:
     def allreduce(self) -> dict[str, Tensor]:
         """Numbers of payloads added up in rank order, in float32 at least."""
         payloads = [self._send(name, x).data for name, x in self.flat.items()]
-        number = self.codec.number or self.dtype
+        number = self.reducer.feedback.codec.number or self.dtype
         wide = torch.promote_types(number, torch.float32)
         with self.reducer.timed("exchange"):
             joined = torch.cat(payloads).view(number)
@@ -177,7 +189,7 @@ class _Turn:
         return {name: x.view(self.shapes[name]) for name, x in zip(self.flat, values, strict=True)}
 
     def _decoded(self, unit: str, data: Tensor, n: int) -> Tensor:
-        return self.codec.decompress(Payload(data, torch.Size([n]), self.dtype, self.draws[unit]))
+        return self._codec(unit).decompress(Payload(data, torch.Size([n]), self.dtype, self.draws[unit]))
 
     def _totals(self, units: list[str], arrived: list[list[Tensor]], lengths: list[int]) -> list[Tensor]:
         """Of each unit, the sum of what the payloads of all ranks stand for."""
@@ -200,7 +212,7 @@ class _Turn:
         """Every rank's payloads: by rank, by unit; `lengths` of the units' numbers likewise."""
         with self.reducer.timed("exchange"):
             message = self._message(payloads)
-            rows = None if VARIABLE in self.reducer.spec.traits else [sum(self._sizes(each)) for each in lengths]
+            rows = None if VARIABLE in self.reducer.traits else [sum(self._sizes(each)) for each in lengths]
             arrived = self.collective.allgather(message, rows)
             return [self._opened(raw, each) for raw, each in zip(arrived, lengths, strict=True)]
 
@@ -209,16 +221,20 @@ class _Turn:
         with self.reducer.timed("exchange"):
             messages = [self._message(each) for each in payloads]
             size = self.collective.size
-            rows = None if VARIABLE in self.reducer.spec.traits else [sum(self._sizes(lengths))] * size
+            rows = None if VARIABLE in self.reducer.traits else [sum(self._sizes(lengths))] * size
             return [self._opened(raw, lengths) for raw in self.collective.alltoall(messages, rows)]
 
     def _message(self, payloads: list[Tensor]) -> Tensor:
-        return sealed(payloads, sizes=VARIABLE in self.reducer.spec.traits)
+        return sealed(payloads, sizes=VARIABLE in self.reducer.traits)
 
     def _opened(self, raw: Tensor, lengths: list[int]) -> list[Tensor]:
-        fixed = None if VARIABLE in self.reducer.spec.traits else self._sizes(lengths)
+        fixed = None if VARIABLE in self.reducer.traits else self._sizes(lengths)
         return opened(raw, len(lengths), fixed)
 
     def _sizes(self, lengths: list[int]) -> list[int]:
-        """Bytes of payloads of a fixed size."""
-        return [(self.codec.nbytes(n, self.dtype) or 0) if n else 0 for n in lengths]
+        """Bytes of the tensors' payloads of a fixed size."""
+        sizes = zip(self.flat, lengths, strict=True)
+        return [(self._codec(name).nbytes(n, self.dtype) or 0) if n else 0 for name, n in sizes]
+
+    def _codec(self, unit: str) -> Codec:
+        return self.reducer.feedback_of(unit).codec

@@ -8,11 +8,13 @@ from typing import Any
 from headrace.comm.base import Collective
 from headrace.compress import COMPRESSORS, CodecSpec, create
 from headrace.compress.feedback import VARIANTS, Feedback
+from headrace.compress.ladder import Rung, fitting, ladder
 from headrace.compress.signsgd import SignSGD
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE
 from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.options import choose, described, known
+from headrace.strategies.adaptive import ERRORS, Adaptive, AdaptiveConfig, Tell
 from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
@@ -24,6 +26,11 @@ from headrace.strategies.reducers import BucketReducer
 VOTE = "vote"
 POWERSGD = "powersgd"  # sums matrices by a rule of its own: no codec
 _POWERSGD_DEFAULTS = {"rank": 2}
+AUTO = "auto"  # chooses codecs by tensor
+_AUTO_DEFAULTS: dict[str, Any] = {
+    "budget": 0.1, "interval": 50, "switch": True, "error": "absolute",
+    "codecs": ("topk", "qsgd", "onebit", "int8_nearest", "fp16", "none"),
+}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -41,22 +48,24 @@ class CompressionConfig:
 
     @property
     def spec(self) -> CodecSpec:
-        """Of the codec; not of powersgd.
+        """Of the codec; not of powersgd, and not of auto.
 
         Raises:
             UserError: there is no such codec.
         """
-        known("compression.name", self.name, (*COMPRESSORS, POWERSGD))
+        known("compression.name", self.name, (*COMPRESSORS, POWERSGD, AUTO))
         return COMPRESSORS[self.name]
 
     @property
     def traits(self) -> frozenset[str]:
-        """Of the codec, or what is like them of powersgd.
+        """Of the codec, or what is like them of powersgd and of auto.
 
         Raises:
             UserError: there is no such codec.
         """
-        return frozenset({OWN_FEEDBACK}) if self.name == POWERSGD else self.spec.traits
+        if self.name == POWERSGD:
+            return frozenset({OWN_FEEDBACK})
+        return frozenset() if self.name == AUTO else self.spec.traits
 
     @property
     def compresses(self) -> bool:
@@ -76,10 +85,12 @@ _ROW_CODECS = [name for name, spec in COMPRESSORS.items() if name != "none" and 
 CompressionConfig.__doc__ = f"""How gradients are compressed on their way between ranks.
 
     Args:
-        name: of dense gradients: none, or one of {", ".join(n for n in COMPRESSORS if n != "none")}, {POWERSGD}.
+        name: of dense gradients: none, or one of {", ".join(n for n in COMPRESSORS if n != "none")}, {POWERSGD};
+            {AUTO}: chosen by tensor for the least error within budget (of the bytes as they are), anew every interval
+            steps, and off where sending as is measures faster (switch).
         options: of the codec, each a setting by its own name, as in --compression.levels 7. With their defaults:
             {"; ".join(f"{name}: {described(spec.defaults) or 'none'}" for name, spec in COMPRESSORS.items())};
-            {POWERSGD}: {described(_POWERSGD_DEFAULTS)}.
+            {POWERSGD}: {described(_POWERSGD_DEFAULTS)}; {AUTO}: {described(_AUTO_DEFAULTS)}.
         feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but for codecs that keep
             it themselves.
         decay: of what was not sent, in ef: 1 keeps all of it.
@@ -104,10 +115,8 @@ def check(cfg: CompressionConfig) -> None:
         raise UserError(f"--compression.decay {cfg.decay}", "from 0 to 1")
     if cfg.min_numel < 1:
         raise UserError(f"--compression.min_numel {cfg.min_numel}", "1 or more")
-    if cfg.name == POWERSGD:
-        _check_powersgd(cfg)
-    else:
-        _check_codec(cfg)
+    others = {POWERSGD: _check_powersgd, AUTO: _check_auto}
+    others.get(cfg.name, _check_codec)(cfg)
     if cfg.exchange == "allreduce" and SUMMABLE not in traits:
         sums = ", ".join(name for name, each in COMPRESSORS.items() if SUMMABLE in each.traits)
         raise UserError(
@@ -143,6 +152,22 @@ def _check_powersgd(cfg: CompressionConfig) -> None:
         )
 
 
+def _check_auto(cfg: CompressionConfig) -> None:
+    found, _ = chosen(cfg)
+    if not 0 < found.budget <= 1:
+        raise UserError(f"--compression.budget {found.budget:g}", "over 0, and 1 at most: all bytes as they are")
+    if found.interval < 1:
+        raise UserError(f"--compression.interval {found.interval}", "1 or more")
+    known("compression.error", found.error, ERRORS)
+    if cfg.exchange == VOTE:
+        raise UserError("--compression.exchange vote: votes are of signs", "--compression.exchange auto")
+    if found.switch and cfg.variant == "ef21":
+        raise UserError(
+            "--compression.feedback ef21 follows what is sent, and gradients as they are would pass it by",
+            "--compression.switch false, or --compression.feedback ef",
+        )
+
+
 def _check_sparse(cfg: CompressionConfig) -> None:
     known("compression.sparse", cfg.sparse, COMPRESSORS)
     if why := why_not(COMPRESSORS[cfg.sparse]):
@@ -159,9 +184,22 @@ def powersgd_rank(cfg: CompressionConfig) -> int:
     return rank
 
 
+def chosen(cfg: CompressionConfig) -> tuple[AdaptiveConfig, list[Rung]]:
+    """How `auto` chooses, and from what.
+
+    Raises:
+        UserError: an option that it has not, or of another type; a codec that cannot be chosen.
+    """
+    options = choose(f"compression {AUTO}", _AUTO_DEFAULTS, cfg.options)
+    names, memory = options.pop("codecs"), cfg.variant != "none"
+    rungs = ladder(names if "codecs" in cfg.options else fitting(names, memory), memory)
+    return AdaptiveConfig(**options), rungs
+
+
 def compressed(
-    cfg: CompressionConfig, rest: BucketReducer, seed: int, collective: Collective | None = None, host: str = ""
-) -> ByBuckets:
+    cfg: CompressionConfig, rest: BucketReducer, seed: int, collective: Collective | None = None, host: str = "",
+    tell: Tell = lambda event: None,
+) -> ByBuckets:  # fmt: skip
     """The reducer of a run: `rest` itself where nothing is compressed.
 
     Args:
@@ -170,26 +208,34 @@ def compressed(
         seed: of what codecs draw.
         collective: of a hierarchical sum, which all ranks make together.
         host: this rank's name of its host.
+        tell: takes events of what `auto` decides.
 
     Raises:
         UserError: hosts have unequal numbers of ranks.
     """
     if not cfg.hierarchical:
-        made = _dense(cfg, rest, seed, cfg.min_numel)
+        made = _dense(cfg, rest, seed, cfg.min_numel, None, tell)
     else:
         if collective is None:
             raise ValueError("a hierarchical sum needs a collective")
-        made = Hierarchical(_dense(cfg, rest, seed, 0), rest, collective, host, cfg.min_numel)
+        made = Hierarchical(_dense(cfg, rest, seed, 0, collective, tell), rest, collective, host, cfg.min_numel)
     return CodedRows(create(cfg.sparse), made, seed) if cfg.sparse != "none" else made
 
 
-def _dense(cfg: CompressionConfig, rest: BucketReducer, seed: int, min_numel: int) -> ByBuckets:
+def _dense(
+    cfg: CompressionConfig, rest: BucketReducer, seed: int, min_numel: int, everyone: Collective | None, tell: Tell
+) -> ByBuckets:
     if cfg.name == "none":
         return rest
     if cfg.name == POWERSGD:
         return PowerSGD(PowerSGDConfig(rank=powersgd_rank(cfg), decay=cfg.decay, min_numel=min_numel, seed=seed), rest)
     made = MajorityVote if cfg.exchange == VOTE else CompressedReducer
     exchange = "auto" if cfg.exchange == VOTE else cfg.exchange
+    if cfg.name == AUTO:
+        settings = CompressedConfig(exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
+        adaptive, rungs = chosen(cfg)
+        feedback = Feedback(rungs[0].codec, cfg.variant, cfg.decay)
+        return Adaptive(rungs, feedback, rest, settings, adaptive, everyone, tell)
     options = choose(f"compression {cfg.name}", cfg.spec.defaults, cfg.options)
     settings = CompressedConfig(
         exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed, options=options

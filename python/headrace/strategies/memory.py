@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from headrace.comm.clock import Clock, WallClock
 from headrace.compress.base import State
 
 
@@ -20,9 +21,13 @@ class Memory:
     """Base of reducers that remember.
 
     Attributes:
-        seconds: spent, by "encode", "exchange" (waiting for others included), "decode".
+        seconds: spent, by "encode", "exchange" (waiting for others included), "decode"; and as "encode_cpu", ... those
+            of the thread's own work, which a busy machine does not lengthen.
         numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
+        clock: of the seconds.
     """
+
+    clock: Clock = WallClock()
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -74,8 +79,9 @@ class Memory:
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
         """Adds to `seconds`."""
-        start = time.perf_counter()
+        start, cpu = self.clock.now(), time.thread_time()
         try:
             yield
         finally:
-            self.seconds[what] += time.perf_counter() - start
+            self.seconds[what] += self.clock.now() - start
+            self.seconds[f"{what}_cpu"] += time.thread_time() - cpu

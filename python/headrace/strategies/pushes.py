@@ -24,7 +24,7 @@ from headrace.compress.base import taken
 from headrace.compress.feedback import Feedback
 from headrace.errors import UserError
 from headrace.strategies.compressed import key_of
-from headrace.strategies.compression import POWERSGD, CompressionConfig
+from headrace.strategies.compression import AUTO, POWERSGD, CompressionConfig
 from headrace.strategies.memory import Memory
 from headrace.strategies.shard_layout import Layout
 from headrace.strategies.sparse import with_rows
@@ -63,8 +63,8 @@ def check_pushes(cfg: CompressionConfig) -> None:
         UserError: which, and what to do.
     """
     what, why = "", "servers take each rank's gradients as they come"
-    if cfg.name == POWERSGD:
-        what, remedy = f"--compression.name {POWERSGD}", "another --compression.name"
+    if cfg.name in (POWERSGD, AUTO):
+        what, remedy = f"--compression.name {cfg.name}", "another --compression.name"
     elif cfg.exchange != "auto":
         what, remedy = f"--compression.exchange {cfg.exchange}", "--compression.exchange auto"
     elif cfg.hierarchical:

@@ -151,16 +151,17 @@ class TrainJob:
             UserError: ranks lie on hosts in a way that the settings do not allow.
         """
         spec = self.strategy.spec
-        reducer = self._reducer(model, collective) if not spec.remote else REDUCERS[self.reduction].factory()
+        on_event: OnEvent = worker.emit if collective.rank == 0 else _ignore
+        reducer = self._reducer(model, collective, on_event) if not spec.remote else REDUCERS[self.reduction].factory()
         equipment = self._equipment(model, optimizer, worker) if spec.remote else None
         return create(self.strategy.name, reducer, collective, equipment, **self.strategy.options)
 
-    def _reducer(self, model: models.ClickModel, collective: Collective) -> Reducer:
+    def _reducer(self, model: models.ClickModel, collective: Collective, on_event: OnEvent) -> Reducer:
         host = socket.gethostname()
         exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
         reducer: Reducer
         if self.aggregation.name == "none":
-            reducer = compressed(self.compression, exact, self.fit.seed, collective, host)
+            reducer = compressed(self.compression, exact, self.fit.seed, collective, host, on_event)
         else:
             reducer = aggregated(self.aggregation, exact)
         if self.strategy.spec.synchronous and isinstance(reducer, ByBuckets) and pays(self.overlap, collective, host):

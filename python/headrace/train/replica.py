@@ -269,8 +269,11 @@ class Replica:
 
 
 def losses_of(logits: Tensor, batch: Batch) -> Tensor:
-    """Binary cross-entropy of every row [B], 0 for padding."""
-    losses = nn.functional.binary_cross_entropy_with_logits(logits, batch.tensors[LABEL], reduction="none")
+    """Cross-entropy of every row [B], 0 for padding: binary of logits [B] where labels are float, of logits
+    [B, classes] where they are int64."""
+    label = batch.tensors[LABEL]
+    binary = nn.functional.binary_cross_entropy_with_logits
+    losses = (binary if label.is_floating_point() else nn.functional.cross_entropy)(logits, label, reduction="none")
     return losses if batch.mask is None else torch.where(batch.mask, losses, torch.zeros_like(losses))
 
 
