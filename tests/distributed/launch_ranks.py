@@ -13,16 +13,18 @@ import cloudpickle
 import psutil
 import pyspark.cloudpickle
 import torch
-from contract import collective_exam
+from contract import collective_exam, mailbox_exam
 
 for pickler in (cloudpickle, pyspark.cloudpickle):
-    for module in (collective_exam, sys.modules[__name__]):
+    for module in (collective_exam, mailbox_exam, sys.modules[__name__]):
         pickler.register_pickle_by_value(module)
 
 
 def sit_exam(worker: Any, job: Any) -> dict[str, Any]:
-    """The exam for collectives and reducers, a training job, then wait for a stop request."""
-    result = collective_exam.exam(worker) | {"trained": job(worker)}
+    """The exams for collectives, reducers and mailboxes, a training job, then wait for a stop request."""
+    result = collective_exam.exam(worker)
+    result["mailbox"] = mailbox_exam.check_mailbox(worker.mailbox(), worker.collective)
+    result["trained"] = job(worker)
     worker.emit({"kind": "trained"})
     for _ in range(600):
         if worker.should_stop():

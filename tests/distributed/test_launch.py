@@ -64,8 +64,8 @@ def test_every_launcher_gives_the_bits_of_threads(
     expected, _ = launch_exam("local", n, None, small_job(cfg, tmp_path / "threads"))
     job = small_job(cfg, tmp_path / "processes", overlap="on" if n == 2 else "off", bucket_bytes=2000)
     got, seen = launch_exam(launcher, n, spark, job)
-    keys = ("rank", "size", "threads", "checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "stopped")
-    for key in keys:
+    exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox")
+    for key in ("rank", "size", "threads", *exams, "stopped"):
         assert [g[key] for g in got] == [e[key] for e in expected], key
     for key in ("weights_sha256", "audits", "validation", "test", "steps"):
         assert [g["trained"][key] for g in got] == [e["trained"][key] for e in expected], key
