@@ -37,6 +37,8 @@ from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES, Equipment, Reducer, Strategy, create
 from headrace.strategies.compression import CompressionConfig, check, compressed
 from headrace.strategies.pushes import push_codecs
+from headrace.strategies.strategy_config import StrategyConfig, check_strategy
+from headrace.strategies.surroundings import Surroundings
 from headrace.train.events import Event
 from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
 
@@ -293,7 +295,7 @@ class _Rank:
 
     def _strategy(self, optimizer: Optimizer) -> Strategy:
         name, options = self.setting.strategy["name"], self.setting.strategy.get("options", {})
-        STRATEGIES[name].fits({**STRATEGIES[name].defaults, **options}, self.compression)
+        check_strategy(StrategyConfig(name=name, options=dict(options)), Surroundings(compression=self.compression))
         equipment = self._equipment(optimizer) if STRATEGIES[name].remote else None
         return create(name, self.reducer, self.collective, equipment, **options)
 

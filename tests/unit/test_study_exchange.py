@@ -42,6 +42,8 @@ from headrace.compress import COMPRESSORS
 from headrace.data.batch import Batch
 from headrace.strategies import STRATEGIES
 from headrace.strategies.compression import CompressionConfig, check
+from headrace.strategies.strategy_config import StrategyConfig, check_strategy
+from headrace.strategies.surroundings import Surroundings
 from headrace.train.replica import losses_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,8 +171,8 @@ def test_cells_are_what_can_be_set() -> None:
         assert len({(cell.label, cell.feedback, cell.ranks, cell.longer) for cell in made}) == len(made)
         for cell in made:
             check(CompressionConfig(**cell.compression))
-            spec = STRATEGIES[cell.strategy["name"]]
-            spec.check(**{**spec.defaults, **cell.strategy.get("options", {})})
+            strategy = StrategyConfig(name=cell.strategy["name"], options=dict(cell.strategy.get("options", {})))
+            check_strategy(strategy, Surroundings(compression=CompressionConfig(**cell.compression)))
     names = {cell.compression["name"] for cell in cells("criteo", 350)}
     assert set(COMPRESSORS) | {"powersgd"} == names
     assert set(missing()) == {asked.name for asked in ASKED} - set(STRATEGIES)
