@@ -19,8 +19,8 @@ elsewhere, and what has not been run is blank.
 {Task().workers} workers of a simulated cluster, {Task().batch} rows a gradient, a gradient a virtual second,
 {Task().seconds:g} virtual seconds a run. Every row has the best of three learning rates by seed 0 (of fewer where they
 have not been run); losses are those of held rows. "mean" is over the run's time, "end" of its last point, both with
-the deviation over the seeds; "reached" the virtual seconds until the loss that {LOCKSTEP} ends with is reached, "waited" the
-share of the time in which workers waited for the server and for each other.
+the deviation over the seeds; "reached" the virtual seconds until the loss that {LOCKSTEP} ends with is reached,
+"waited" the share of the time in which workers waited for the server and for each other.
 """
 
 HEAD = "| way | lr | seeds | mean | end | reached | updates | waited | staleness, mean | largest |"

@@ -1,4 +1,4 @@
-"""What compression of gradients saved in a run of train-ctr, what it took and decided; how stale gradients were, and how
+"""What compression of gradients saved in a run of train-ctr, what it took and decided; how stale gradients were; how
 evenly tables lay on ranks."""
 
 from __future__ import annotations
