@@ -25,7 +25,7 @@ def curves(entries: Sequence[Entry], metric: str, path: Path) -> None:
     size = -(-len(entries) // PANELS)
     groups = [entries[at : at + size] for at in range(0, len(entries), size)]
     reference = next((entry for entry in entries if entry.name == REFERENCE), None)
-    figure = _figure(4.2 * len(groups), 6.4)
+    figure = canvas(4.2 * len(groups), 6.4)
     axes = figure.subplots(2, len(groups), sharey=True, squeeze=False)
     for column, group in enumerate(groups):
         for row, what in enumerate(("epoch", "cpu_seconds")):
@@ -42,7 +42,7 @@ def curves(entries: Sequence[Entry], metric: str, path: Path) -> None:
     axes[0][0].set_ylim(bottom=max(0.0, statistics.median(scores) - 0.1 * (1 if metric == "AUC" else 2)))
     for row in axes:
         row[0].set_ylabel(f"test {metric}")
-    _save(figure, path)
+    save(figure, path)
 
 
 def _mean(lines: Sequence[Line], what: str) -> tuple[list[float], list[float]]:
@@ -57,7 +57,7 @@ def _mean(lines: Sequence[Line], what: str) -> tuple[list[float], list[float]]:
 
 def against_batch(series: Mapping[str, Mapping[int, Sequence[float]]], metric: str, path: Path) -> None:
     """Means and standard deviations of `series[rule][batch]` against the batch."""
-    figure = _figure(6.0, 4.2)
+    figure = canvas(6.0, 4.2)
     axis = figure.subplots()
     for rule, by_batch in series.items():
         known = {batch: values for batch, values in by_batch.items() if values}
@@ -72,16 +72,18 @@ def against_batch(series: Mapping[str, Mapping[int, Sequence[float]]], metric: s
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend()
-    _save(figure, path)
+    save(figure, path)
 
 
-def _figure(width: float, height: float) -> Any:
+def canvas(width: float, height: float) -> Any:
+    """An empty figure; inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path) -> None:
+    """As SVG, the same bytes for the same figure."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "headrace", "svg.fonttype": "none"}):
