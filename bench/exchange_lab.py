@@ -29,8 +29,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import exchange_network as network
 from bench import exchange_report
@@ -40,6 +39,7 @@ from bench.studies.lines import Line, Lines, read
 from bench.studies.running import NOISY_LOAD
 from headrace.errors import UserError
 
+ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "exchange.jsonl"
 
 
@@ -54,7 +54,7 @@ class Ranks:
         self.run, self.processes = run, list[subprocess.Popen[str]]()
 
     def __enter__(self) -> Ranks:
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed in __exit__
+        self._errors = tempfile.TemporaryFile("w+")
         return self
 
     def __exit__(self, *exc: object) -> None:
