@@ -94,6 +94,20 @@ def check_strategy(cfg: Config) -> None:
     check(cfg.strategy, precision=precision, overlap=overlap, aggregation=cfg.aggregation.name, rules=_used(cfg))
 
 
+def check_horovod(cfg: Config) -> None:
+    """Refuse what only Horovod writes where another launcher is set.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    for name in ("timeline", "autotune"):
+        if getattr(cfg.horovod, name) and cfg.launcher != "horovod":
+            raise UserError(
+                f"--horovod.{name} with --launcher {cfg.launcher}: no Horovod runs there that could do it",
+                "--launcher horovod, or leave it out",
+            )
+
+
 def _used(cfg: Config) -> dict[str, frozenset[str]]:
     """Traits of the run's optimizers and wrappers by name."""
     from headrace.optim import OPTIMIZERS, WRAPPERS

@@ -20,11 +20,18 @@ from headrace.config import to_yaml
 from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
-from headrace.pipelines.train_checks import check_aggregation, check_compression, check_optimizers, check_strategy
+from headrace.pipelines.train_checks import (
+    check_aggregation,
+    check_compression,
+    check_horovod,
+    check_optimizers,
+    check_strategy,
+)
 from headrace.pipelines.train_config import (
     AggregationConfig,
     CompressionConfig,
     DataSettings,
+    HorovodConfig,
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
@@ -68,6 +75,7 @@ class Config:
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
+        horovod: what Horovod writes about its own work.
         reduction: ordered (the same bits under every launcher) or ring.
         device: auto (a GPU where there is one), cpu, cuda.
         threads: torch threads of a rank; 0: cores of this machine divided by ranks. Bits depend on it.
@@ -91,6 +99,7 @@ class Config:
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    horovod: HorovodConfig = field(default_factory=HorovodConfig)
     reduction: str = "ordered"
     device: str = "auto"
     threads: int = 0
@@ -180,6 +189,7 @@ def check(cfg: Config) -> None:
     check_compression(cfg)
     check_aggregation(cfg)
     check_strategy(cfg)
+    check_horovod(cfg)
 
 
 def require_table(cfg: Config) -> None:
@@ -338,7 +348,13 @@ def _train(spark: SparkSession, cfg: Config, job: TrainJob, directory: Path, rep
 
 def _launch(spark: SparkSession, cfg: Config, job: TrainJob, monitor: Monitor, hint: str) -> list[dict[str, Any]]:
     """The ranks' values; on any failure the line to resume with is printed."""
-    options = LaunchOptions(threads=cfg.threads, stall_timeout_s=cfg.stall_timeout_s, resume_hint=hint)
+    options = LaunchOptions(
+        threads=cfg.threads,
+        stall_timeout_s=cfg.stall_timeout_s,
+        resume_hint=hint,
+        timeline=str(monitor.of_horovod.get("timeline", "")),
+        autotune=str(monitor.of_horovod.get("autotune", "")),
+    )
     timeout = 60.0 * cfg.timeout_minutes or None
     try:
         results = launch(
