@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from headrace import models, optim
 from headrace.catalog.fingerprint import key_sum
 from headrace.launch import RankFailed, Worker
 from headrace.optim.schedules import ScheduleConfig
-from headrace.strategies import REDUCERS, create
+from headrace.strategies import REDUCERS, STRATEGIES, Equipment, create
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
+from headrace.strategies.pushes import push_codecs
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.fit_config import FitConfig
 from headrace.train.loop import Hooks, fit
@@ -44,16 +46,12 @@ class Job:
             model = models.create(
                 self.model, CARDS, 13, embedding_dim=4, hidden=(16,), bottom=(8,), dropout=0.1, seed=1
             )
-        optimizer = optim.create_parts(
-            model,
-            {"dense": {"name": self.dense, "lr": self.lrs[0]}, "sparse": {"name": self.sparse, "lr": self.lrs[1]}},
-        )
+        optimizer = self.optimizer(model)
         source = Source(worker.rank, worker.size, **self.source)
         reducer: Any = aggregated(self.aggregation, REDUCERS["ordered"].factory())
         if self.aggregation.name == "none":
             host = f"host {worker.rank % 2}"
             reducer = compressed(self.compression, reducer, 4, worker.collective, host)
-        strategy = create(reducer=reducer, collective=worker.collective, **self.strategy)
         steps = 0
 
         def asked() -> bool:
@@ -61,6 +59,8 @@ class Job:
             steps += 1
             return self.stop_at is not None and steps > self.stop_at and worker.rank == worker.size - 1
 
+        equipment = self.equipment(model, worker, asked) if STRATEGIES[self.strategy["name"]].remote else None
+        strategy = create(reducer=reducer, collective=worker.collective, equipment=equipment, **self.strategy)
         hooks = Hooks(
             validation=source.whole,
             store=CheckpointStore(self.directory, self.keep) if self.directory else None,
@@ -80,6 +80,23 @@ class Job:
             "halved": 0 < 2 * strategy.figures().get("bytes_after", 0) <= strategy.figures().get("bytes_before", 0),
             "audits": [a.to_dict() for a in result.audits],
         }
+
+
+    def optimizer(self, model: Any) -> optim.Optimizer:
+        """Of a model, or of a server's part of one."""
+        dense, sparse = {"name": self.dense, "lr": self.lrs[0]}, {"name": self.sparse, "lr": self.lrs[1]}
+        return optim.create_parts(model, {"dense": dense, "sparse": sparse})
+
+    def equipment(self, model: models.ClickModel, worker: Worker, asked: Callable[[], bool]) -> Equipment:
+        tables = {id(p) for p in model.sparse_parameters()}
+        return Equipment(
+            mailbox=worker.mailbox(),
+            optimizer=self.optimizer,
+            tables=frozenset(name for name, p in model.named_parameters() if id(p) in tables),
+            codecs=push_codecs(self.compression, 4),
+            should_stop=asked,
+            on_event=worker.emit,
+        )
 
 
 @pytest.mark.parametrize("name", sorted(models.MODELS))

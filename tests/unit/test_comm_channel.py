@@ -14,29 +14,27 @@ from collections.abc import Iterator
 
 import pytest
 
-from headrace.launch import frames
+from headrace.comm.frames import MAX_FRAME, ChannelError
 from headrace.launch.channel import Driver, RankLink
-from headrace.launch.frames import ChannelError, FrameSocket
+from headrace.launch.frames import JsonSocket
 
 KEY = b"k" * 32
 
 
-def pair(
-    driver_key: bytes = KEY, rank_key: bytes = KEY
-) -> tuple[FrameSocket, FrameSocket, socket.socket, socket.socket]:
+def pair(driver_key: bytes = KEY, rank_key: bytes = KEY) -> tuple[JsonSocket, JsonSocket, socket.socket, socket.socket]:
     """Two ends over a socket pair, and the sockets underneath."""
     a, b = socket.socketpair()
     a.settimeout(10)
     b.settimeout(10)
-    ends: list[FrameSocket] = []
-    other = threading.Thread(target=lambda: ends.append(FrameSocket(b, rank_key, driver=False)))
+    ends: list[JsonSocket] = []
+    other = threading.Thread(target=lambda: ends.append(JsonSocket(b, rank_key, driver=False)))
     other.start()
-    driver = FrameSocket(a, driver_key, driver=True)
+    driver = JsonSocket(a, driver_key, driver=True)
     other.join()
     return driver, ends[0], a, b
 
 
-def recorded(sender: FrameSocket, raw: socket.socket, message: dict[str, int]) -> bytes:
+def recorded(sender: JsonSocket, raw: socket.socket, message: dict[str, int]) -> bytes:
     """The bytes of a frame, taken off the wire."""
     sender.send(message)
     return raw.recv(1 << 16)
@@ -105,14 +103,14 @@ def test_a_frame_of_another_connection_is_refused() -> None:
 def test_large_frames_are_refused_before_memory_is_taken() -> None:
     driver, rank, _, b = pair()
     with pytest.raises(ValueError, match="keep large results on disk"):
-        rank.send({"value": "x" * frames.MAX_FRAME})
+        rank.send({"value": "x" * MAX_FRAME})
     b.sendall(struct.pack("!I32s", 5000, b""))
     with pytest.raises(ChannelError, match="5,000 bytes is refused"):
         driver.receive()  # nothing genuine came yet: the cap is small
     driver, rank, _, b = pair()
     rank.send({})
     driver.receive()
-    b.sendall(struct.pack("!I32s", frames.MAX_FRAME + 1, b""))
+    b.sendall(struct.pack("!I32s", MAX_FRAME + 1, b""))
     with pytest.raises(ChannelError, match="is refused"):
         driver.receive()
 

@@ -17,6 +17,16 @@ from headrace.compress import COMPRESSORS
 from headrace.config import parse, to_yaml
 from headrace.data.stream import DataConfig
 from headrace.errors import UserError
+from headrace.launch import Worker
+from headrace.optim import OPTIMIZERS, create_parts
+from headrace.optim.spec import (
+    NEEDS_CLOSURE,
+    NEEDS_FULL_PASS,
+    NEEDS_KEYS,
+    NEEDS_MODEL,
+    NEEDS_OUTPUTS,
+    OWN_GRADIENT,
+)  # fmt: skip
 from headrace.pipelines import train_ctr
 from headrace.pipelines.train_config import from_dict, resumed
 from headrace.pipelines.train_exchange import tell_of_compression
@@ -28,11 +38,13 @@ from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.hierarchical import Hierarchical
 from headrace.strategies.local_sgd import LocalSGD
 from headrace.strategies.majority import MajorityVote
+from headrace.strategies.parameter_server import ParameterServer
 from headrace.strategies.powersgd import PowerSGD
 from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
 from headrace.train.job import TrainJob
 
+SSP = ["--strategy.name", "ssp"]
 POWERSGD = ["--compression.name", "powersgd"]
 
 
@@ -62,7 +74,10 @@ def strategy(*argv: str) -> Any:
     cfg = load(*argv)
     train_ctr.check(cfg)
     model = models.create("deepfm", {"c1": 3}, 2, embedding_dim=2, hidden=(4,))
-    made: Any = job(cfg).make_strategy(model, LocalGroup(1).collective(0))
+    group = LocalGroup(1)
+    worker = Worker(group.collective(0), 0, lambda event: None, lambda: False, lambda: group.mailbox(0))
+    optimizer = create_parts(model, {part: getattr(cfg.optimizer, part).given() for part in ("dense", "sparse")})
+    made: Any = job(cfg).make_strategy(model, worker.collective, optimizer, worker)
     made.close()
     return made
 
@@ -171,6 +186,22 @@ def test_compression_that_never_engaged_says_why() -> None:
 
 
 RUNS = {
+    "served": [
+        "--strategy.name",
+        "ssp",
+        "--strategy.bound",
+        "1",
+        "--strategy.tune",
+        "true",
+        "--compression.name",
+        "qsgd",
+        "--compression.sparse",
+        "bf16",
+        "--optimizer.dense.layer_decay",
+        "0.9",
+        "--train.precision.compute",
+        "float32",
+    ],
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],
@@ -188,7 +219,8 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         cfg = parse({"": train_ctr.Config}, [*common, *argv], "headrace train-ctr")[""]
         report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
         assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
-        assert ("compression_ratio" in report.results) == (kind == "powersgd")
+        assert ("compression_ratio" in report.results) == (kind in ("powersgd", "served"))
+        assert ("staleness_max" in report.results) == (kind == "served")
         assert any("one host" in words for words in report.warnings) == (kind == "tiers")
 
 
@@ -198,6 +230,13 @@ def test_strategies_are_reached_by_their_settings() -> None:
     assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
     made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
     assert isinstance(made.reducer, CompressedReducer)
+    made = strategy("--strategy.name", "ssp", "--strategy.tune", "true", "--compression.name", "qsgd", "--seed", "3")
+    assert isinstance(made, ParameterServer) and (made.options.bound, made.options.tune) == (4, True)
+    codecs = made.equipment.codecs
+    assert codecs.dense is not None and codecs.dense.variant == "ef" and codecs.rows is None and codecs.seed == 3
+    made = strategy("--strategy.name", "parameter_server", "--compression.sparse", "bf16", "--strategy.servers", "1")
+    assert made.options.bound == -1 and made.equipment.codecs.rows is not None
+    assert made.equipment.tables == {"embedding.weight"}
 
 
 @pytest.mark.parametrize(
@@ -209,10 +248,40 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.name", "local_sgd", "--strategy.outer_momentum", "1"], "outer_momentum"),
         (["--strategy.name", "local_sgd", "--train.precision.compute", "fp16"], "fp16"),
         (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
-        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "exchanges parameters"),
+        (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
         (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
+        ([*SSP, "--strategy.bound", "20", "--strategy.tune", "true"], "--strategy.bound 20"),
+        ([*SSP, "--strategy.compensation", "some"], "one of none, constant, adaptive"),
+        ([*SSP, "--strategy.rates", "some"], "one of none, staleness"),
+        ([*SSP, "--strategy.servers", "-1"], "--strategy.servers -1"),
+        ([*SSP, "--train.precision.compute", "fp16"], "fp16"),
+        ([*SSP, "--train.overlap", "on"], "while backward runs"),
+        ([*SSP, "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
+        ([*SSP, "--optimizer.dense.wrappers", "[sam]"], "sam evaluates the loss"),
+        ([*SSP, "--optimizer.dense.wrappers", "[ema]"], "ema has averages"),
+        ([*SSP, *POWERSGD], "powersgd is of sums over ranks"),
+        ([*SSP, "--compression.name", "topk", "--compression.feedback", "ef21"], "ef21 is of sums"),
+        ([*SSP, "--compression.name", "topk", "--compression.exchange", "allgather"], "allgather is of sums"),
+        ([*SSP, "--compression.name", "topk", "--compression.hierarchical", "true"], "hierarchical is of sums"),
     ],
 )
 def test_strategies_that_cannot_be_are_refused(argv: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
+        train_ctr.check(load(*argv))
+
+
+SERVED = [name for name, spec in strategies.STRATEGIES.items() if spec.remote]
+NEEDS_MORE = {
+    NEEDS_CLOSURE, NEEDS_OUTPUTS, NEEDS_KEYS, NEEDS_FULL_PASS, NEEDS_MODEL, OWN_GRADIENT,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", sorted(OPTIMIZERS))
+@pytest.mark.parametrize("name", SERVED)
+def test_servers_refuse_the_rules_that_need_more_than_gradients_of_their_part(name: str, rule: str) -> None:
+    argv = ["--strategy.name", name, "--optimizer.dense.name", rule]
+    if not OPTIMIZERS[rule].traits & NEEDS_MORE:
+        train_ctr.check(load(*argv))
+        return
+    with pytest.raises(UserError, match=rule):
         train_ctr.check(load(*argv))

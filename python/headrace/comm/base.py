@@ -100,6 +100,11 @@ def row_bytes(like: Tensor) -> int:
     return like.element_size() * like.shape[1:].numel()
 
 
+def summed_bytes(x: Tensor) -> int:
+    """Bytes of a tensor on its way through `allreduce`, where bfloat16 travels as float32."""
+    return x.numel() * max(x.element_size(), 4 if x.is_floating_point() else 1)
+
+
 def encode_object(value: Any) -> Tensor:
     """A JSON-able value as uint8 `[n]`."""
     return torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)

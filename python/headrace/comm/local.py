@@ -6,12 +6,14 @@ import contextlib
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headrace.comm.base import CollectiveError, check_chunks, check_reducible, check_root
+from headrace.comm.local_mailbox import LocalMailbox, LocalPost
+from headrace.comm.mailbox import Mailbox
 
 
 class LocalGroup:
@@ -33,16 +35,22 @@ class LocalGroup:
         self._reason: str | None = None
         self._left: set[int] = set()
         self._calls = [0] * size
+        self._post = LocalPost(size, self.abort)
 
     def collective(self, rank: int) -> LocalCollective:
         """The end of the group that `rank` holds."""
         return LocalCollective(self, rank)
+
+    def mailbox(self, rank: int) -> LocalMailbox:
+        """The mailbox of `rank`; asked for again, it is the same one."""
+        return LocalMailbox(self._post, rank)
 
     def abort(self, reason: str) -> None:
         """Release every rank that waits, now and later, with `CollectiveError(reason)`; the first reason stays."""
         with self._lock:
             self._reason = self._reason or reason
         self._barrier.abort()
+        self._post.fail(self._reason)
 
     @property
     def aborted(self) -> bool:
@@ -54,6 +62,7 @@ class LocalGroup:
         with self._lock:
             self._left.add(rank)
             missed = max(self._calls) > self._calls[rank]
+        self._post.fail(f"rank {rank} ended")
         if missed:
             self.abort(f"rank {rank} ended while others wait for it")
 
@@ -90,12 +99,31 @@ class LocalGroup:
             raise CollectiveError(str(self._reason)) from None
 
 
+class Meeting(Protocol):
+    """Where all ranks lay down what they bring to an operation."""
+
+    @property
+    def size(self) -> int: ...
+
+    def exchange(self, rank: int, op: str, payload: Any) -> contextlib.AbstractContextManager[list[Any]]:
+        """What all ranks laid down, in rank order; it does not change within the context.
+
+        Args:
+            rank: who calls.
+            op: the name of the operation, then what must be equal on all ranks.
+            payload: what it brings.
+        """
+
+    def mailbox(self, rank: int) -> Mailbox:
+        """The mailbox of `rank`."""
+
+
 class LocalCollective:
-    """One thread's end of a `LocalGroup`. Sums are taken in rank order."""
+    """One thread's end of a `LocalGroup`, or of another meeting. Sums are taken in rank order."""
 
     name = "local"
 
-    def __init__(self, group: LocalGroup, rank: int) -> None:
+    def __init__(self, group: Meeting, rank: int) -> None:
         check_root(rank, group.size)
         self._group = group
         self.rank = rank
@@ -105,11 +133,7 @@ class LocalCollective:
         """Sum in rank order; bfloat16 is summed in float32 and rounded once."""
         check_reducible(x)
         with self._group.exchange(self.rank, f"allreduce {x.dtype} {list(x.shape)}", x.detach()) as parts:
-            wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
-            total: Tensor = parts[0].to(x.device, wide, copy=True)
-            for part in parts[1:]:
-                total += part.to(x.device)
-        return total.to(x.dtype)
+            return self._total(parts, x)
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.allgather`."""
@@ -140,3 +164,14 @@ class LocalCollective:
         """See `Collective.allgather_object`; passes through JSON as on any other transport."""
         with self._group.exchange(self.rank, "allgather_object", json.dumps(value)) as parts:
             return [json.loads(part) for part in parts]
+
+    def mailbox(self) -> Mailbox:
+        """This rank's mailbox."""
+        return self._group.mailbox(self.rank)
+
+    def _total(self, parts: list[Any], x: Tensor) -> Tensor:
+        wide = torch.float32 if x.dtype == torch.bfloat16 else x.dtype
+        total: Tensor = parts[0].to(x.device, wide, copy=True)
+        for part in parts[1:]:
+            total += part.to(x.device)
+        return total.to(x.dtype)

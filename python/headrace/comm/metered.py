@@ -21,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from headrace.comm.base import Collective
+from headrace.comm.base import Collective, summed_bytes
 
 
 class Metered:
@@ -56,8 +56,7 @@ class Metered:
 
     def allreduce(self, x: Tensor) -> Tensor:
         """See `Collective.allreduce`."""
-        width = max(x.element_size(), 4 if x.is_floating_point() else 1)  # bfloat16 travels as float32
-        self._count("allreduce", 2 * (self.size - 1) * x.numel() * width // self.size)
+        self._count("allreduce", 2 * (self.size - 1) * summed_bytes(x) // self.size)
         return self.inner.allreduce(x)
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:

@@ -14,15 +14,16 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 
-from headrace.launch.frames import ChannelError, FrameSocket
+from headrace.comm.frames import HANDSHAKE_S, ChannelError, prepare
+from headrace.comm.listener import Listener
+from headrace.launch.frames import JsonSocket
 
-_HANDSHAKE_S = 10.0
 _MAX_TEXT = 64_000
 
 
@@ -44,7 +45,7 @@ class Peer:
     host: str
     pid: int
     started: float
-    frames: FrameSocket
+    frames: JsonSocket
     last_seen: float = field(default_factory=time.monotonic)
     lost: bool = False
 
@@ -70,12 +71,8 @@ class Driver:
         self.peers: dict[int, Peer] = {}
         self._lock = threading.Lock()
         self._key = secrets.token_bytes(32)
-        self._listener = socket.create_server((bind, 0), backlog=size + 16)
-        port = self._listener.getsockname()[1]
-        self.address = Address(host, port, self._key, beat_s=min(5.0, stall_timeout_s / 6))
-        # Strangers can hold at most this many connections that have not yet proved to know the key.
-        self._unproved = threading.BoundedSemaphore(size + 64)
-        threading.Thread(target=self._accept, name="headrace-accept", daemon=True).start()
+        self._listener = Listener(bind, size, self._welcome)
+        self.address = Address(host, self._listener.port, self._key, beat_s=min(5.0, stall_timeout_s / 6))
 
     def tell(self, kind: str) -> None:
         """Send `stop`, `abort` or `bye` to every rank that can still be reached."""
@@ -89,33 +86,27 @@ class Driver:
 
     def close(self) -> None:
         """Stop listening and drop every connection: ranks that still run end themselves."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread; closing alone does not
         self._listener.close()
         with self._lock:
             peers = list(self.peers.values())
         for peer in peers:
             peer.frames.close()
 
-    def _accept(self) -> None:
-        while True:
-            try:
-                sock, _ = self._listener.accept()
-            except OSError:
-                return
-            if self._unproved.acquire(blocking=False):
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-            else:
-                sock.close()
+    def _welcome(self, sock: socket.socket) -> Callable[[], None]:
+        frames = JsonSocket(sock, self._key, driver=True)
+        hello = frames.receive()
+        peer = Peer(int(hello["rank"]), str(hello["host"]), int(hello["pid"]), float(hello["started"]), frames)
+        with self._lock:
+            # A second hello is Spark trying a failed task again: a training job cannot be joined in the middle.
+            if not 0 <= peer.rank < self.size or peer.rank in self.peers:
+                frames.send({"type": "abort"})
+                raise ChannelError(f"rank {peer.rank} is not expected")
+            self.peers[peer.rank] = peer
+        frames.proved()
+        self.inbox.put((peer.rank, {"type": "hello"}))
+        return lambda: self._follow(peer)
 
-    def _serve(self, sock: socket.socket) -> None:
-        try:
-            peer = self._welcome(sock)
-        except (ChannelError, OSError, ValueError, KeyError, TypeError):
-            sock.close()  # a stranger: no word to it, no trouble from it
-            return
-        finally:
-            self._unproved.release()
+    def _follow(self, peer: Peer) -> None:
         try:
             while True:
                 message = peer.frames.receive()
@@ -125,22 +116,6 @@ class Driver:
         except (ChannelError, ValueError) as error:
             peer.lost = True
             self.inbox.put((peer.rank, {"type": "lost", "reason": str(error)}))
-
-    def _welcome(self, sock: socket.socket) -> Peer:
-        sock.settimeout(_HANDSHAKE_S)
-        _prepare(sock)
-        frames = FrameSocket(sock, self._key, driver=True)
-        hello = frames.receive()
-        peer = Peer(int(hello["rank"]), str(hello["host"]), int(hello["pid"]), float(hello["started"]), frames)
-        with self._lock:
-            # A second hello is Spark trying a failed task again: a training job cannot be joined in the middle.
-            if not 0 <= peer.rank < self.size or peer.rank in self.peers:
-                frames.send({"type": "abort"})
-                raise ChannelError(f"rank {peer.rank} is not expected")
-            self.peers[peer.rank] = peer
-        sock.settimeout(None)
-        self.inbox.put((peer.rank, {"type": "hello"}))
-        return peer
 
 
 class RankLink:
@@ -153,12 +128,14 @@ class RankLink:
     """
 
     def __init__(self, address: Address, rank: int, *, grace_s: float) -> None:
-        sock = socket.create_connection((address.host, address.port), timeout=_HANDSHAKE_S)
-        _prepare(sock)
-        self._frames = FrameSocket(sock, address.key, driver=False)
+        sock = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
+        prepare(sock)
+        # How other ranks reach this one: by the address under which it reaches the driver.
+        self.host: str = sock.getsockname()[0]
+        self._frames = JsonSocket(sock, address.key, driver=False)
         started = psutil.Process().create_time()
         self._frames.send({"type": "hello", "rank": rank, "host": hostname(), "pid": os.getpid(), "started": started})
-        sock.settimeout(None)
+        self._frames.proved()
         self._stop, self._bye = threading.Event(), threading.Event()
         self._closing = False
         self._grace_s = grace_s
@@ -215,15 +192,6 @@ class RankLink:
             print(f"headrace: a rank ends because {reason}", file=sys.stderr, flush=True)
             # Not sys.exit: the main thread may sit in a collective that never returns.
             os._exit(70)
-
-
-def _prepare(sock: socket.socket) -> None:
-    """Small frames at once; a peer whose machine vanished without a word is noticed within half a minute."""
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def hostname() -> str:

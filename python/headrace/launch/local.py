@@ -13,7 +13,7 @@ import torch
 
 from headrace.comm.base import CollectiveError
 from headrace.comm.local import LocalGroup
-from headrace.launch.worker import LaunchOptions, RankResult, Worker
+from headrace.launch.worker import LaunchOptions, MailboxOnce, RankResult, Worker
 
 OnEvent = Callable[[int, dict[str, Any]], None]
 
@@ -37,7 +37,8 @@ class _Run:
                 self._on_event(rank, json.loads(json.dumps(event)))
 
         try:
-            value = fn(Worker(self.group.collective(rank), rank, emit, self._stop.is_set))
+            mailbox = MailboxOnce(lambda: self.group.mailbox(rank))
+            value = fn(Worker(self.group.collective(rank), rank, emit, self._stop.is_set, mailbox))
             self.results[rank] = RankResult(rank, json.loads(json.dumps(value)))
             self.group.leave(rank)
         except BaseException as error:  # whatever ends a rank must reach the driver

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import torch
 
 from headrace.comm.base import Collective, CollectiveError
+from headrace.comm.frames import ChannelError
+from headrace.comm.tcp_mailbox import open_mailbox
 from headrace.launch.channel import Address, RankLink
-from headrace.launch.frames import ChannelError
-from headrace.launch.worker import LaunchOptions, Worker
+from headrace.launch.worker import LaunchOptions, MailboxOnce, Worker
 
 # How long a rank that is done keeps its connections open for those still in the last operation.
 _LINGER_S = 5.0
@@ -49,12 +50,14 @@ def run_rank(
     torch.set_num_threads(options.threads)
     try:
         collective = connect()
-        value = fn(Worker(collective, local_rank, link.emit, link.should_stop))
+        mailbox = MailboxOnce(lambda: open_mailbox(collective, address.key, host=link.host))
+        value = fn(Worker(collective, local_rank, link.emit, link.should_stop, mailbox))
         link.result(value)
     except BaseException as error:
         _report(link, error)
         leave(1)
     link.wait_for_others(_LINGER_S)
+    mailbox.close()
     collective.close()
     link.close()
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from headrace.comm.base import Collective
+from headrace.comm.mailbox import Mailbox
 
 
 class RankFailed(RuntimeError):  # noqa: N818 - reads as what happened
@@ -65,6 +66,28 @@ class LaunchOptions:
     autotune: str = ""
 
 
+class MailboxOnce:
+    """A rank's mailbox, opened when it is first asked for.
+
+    Args:
+        open_mailbox: opens it; all ranks do so at the same time.
+    """
+
+    def __init__(self, open_mailbox: Callable[[], Mailbox]) -> None:
+        self._open = open_mailbox
+        self._mailbox: Mailbox | None = None
+
+    def __call__(self) -> Mailbox:
+        if self._mailbox is None:
+            self._mailbox = self._open()
+        return self._mailbox
+
+    def close(self) -> None:
+        """Close it, if it was opened."""
+        if self._mailbox is not None:
+            self._mailbox.close()
+
+
 _ALONE = threading.RLock()
 
 
@@ -78,12 +101,14 @@ class Worker:
         emit: send a JSON-able event to the driver's `on_event(rank, event)`; never blocks on the driver's work.
         should_stop: whether the user asked to stop. Ranks may see it at different steps: agree by a collective before
             acting on it.
+        mailbox: `mailbox()` is this rank's mailbox; all ranks open theirs together, by the first call.
     """
 
     collective: Collective
     local_rank: int
     emit: Callable[[dict[str, Any]], None]
     should_stop: Callable[[], bool]
+    mailbox: Callable[[], Mailbox]
 
     @property
     def rank(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.errors import UserError
+from headrace.optim.base import Optimizer
 
 
 def layer_groups(named: Sequence[tuple[str, Tensor]], lr: float, decay: float) -> list[dict[str, Any]]:
@@ -30,3 +31,19 @@ def layer_groups(named: Sequence[tuple[str, Tensor]], lr: float, decay: float) -
     return [
         {"params": params, "lr": lr * decay ** (depth - 1 - number)} for number, params in enumerate(layers.values())
     ]
+
+
+def like_groups(optimizer: Optimizer, whole: Optimizer) -> Optimizer:
+    """Give an optimizer of some of a model's parameters, by name, the base rates that these have in that of all of
+    them: layers were counted among those some.
+
+    Args:
+        optimizer: made by the settings of `whole`; changed, and returned.
+        whole: of all parameters; its rates may be scheduled already.
+    """
+    rates = {
+        name: group.get("initial_lr", group["lr"]) for group in whole.param_groups for name in group["param_names"]
+    }
+    for group in optimizer.param_groups:
+        group["lr"] = rates[group["param_names"][0]]
+    return optimizer

@@ -91,7 +91,14 @@ def check_strategy(cfg: Config) -> None:
     from headrace.strategies.strategy_config import check_strategy as check
 
     precision, overlap = cfg.train.precision.compute, cfg.train.overlap
-    check(cfg.strategy, precision=precision, overlap=overlap, aggregation=cfg.aggregation.name, rules=_used(cfg))
+    check(
+        cfg.strategy,
+        precision=precision,
+        overlap=overlap,
+        aggregation=cfg.aggregation.name,
+        rules=_used(cfg),
+        compression=cfg.compression,
+    )
 
 
 def check_horovod(cfg: Config) -> None:

@@ -1,4 +1,4 @@
-"""What compression of gradients saved in a run of train-ctr, and what it took."""
+"""What compression of gradients saved in a run of train-ctr, and what it took; how stale gradients were."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Re
         report.results["compression_sparse"] = given.sparse
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
+
+
+def tell_of_staleness(figures: list[dict[str, float]], report: Report) -> None:
+    """Where servers applied gradients: how many updates these missed, and how long the rank that waited most did."""
+    figures = [each for each in figures if "staleness_max" in each]
+    if not figures:
+        return
+    report.results["staleness_max"] = int(max(each["staleness_max"] for each in figures))
+    report.results["staleness_mean"] = sum(each["staleness_mean"] for each in figures) / len(figures)
+    report.results["exchange_seconds"] = max(each["exchange_seconds"] for each in figures)
 
 
 def _why_not_engaged(cfg: Config) -> str:

@@ -142,6 +142,12 @@ class Monitor:
         ranks = ", ".join(map(str, event["ranks"]))
         self.report.warn(f"step {event['step']}: loss or gradient not finite on rank {ranks}: {event['action']}")
 
+    def _on_bound(self, event: Event) -> None:
+        self.report.say(
+            f"step {event['step']:,}: bound {event['bound']} ({event['why']}): ranks waited {event['waited']:.0%} of the"
+            f" time, loss {event['loss']:.4f}, the first was {event['lag']} steps ahead of the last"
+        )
+
     def _on_overflow(self, event: Event) -> None:
         self.report.say(
             f"step {event['step']}: fp16 overflowed, left out; scale of the loss now {event['loss_scale']:g}"

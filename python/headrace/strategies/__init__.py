@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.comm import Collective
+from headrace.optim.schedules import Rates
 from headrace.options import choose, known
-from headrace.strategies import local_sgd, reducers
+from headrace.strategies import gossip, local_sgd, parameter_server, reducers
 from headrace.strategies.allreduce import AllReduce
+from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.equipment import Equipment
 from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
 
@@ -23,12 +26,18 @@ class Strategy(Protocol):
     Attributes:
         local: ranks may hold different parameters between steps that they meet in, and are told nothing of each other
             in others: a rank's gradient is the mean over its own rows, and what the optimizer keeps is its own.
+        one_copy: and all of them change one copy of the parameters.
     """
 
     local: bool
+    one_copy: bool
+
+    def begin(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Before the first step: parameters, equal on all ranks or as a checkpoint had them; may give them other
+        memory."""
 
     def meets(self, step: int, last: bool) -> bool:
-        """Whether ranks exchange anything in a step; `last`: it is an epoch's last one."""
+        """Whether all ranks meet in a step, and are told of each other; `last`: it is an epoch's last one."""
 
     def backward(self) -> AbstractContextManager[None]:
         """Surrounds backward: a strategy may exchange while it runs, so nobody else uses the collective inside."""
@@ -64,6 +73,16 @@ class Strategy(Protocol):
         """Undo `state_dict`."""
 
 
+@runtime_checkable
+class Remote(Strategy, Protocol):
+    """A strategy by which others update the parameters: `push` takes the place of the optimizer's step, and the rank's
+    own optimizer only says at what rates. Inside `consensus`, and after it, ranks hold the same: a checkpoint has no
+    parameters of single ranks."""
+
+    def push(self, grads: Mapping[str, Tensor], rates: Rates, loss: float | None) -> None:
+        """Send gradients, of the mean `loss` over this rank's rows, to be applied at these rates."""
+
+
 @dataclass(frozen=True)
 class StrategySpec:
     """A strategy and its traits.
@@ -74,6 +93,8 @@ class StrategySpec:
         stateful: `state_dict` must be kept with a checkpoint.
         defaults: options and their values where none are given.
         check: `check(**options)` refuses with a UserError what makes no sense.
+        fits: `fits(options, compression)` refuses compression of gradients that does not go with it.
+        remote: it is `Remote`, and the factory takes an Equipment after the collective.
     """
 
     factory: Callable[..., Strategy]
@@ -81,29 +102,59 @@ class StrategySpec:
     stateful: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[..., None] = lambda **options: None
+    fits: Callable[[Mapping[str, Any], CompressionConfig], None] = lambda options, compression: None
+    remote: bool = False
 
 
 REDUCERS = {
     "ordered": ReducerSpec(reducers.ordered, same_bits=True),
     "ring": ReducerSpec(reducers.ring, same_bits=False),
 }
+
+
+def _served(defaults: Mapping[str, Any]) -> StrategySpec:
+    return StrategySpec(
+        parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
+        check=parameter_server.check, fits=parameter_server.fits, remote=True,
+    )  # fmt: skip
+
+
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
     "local_sgd": StrategySpec(
         local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
     ),
+    "gossip": StrategySpec(
+        gossip.gossip, synchronous=False, stateful=True, defaults=gossip.DEFAULTS, check=gossip.check, fits=gossip.fits
+    ),
+    "parameter_server": _served(parameter_server.DEFAULTS),
+    "ssp": _served(parameter_server.SSP_DEFAULTS),
 }
 
 
-def create(name: str, reducer: Reducer, collective: Collective, **options: Any) -> Strategy:
+def create(
+    name: str, reducer: Reducer, collective: Collective, equipment: Equipment | None = None, **options: Any
+) -> Strategy:
     """The strategy of that name, over the ranks of a collective.
+
+    Args:
+        name: a key of STRATEGIES.
+        reducer: sums gradients.
+        collective: over whom.
+        equipment: of strategies with trait remote.
+        options: of the strategy.
 
     Raises:
         UserError: an unknown name or option, or a value out of range.
     """
     known("strategy.name", name, STRATEGIES)
     spec = STRATEGIES[name]
-    return spec.factory(reducer, collective, **choose(f"strategy {name}", spec.defaults, options))
+    chosen = choose(f"strategy {name}", spec.defaults, options)
+    if not spec.remote:
+        return spec.factory(reducer, collective, **chosen)
+    if equipment is None:
+        raise ValueError(f"strategy {name} needs an Equipment")
+    return spec.factory(reducer, collective, equipment, **chosen)
 
 
 __all__ = [
@@ -112,9 +163,11 @@ __all__ = [
     "REDUCERS",
     "STRATEGIES",
     "AllReduce",
+    "Equipment",
     "Overlap",
     "Reducer",
     "ReducerSpec",
+    "Remote",
     "Strategy",
     "StrategySpec",
     "create",

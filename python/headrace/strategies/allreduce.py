@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from headrace.comm.base import Collective
 from headrace.strategies.overlap import Overlap
@@ -21,11 +21,14 @@ class AllReduce:
         collective: over whom.
     """
 
-    local = False
+    local = one_copy = False
 
     def __init__(self, reducer: Reducer, collective: Collective) -> None:
         self.reducer = reducer
         self.collective = collective
+
+    def begin(self, params: Mapping[str, nn.Parameter]) -> None:
+        """Nothing to do."""
 
     def backward(self) -> AbstractContextManager[None]:
         """Surrounds backward; nobody else may use the collective inside."""

@@ -12,8 +12,9 @@ when `settle` says that the step was made; else it is as if it had not been.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +24,10 @@ from headrace.catalog.fingerprint import splitmix64
 from headrace.comm.base import Collective, as_bytes
 from headrace.comm.sums import in_order, saturated, sum_in_rank_order
 from headrace.compress import CodecSpec, Payload
-from headrace.compress.base import Codec, PayloadError, State, taken
+from headrace.compress.base import Codec, State
 from headrace.compress.feedback import Feedback
 from headrace.compress.spec import OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, VARIABLE
+from headrace.strategies.envelope import opened, sealed
 from headrace.strategies.memory import Memory
 from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, OfLarge
 
@@ -42,12 +44,14 @@ class CompressedConfig:
         min_numel: tensors of fewer numbers go as they are.
         bucket_bytes: of gradients that are exchanged by one operation.
         seed: of what codecs draw.
+        options: of the codec, all of them.
     """
 
     exchange: str = "auto"
     min_numel: int = 1024
     bucket_bytes: int = BUCKET_BYTES
     seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 class CompressedReducer(Memory, OfLarge):
@@ -209,22 +213,11 @@ class _Turn:
             return [self._opened(raw, lengths) for raw in self.collective.alltoall(messages, rows)]
 
     def _message(self, payloads: list[Tensor]) -> Tensor:
-        """Payloads end to end, behind their sizes where these vary."""
-        if VARIABLE not in self.reducer.spec.traits:
-            return torch.cat(payloads)
-        sizes = torch.tensor([p.numel() for p in payloads], dtype=torch.int64, device=self.device)
-        return torch.cat([as_bytes(sizes), *payloads])
+        return sealed(payloads, sizes=VARIABLE in self.reducer.spec.traits)
 
     def _opened(self, raw: Tensor, lengths: list[int]) -> list[Tensor]:
-        start, sizes = 0, self._sizes(lengths)
-        if VARIABLE in self.reducer.spec.traits:
-            start = 8 * len(lengths)
-            if raw.numel() < start:
-                raise PayloadError(f"{raw.numel()} bytes hold no sizes of {len(lengths)} payloads")
-            sizes = taken(raw, 0, len(lengths), torch.int64).tolist()
-        if min(sizes) < 0 or start + sum(sizes) != raw.numel():
-            raise PayloadError(f"{raw.numel()} bytes came for payloads of {sum(sizes)}")
-        return list(torch.split(raw[start:], sizes))
+        fixed = None if VARIABLE in self.reducer.spec.traits else self._sizes(lengths)
+        return opened(raw, len(lengths), fixed)
 
     def _sizes(self, lengths: list[int]) -> list[int]:
         """Bytes of payloads of a fixed size."""

@@ -190,5 +190,8 @@ def _dense(cfg: CompressionConfig, rest: BucketReducer, seed: int, min_numel: in
         return PowerSGD(PowerSGDConfig(rank=powersgd_rank(cfg), decay=cfg.decay, min_numel=min_numel, seed=seed), rest)
     made = MajorityVote if cfg.exchange == VOTE else CompressedReducer
     exchange = "auto" if cfg.exchange == VOTE else cfg.exchange
-    settings = CompressedConfig(exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed)
+    options = choose(f"compression {cfg.name}", cfg.spec.defaults, cfg.options)
+    settings = CompressedConfig(
+        exchange=exchange, min_numel=min_numel, bucket_bytes=rest.bucket_bytes, seed=seed, options=options
+    )
     return made(cfg.spec, Feedback(create(cfg.name, **cfg.options), cfg.variant, cfg.decay), rest, settings)

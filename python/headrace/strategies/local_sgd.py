@@ -28,8 +28,9 @@ from torch import Tensor
 
 from headrace.comm.base import Collective
 from headrace.errors import UserError
+from headrace.strategies.own_steps import OwnSteps
 from headrace.strategies.reducers import Reducer, ordered
-from headrace.strategies.sparse import coalesced, with_rows
+from headrace.strategies.sparse import coalesced, tables_of, with_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class Rounds:
         return min(self.max_steps, int(self.steps * self.growth ** min(number, 10_000)))
 
 
-class LocalSGD:
+class LocalSGD(OwnSteps):
     """See the module's docstring.
 
     Args:
@@ -84,8 +85,6 @@ class LocalSGD:
         collective: over whom.
         rounds: see Rounds.
     """
-
-    local = True
 
     def __init__(self, reducer: Reducer, collective: Collective, rounds: Rounds) -> None:
         self.reducer, self.collective, self.rounds = reducer, collective, rounds
@@ -95,23 +94,14 @@ class LocalSGD:
         self._outer: dict[str, Tensor] = {}  # u of these
         self._rows: dict[str, Rows] = {}  # of tables: what the steps since have touched, as it was
 
-    def backward(self) -> contextlib.AbstractContextManager[None]:
-        """Surrounds backward: nothing is exchanged in it."""
-        return contextlib.nullcontext()
-
     def meets(self, step: int, last: bool) -> bool:
         """Whether the step ends a round; the last of an epoch does."""
         return last or step < self.rounds.sync_steps or self._steps + 1 >= self.rounds.length(self._round)
 
-    def on_gradients(self, grads: dict[str, Tensor], step: int) -> dict[str, Tensor]:
-        """This rank's own, as they are."""
-        return grads
-
     def before_update(self, params: Mapping[str, Tensor], grads: Mapping[str, Tensor]) -> None:
         """Remember what the step is about to change."""
         if self._tables is None:
-            own = [name for name, grad in grads.items() if grad.is_sparse]
-            self._tables = {name for names in self.collective.allgather_object(own) for name in names}
+            self._tables = tables_of(grads, self.collective)
         if not self._start:
             self._start = {name: param.clone() for name, param in params.items() if name not in self._tables}
         for name in self._tables & grads.keys():
@@ -159,15 +149,9 @@ class LocalSGD:
         if self._steps:
             self._meet(params)
 
-    def settle(self, made: bool, rescaled: float = 1.0) -> None:
-        """Nothing is open: a round is settled in `on_parameters`."""
-
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`; and how many rounds there were."""
         return self.reducer.figures() | {"rounds": float(self._round)}
-
-    def close(self) -> None:
-        """Let go of the parameters."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs beside this rank's own parameters and optimizer."""

@@ -10,7 +10,7 @@ Bytes a rank sends, with n_k the rows it touched in table k of K and w those of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -46,6 +46,12 @@ def coalesced(grad: Tensor) -> Tensor:
 def with_rows(ids: Tensor, rows: Tensor, like: Tensor) -> Tensor:
     """A coalesced gradient of the size of `like` with these rows; ids are distinct and rise."""
     return torch.sparse_coo_tensor(ids.unsqueeze(0), rows, like.shape, is_coalesced=True, check_invariants=False)
+
+
+def tables_of(grads: Mapping[str, Tensor], collective: Collective) -> set[str]:
+    """Names of the parameters with a row-sparse gradient on any rank; all ranks call it together."""
+    own = [name for name, grad in grads.items() if grad.is_sparse]
+    return {name for names in collective.allgather_object(own) for name in names}
 
 
 def reduce_sparse(grads: dict[str, Tensor], collective: Collective, codec: RowCodec | None = None) -> dict[str, Tensor]:

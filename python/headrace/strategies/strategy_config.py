@@ -8,8 +8,27 @@ from typing import Any
 
 from headrace.errors import UserError
 from headrace.free_options import FREE
+from headrace.optim.spec import (
+    NEEDS_CLOSURE,
+    NEEDS_FULL_PASS,
+    NEEDS_KEYS,
+    NEEDS_MODEL,
+    NEEDS_OUTPUTS,
+    OWN_GRADIENT,
+)  # fmt: skip
+from headrace.optim.wrapper import AVERAGES
 from headrace.options import choose, described, known
 from headrace.strategies import STRATEGIES, StrategySpec
+from headrace.strategies.compression import CompressionConfig
+
+_AT_RANKS = {
+    NEEDS_CLOSURE: "evaluates the loss",
+    NEEDS_OUTPUTS: "reads the model's outputs",
+    NEEDS_KEYS: "keeps something of every row",
+    NEEDS_MODEL: "looks into the model's layers",
+    OWN_GRADIENT: "steps along gradients of its own",
+    AVERAGES: "has averages that evaluation would need",
+}  # traits of rules that work where the rows are, and what these do there
 
 
 @dataclass(kw_only=True)
@@ -40,7 +59,13 @@ StrategyConfig.__doc__ = f"""When ranks exchange what.
 
 
 def check_strategy(
-    cfg: StrategyConfig, *, precision: str, overlap: str, aggregation: str, rules: Mapping[str, Iterable[str]]
+    cfg: StrategyConfig,
+    *,
+    precision: str,
+    overlap: str,
+    aggregation: str,
+    rules: Mapping[str, Iterable[str]],
+    compression: CompressionConfig,
 ) -> None:
     """Refuse what cannot be, or does not go together.
 
@@ -50,14 +75,15 @@ def check_strategy(
         overlap: of exchange and backward.
         aggregation: of ranks' gradients.
         rules: traits of optimizers and wrappers by name.
+        compression: of gradients; checked.
 
     Raises:
         UserError: which, and what to do.
     """
-    from headrace.optim.spec import NEEDS_FULL_PASS
-
     spec = cfg.spec
-    spec.check(**choose(f"strategy {cfg.name}", spec.defaults, cfg.options))
+    options = choose(f"strategy {cfg.name}", spec.defaults, cfg.options)
+    spec.check(**options)
+    spec.fits(options, compression)
     if spec.synchronous:
         return
     back = "--strategy.name allreduce"
@@ -66,6 +92,21 @@ def check_strategy(
     if overlap == "on":
         raise UserError(f"--train.overlap on: {cfg.name} exchanges nothing while backward runs", "--train.overlap auto")
     if aggregation != "none":
-        raise UserError(f"--aggregation.name {aggregation} is of gradients, {cfg.name} exchanges parameters", back)
+        raise UserError(
+            f"--aggregation.name {aggregation} is of all ranks' gradients, {cfg.name} lets each step on its own",
+            back,
+        )
     if own := [name for name, traits in rules.items() if NEEDS_FULL_PASS in traits]:
         raise UserError(f"{own[0]} goes through all rows with all ranks, {cfg.name} lets each step on its own", back)
+    if spec.remote:
+        _check_remote(cfg.name, rules)
+
+
+def _check_remote(name: str, rules: Mapping[str, Iterable[str]]) -> None:
+    """Servers have gradients of a part of the model, and nothing else."""
+    for rule, traits in rules.items():
+        if asked := sorted(_AT_RANKS.keys() & traits):
+            raise UserError(
+                f"{rule} {_AT_RANKS[asked[0]]}, and the servers of --strategy.name {name} have gradients of their part",
+                f"leave {rule} out, or --strategy.name allreduce",
+            )

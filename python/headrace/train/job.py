@@ -18,14 +18,18 @@ import torch
 from headrace import models, optim
 from headrace.catalog.pinned import PinnedTable
 from headrace.comm.base import Collective
+from headrace.comm.mailbox import Mailbox
 from headrace.comm.metered import Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
-from headrace.strategies import BUCKET_BYTES, REDUCERS, Overlap, Reducer, Strategy, create, pays
+from headrace.optim import Optimizer
+from headrace.optim.layer_decay import like_groups
+from headrace.strategies import BUCKET_BYTES, REDUCERS, Equipment, Overlap, Reducer, Strategy, create, pays
 from headrace.strategies.aggregation import AggregationConfig, aggregated
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.strategies.overlap import ByBuckets
+from headrace.strategies.pushes import push_codecs
 from headrace.strategies.strategy_config import StrategyConfig
 from headrace.train.checkpoint import CheckpointStore
 from headrace.train.evaluate import Evaluation, evaluate
@@ -50,6 +54,7 @@ class Worker(Protocol):
     def emit(self) -> OnEvent: ...
     @property
     def should_stop(self) -> Any: ...
+    def mailbox(self) -> Mailbox: ...
     def alone(self) -> Any: ...
 
 
@@ -103,7 +108,7 @@ class TrainJob:
             model = self.make_model().to(device)
         cast_parameters(model.dense_parameters(), self.fit.precision)
         optimizer = optim.create_parts(model, self.optimizers)
-        strategy = self.make_strategy(model, collective)
+        strategy = self.make_strategy(model, collective, optimizer, worker)
         train = self.stream("train", collective.rank, collective.size, planned=True)
         worker_events: OnEvent = worker.emit if collective.rank == 0 else _ignore
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
@@ -125,12 +130,20 @@ class TrainJob:
         options = dict(self.model)
         return models.create(options.pop("name"), options.pop("cardinalities"), options.pop("num_dense"), **options)
 
-    def make_strategy(self, model: models.ClickModel, collective: Collective) -> Strategy:
+    def make_strategy(
+        self, model: models.ClickModel, collective: Collective, optimizer: Optimizer, worker: Worker
+    ) -> Strategy:
         """The run's; gradients are exchanged while backward runs where that can be and pays.
 
         Raises:
             UserError: ranks lie on hosts in a way that the settings do not allow.
         """
+        spec = self.strategy.spec
+        reducer = self._reducer(model, collective) if not spec.remote else REDUCERS[self.reduction].factory()
+        equipment = self._equipment(model, optimizer, worker) if spec.remote else None
+        return create(self.strategy.name, reducer, collective, equipment, **self.strategy.options)
+
+    def _reducer(self, model: models.ClickModel, collective: Collective) -> Reducer:
         host = socket.gethostname()
         exact = REDUCERS[self.reduction].factory(bucket_bytes=self.bucket_bytes)
         reducer: Reducer
@@ -142,7 +155,18 @@ class TrainJob:
             dense = {id(p) for p in model.dense_parameters()}
             named = {name: p for name, p in model.named_parameters() if id(p) in dense and p.requires_grad}
             reducer = Overlap(reducer, collective, named)
-        return create(self.strategy.name, reducer, collective, **self.strategy.options)
+        return reducer
+
+    def _equipment(self, model: models.ClickModel, optimizer: Optimizer, worker: Worker) -> Equipment:
+        tables = {id(p) for p in model.sparse_parameters()}
+        return Equipment(
+            mailbox=worker.mailbox(),
+            optimizer=lambda part: like_groups(optim.create_parts(part, self.optimizers), optimizer),
+            tables=frozenset(name for name, p in model.named_parameters() if id(p) in tables),
+            codecs=push_codecs(self.compression, self.fit.seed),
+            should_stop=worker.should_stop,
+            on_event=worker.emit,
+        )
 
     def stream(self, split: str, rank: int, size: int, *, planned: bool = False) -> Stream:
         """A split's batches for a rank: planned and shuffled for training, else in the table's order and padded."""
@@ -208,6 +232,7 @@ def describe(model: models.ClickModel) -> dict[str, Any]:
 
 def summary(result: FitResult, test: Evaluation | None, collective: Metered, strategy: Strategy) -> dict[str, Any]:
     """A rank's value: JSON. Without figures of the test data a stop was asked for, maybe while they were made."""
+    exchange = strategy.figures()
     return {
         "stopped": result.stopped if test is not None else "asked",
         "epochs": result.cursor.epoch,
@@ -221,8 +246,8 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered, str
         "audits": [audit.to_dict() for audit in result.audits],
         "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
         "test": test.metrics.to_dict() if test else None,
-        "bytes_sent": collective.sent_bytes,
-        "exchange": strategy.figures(),
+        "bytes_sent": collective.sent_bytes + int(exchange.get("mailed_bytes", 0)),
+        "exchange": exchange,
     }
 
 

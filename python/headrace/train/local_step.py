@@ -1,7 +1,7 @@
 """One step of a rank that steps on its own, and what all ranks are told when they meet.
 
     rates -> forward, backward -> gradient of the mean over this rank's rows -> clipped -> optimizer
-    -> strategy.on_parameters; where ranks meet, a control word before that: loss, rows, bad steps since they met, stop?
+    -> strategy.on_parameters; where all meet, a control word after that: loss, rows, bad steps since they met, stop?
 
 A rank with a bad number leaves its own update out; the others hear of it when they meet.
 """

@@ -149,9 +149,12 @@ class _Loop:
             )
         check_clipping(self.cfg.clipping, self.replica.optimizer)
         self._resume()
+        self.replica.strategy.begin(self.replica.params)
         self.replica.model.train()
         while self.cursor.epoch < self.cfg.epochs and not self.stopped:
             self._epoch()
+        if self.stopped == "asked":
+            self._save()  # as every rank has it: the resumed run goes on from there, not from what all agree on below
         self.replica.strategy.finish(self.replica.values)
         self._save()
         digest = weights_sha256(self.replica.model, self.collective)

@@ -20,7 +20,7 @@ from headrace.optim import NonFiniteStepError, Optimizer, StepContext, schedules
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.master_weights import HALF
 from headrace.optim.schedules import Rates
-from headrace.strategies import Strategy
+from headrace.strategies import Remote, Strategy
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from headrace.train.events import Event
 from headrace.train.precision import PrecisionConfig
@@ -35,6 +35,10 @@ class Replica:
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
         # What rules may ask of other ranks: of none where ranks step on their own.
         self.peers = LocalGroup(1).collective(0) if strategy.local else collective
+        # Whether parameters, and what the optimizer keeps, are this rank's own where no ranks meet.
+        self.remote = strategy if isinstance(strategy, Remote) else None
+        self.own = strategy.local and self.remote is None
+        self.rates, self.loss = Rates(1.0), 0.0
         left = [name for name, p in self.params.items() if id(p) not in held]
         if left:
             raise UserError(f"the optimizer has not got parameter {left[0]}", "give every parameter to the optimizer")
@@ -73,6 +77,7 @@ class Replica:
         for param in self.params.values():
             if param.grad is not None and param.grad.is_sparse:
                 param.grad = as_coalesced(param.grad)
+        self.loss = loss
         return loss, outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def bad_gradient(self) -> bool:
@@ -111,13 +116,19 @@ class Replica:
         made = ctx is not None
         try:
             if ctx is not None:
-                self.optimizer.step(ctx)
+                self._step(ctx)
         except NonFiniteStepError:
             if not self.strategy.local:
                 raise
             made = False
         self.strategy.on_parameters(self.values, step, meets)
         return made
+
+    def _step(self, ctx: StepContext) -> None:
+        if self.remote is not None:
+            self.remote.push(self.gradients, self.rates, self.loss / max(1, ctx.rows))
+        else:
+            self.optimizer.step(ctx)
 
     @property
     def gradients(self) -> dict[str, Tensor]:
@@ -136,6 +147,7 @@ class Replica:
 
     def set_rates(self, rates: Rates) -> None:
         """Scale every group's base learning rate; set the momentum of rules that have one, where it is given."""
+        self.rates = rates
         schedules.set_rates(self.optimizer, rates)
 
     def context(
@@ -180,11 +192,13 @@ class Replica:
 
     def checkpoint(self, state: dict[str, Any]) -> Checkpoint:
         """Everything that a resumed run needs; all ranks call it."""
-        rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
-        if self.strategy.local:
-            rank |= {"model": self._copied(), "optimizer": self.optimizer.state_dict()}
         with self.strategy.consensus(self.values):
-            model = self._copied() if self.strategy.local else self.model.state_dict()
+            model = self._copied() if self.own else self.model.state_dict()
+        rank = {"strategy": self.strategy.state_dict(), "random": torch.get_rng_state()}
+        if self.own:
+            rank |= {"optimizer": self.optimizer.state_dict()}
+        if self.own and not self.strategy.one_copy:
+            rank |= {"model": self._copied()}
         return Checkpoint(
             model=model, optimizer=self.optimizer.state_dict(), rank=rank, state=state | {"ranks": self.collective.size}
         )
@@ -205,13 +219,14 @@ class Replica:
         self._load(saved, same, str(store.directory / name))
         if not same:
             what = "strategy and random state"
-            what += ", and all ranks' optimizers but the first's" if self.strategy.local else ""
+            what += ", and all ranks' optimizers but the first's" if self.own else ""
+            what += ", and the servers' optimizers" if self.remote is not None else ""
             on_event({"type": "reset", "what": what, "was": saved.state["ranks"]})
         return saved.state
 
     def _load(self, saved: Checkpoint, same_ranks: bool, path: str) -> None:
         try:
-            own = saved.rank if self.strategy.local and same_ranks else vars(saved)
+            own = vars(saved) | (saved.rank if self.own and same_ranks else {})
             self.model.load_state_dict(own["model"])
             self.optimizer.load_state_dict(own["optimizer"])
             if same_ranks:

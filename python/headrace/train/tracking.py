@@ -254,8 +254,8 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
         return _numbers(event["metrics"], str(event["split"]))
     if kind == "step":
         return _numbers(event, "train")
-    if kind == "epoch":
-        return _numbers(event, "epoch")
+    if kind in ("epoch", "bound"):
+        return _numbers(event, kind)
     return {}
 
 

@@ -1,0 +1,145 @@
+"""Servers in the loop: one rank is plain training, more learn, resume, and are released when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from convergence.local_rows import ROWS, run
+from convergence.test_train_local import Job
+
+from headrace import models
+from headrace.comm.simulated import SimulatedCluster
+from headrace.launch import RankFailed
+from headrace.strategies import STRATEGIES, Equipment
+from headrace.strategies.compression import CompressionConfig
+from headrace.train.fit_config import FitConfig
+
+REMOTE = sorted(name for name, spec in STRATEGIES.items() if spec.remote)
+SECONDS = [128 / 1024, 257 / 1024, 515 / 1024]  # of a step: exact sums, never at the same time
+TUNED = {"tune": True, "bound": 1, "window": 2, "bound_max": 6}
+
+
+class ServedJob(Job):
+    """Takes time in forward, on a simulated cluster."""
+
+    def equipment(self, model: models.ClickModel, worker: Any, asked: Callable[[], bool]) -> Equipment:
+        made = super().equipment(model, worker, asked)
+        clock = getattr(worker, "clock", None)
+        if clock is None:
+            return made
+        seconds = SECONDS[worker.rank]
+        model.register_forward_pre_hook(lambda *_: clock.spend(seconds))
+        return dataclasses.replace(made, clock=clock)
+
+
+def job(name: str = "parameter_server", options: dict[str, Any] | None = None, **settings: Any) -> ServedJob:
+    settings = {"cfg": FitConfig(epochs=3, checkpoint_every=5, eval_every=7)} | settings
+    return ServedJob(strategy={"name": name, **(options or {})}, **settings)
+
+
+def simulated(job: Job) -> tuple[dict[str, Any], SimulatedCluster, list[dict[str, Any]]]:
+    """The first rank's answer; the cluster; events."""
+    cluster = SimulatedCluster(len(SECONDS), latency_s=1 / 64)
+    events: list[dict[str, Any]] = []
+
+    def rank_main(rank: int) -> Any:
+        worker: Any = SimpleNamespace(
+            collective=cluster.collective(rank), mailbox=lambda: cluster.mailbox(rank), clock=cluster.clock(rank),
+            rank=rank, size=len(SECONDS), emit=events.append, alone=contextlib.nullcontext,
+        )  # fmt: skip
+        return job(worker)
+
+    answers = cluster.run(rank_main)
+    assert all(answer == answers[0] for answer in answers)
+    return answers[0], cluster, events
+
+
+@pytest.mark.parametrize("rule", ["adam", "lamb"])
+@pytest.mark.parametrize("name", REMOTE)
+def test_one_rank_is_plain_training_bit_for_bit(name: str, rule: str) -> None:
+    cfg = FitConfig(epochs=2)
+    options = {"compensation": "adaptive", "rates": "staleness"}
+    assert run(job(name, options, dense=rule, cfg=cfg))["sha"] == run(Job(dense=rule, cfg=cfg))["sha"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"servers": 1, "bound": 0}, TUNED | {"compensation": "constant"}], ids=["all", "one", "tuned"]
+)
+@pytest.mark.parametrize("name", REMOTE)
+def test_learns(name: str, options: dict[str, Any]) -> None:
+    metrics = run(job(name, options), ranks=3)["metrics"]
+    assert metrics["auc"] > 0.75 and metrics["normalized_entropy"] < 0.9
+
+
+@pytest.mark.parametrize(
+    ("options", "codec"), [({}, "none"), (TUNED | {"compensation": "adaptive"}, "qsgd")], ids=["plain", "all of it"]
+)
+def test_a_resumed_simulated_run_is_the_uninterrupted_one(options: dict[str, Any], codec: str, tmp_path: Path) -> None:
+    """Optimizers and squares of servers, memory of pushes, the tuned bound; staleness is at work."""
+    settings: dict[str, Any] = {"compression": CompressionConfig(name=codec, min_numel=64)}
+    whole, first, events = simulated(job(options=options, directory=tmp_path / "whole", **settings))
+    again, second, _ = simulated(job(options=options, directory=tmp_path / "again", **settings))
+    assert (whole["sha"], first.digest, first.seconds) == (again["sha"], second.digest, second.seconds)
+    assert bool(options) == any(event["type"] == "bound" for event in events)
+    cut = tmp_path / "cut"
+    stopped, _, _ = simulated(job(options=options, directory=cut, stop_at=14, **settings))
+    assert stopped["stopped"] == "asked"
+    (cut / sorted(p.name for p in cut.iterdir())[-1]).rename(cut / "away")  # that of the stop itself: ranks met for it
+    resumed, _, events = simulated(job(options=options, directory=cut, **settings))
+    assert any(event["type"] == "resume" for event in events)
+    assert resumed["sha"] == whole["sha"]
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_stop_in_an_epoch_is_heard_and_resumed(name: str, tmp_path: Path) -> None:
+    cfg = FitConfig(epochs=2)
+    stopped = run(job(name, cfg=cfg, directory=tmp_path, stop_at=3), ranks=3)
+    assert stopped["stopped"] == "asked" and stopped["step"] % (ROWS // 96), "in the middle of an epoch"
+    events: list[dict[str, Any]] = []
+    found = run(job(name, cfg=cfg, directory=tmp_path), ranks=3, events=events)
+    assert events[0]["type"] == "resume" and found["step"] == 20
+    assert [audit["rows"] + audit["dropped"] for audit in found["audits"]] == [ROWS] * 2
+    assert found["metrics"]["auc"] > 0.7
+
+
+def test_another_number_of_ranks_resumes(tmp_path: Path) -> None:
+    run(job(directory=tmp_path, stop_at=4), ranks=2)
+    events: list[dict[str, Any]] = []
+    found = run(job(directory=tmp_path), ranks=3, events=events)
+    assert [event["type"] for event in events[:2]] == ["reset", "resume"] and "servers" in events[0]["what"]
+    assert found["metrics"]["auc"] > 0.75
+
+
+def test_a_rank_with_a_bad_number_leaves_its_push_out_and_all_hear_of_it() -> None:
+    events: list[dict[str, Any]] = []
+    cfg = FitConfig(epochs=1, on_nonfinite="skip")
+    found = run(job(cfg=cfg, source={"spoil": (2, 1)}), ranks=3, events=events)
+    told = [event for event in events if event["type"] == "nonfinite"]
+    assert found["skipped"] == 1 and [event["ranks"] for event in told] == [[1]]
+    with pytest.raises(RankFailed, match="not a finite number in step . on rank 1"):
+        run(job(source={"spoil": (2, 1)}), ranks=3)
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_dead_rank_releases_the_others(name: str) -> None:
+    class Dies(ServedJob):
+        def equipment(self, model: models.ClickModel, worker: Any, asked: Callable[[], bool]) -> Equipment:
+            calls = []
+
+            def dies() -> bool:
+                calls.append(1)
+                if worker.rank == 1 and len(calls) == 5:
+                    raise ZeroDivisionError("of its own")
+                return False
+
+            return super().equipment(model, worker, dies)
+
+    with pytest.raises(RankFailed, match="rank 1 of 3 failed") as caught:
+        run(Dies(strategy={"name": name, "bound": 0}), ranks=3)
+    assert caught.value.rank == 1 and "of its own" in str(caught.value)
