@@ -41,7 +41,7 @@ from headrace.pipelines.train_config import (
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import tell_of_compression, tell_of_staleness
+from headrace.pipelines.train_exchange import tell_of_bytes, tell_of_compression, tell_of_staleness
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -397,7 +397,7 @@ def _finish(
     report.results |= {ours: test.get(theirs) for theirs, ours in names.items()}
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
-    report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
+    tell_of_bytes(answers, report)
     tell_of_compression(cfg, [answer["exchange"] for answer in answers], report)
     tell_of_staleness([answer["exchange"] for answer in answers], report)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}

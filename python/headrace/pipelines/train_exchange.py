@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from headrace.report import Report
 
 if TYPE_CHECKING:
     from headrace.pipelines.train_ctr import Config
+
+
+def tell_of_bytes(answers: Sequence[dict[str, Any]], report: Report) -> None:
+    """Of the rank that sent most: all, and apart what is of embedding tables, and of dense parameters (control words of
+    some bytes a step among them); what is left are scores for evaluation. Letters to servers are not told apart."""
+    most = max(answers, key=lambda answer: int(answer["bytes_sent"]))
+    report.results["megabytes_sent"] = most["bytes_sent"] / 1e6
+    if not most["exchange"].get("mailed_bytes"):
+        dense = most["bytes_sent"] - most["bytes_of_tables"] - most["bytes_of_evaluation"]
+        report.results |= {"megabytes_sent_dense": dense / 1e6, "megabytes_sent_tables": most["bytes_of_tables"] / 1e6}
 
 
 def tell_of_compression(cfg: Config, figures: list[dict[str, float]], report: Report) -> None:
