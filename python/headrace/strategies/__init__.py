@@ -95,6 +95,8 @@ class StrategySpec:
         check: `check(**options)` refuses with a UserError what makes no sense.
         fits: `fits(options, compression)` refuses compression of gradients that does not go with it.
         remote: it is `Remote`, and the factory takes an Equipment after the collective.
+        lead: `lead(options)` of strategies that are not synchronous: the most steps that a rank may be ahead of another
+            one; None: as many as an epoch has.
     """
 
     factory: Callable[..., Strategy]
@@ -104,6 +106,7 @@ class StrategySpec:
     check: Callable[..., None] = lambda **options: None
     fits: Callable[[Mapping[str, Any], CompressionConfig], None] = lambda options, compression: None
     remote: bool = False
+    lead: Callable[[Mapping[str, Any]], int | None] | None = None
 
 
 REDUCERS = {
@@ -115,18 +118,29 @@ REDUCERS = {
 def _served(defaults: Mapping[str, Any]) -> StrategySpec:
     return StrategySpec(
         parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
-        check=parameter_server.check, fits=parameter_server.fits, remote=True,
+        check=parameter_server.check, fits=parameter_server.fits, remote=True, lead=parameter_server.lead,
     )  # fmt: skip
 
 
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
     "local_sgd": StrategySpec(
-        local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
-    ),
+        local_sgd.local_sgd,
+        synchronous=False,
+        stateful=True,
+        defaults=local_sgd.DEFAULTS,
+        check=local_sgd.check,
+        lead=local_sgd.lead,
+    ),  # fmt: skip
     "gossip": StrategySpec(
-        gossip.gossip, synchronous=False, stateful=True, defaults=gossip.DEFAULTS, check=gossip.check, fits=gossip.fits
-    ),
+        gossip.gossip,
+        synchronous=False,
+        stateful=True,
+        defaults=gossip.DEFAULTS,
+        check=gossip.check,
+        fits=gossip.fits,
+        lead=gossip.lead,
+    ),  # fmt: skip
     "parameter_server": _served(parameter_server.DEFAULTS),
     "ssp": _served(parameter_server.SSP_DEFAULTS),
 }

@@ -250,4 +250,9 @@ def _check_compression(given: CompressionConfig) -> None:
             )
 
 
+def lead(options: Mapping[str, Any]) -> int:
+    """Steps between turns of mixing: in these a rank waits for its neighbours, and so for all."""
+    return min(int(options["steps"]), int(options["told_steps"])) - 1
+
+
 DEFAULTS = asdict(GossipConfig())
