@@ -32,7 +32,12 @@ def ctr_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def launch_exam(
-    launcher: str, n: int, spark: Any, job: TrainJob, runs: dict[str, TrainJob]
+    launcher: str,
+    n: int,
+    spark: Any,
+    job: TrainJob,
+    runs: dict[str, TrainJob],
+    options: LaunchOptions | None = None,
 ) -> tuple[list[Any], list[tuple[int, str]]]:
     """Launch exam and training; when every rank has done both, send this process the SIGTERM of a scheduler."""
     seen: list[tuple[int, str]] = []
@@ -45,7 +50,7 @@ def launch_exam(
 
     halted = dict.fromkeys((name for name in runs if name.endswith(f"/{PLAIN}")), HALT_AT)
     fn = functools.partial(sit_exam, job=job, jobs=runs, halted=halted if launcher != "local" and n > 1 else {})
-    return values(launch(fn, n, launcher=launcher, spark=spark, on_event=on_event)), seen
+    return values(launch(fn, n, launcher=launcher, spark=spark, on_event=on_event, options=options)), seen
 
 
 CASES = [
@@ -65,14 +70,18 @@ def test_every_launcher_gives_the_bits_of_threads(
     spark: SparkSession, ctr_lake: Path, tmp_path: Path, launcher: str, n: int
 ) -> None:
     """One launch: the exam of collectives, sums of gradients, training; its exchange during backward where n = 2; runs
-    of all strategies, in which rank 1 is stopped for some seconds."""
+    of all strategies, in which rank 1 is stopped for some seconds; Horovod's own files."""
     cfg = small_config(ctr_lake, ranks=n)
     runs = exchange_runs(ctr_lake, tmp_path / "runs_of_threads", n)
     together = {name: run for name, run in runs.items() if run.strategy.spec.synchronous}
     expected, _ = launch_exam("local", n, None, small_job(cfg, tmp_path / "threads"), together)
     job = small_job(cfg, tmp_path / "processes", overlap="on" if n == 2 else "off", bucket_bytes=2000)
     runs = exchange_runs(ctr_lake, tmp_path / "runs_of_processes", n)
-    got, seen = launch_exam(launcher, n, spark, job, runs)
+    own = {name: str(tmp_path / name) for name in ("timeline", "autotune") if launcher == "horovod"}
+    got, seen = launch_exam(launcher, n, spark, job, runs, LaunchOptions(**own))
+    if own:
+        assert '"allgather.headrace"' in Path(own["timeline"]).read_text()
+        assert "tensor_fusion_threshold" in Path(own["autotune"]).read_text()
     check_runs(n, [g["runs"] for g in got], [e["runs"] for e in expected])
     keys = ("rank", "size", "threads", "checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "stopped")
     for key in keys:

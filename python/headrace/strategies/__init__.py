@@ -131,7 +131,7 @@ STRATEGIES = {
         defaults=local_sgd.DEFAULTS,
         check=local_sgd.check,
         lead=local_sgd.lead,
-    ),  # fmt: skip
+    ),
     "gossip": StrategySpec(
         gossip.gossip,
         synchronous=False,
@@ -140,7 +140,7 @@ STRATEGIES = {
         check=gossip.check,
         fits=gossip.fits,
         lead=gossip.lead,
-    ),  # fmt: skip
+    ),
     "parameter_server": _served(parameter_server.DEFAULTS),
     "ssp": _served(parameter_server.SSP_DEFAULTS),
 }

@@ -73,14 +73,18 @@ class CompressedReducer(Memory, OfLarge):
         """See `OfLarge.sum_large`."""
         if collective.size == 1:
             return bucket
-        kind = self.cfg.exchange
-        if kind == "auto":
-            once = OWN_MOMENTUM in self.spec.traits  # an owner's codec would apply it to the sum once more
-            kind = "allgather" if once or collective.size == 2 else "reduce_scatter"
-            kind = "allreduce" if SUMMABLE in self.spec.traits else kind
         turn = _Turn(self, bucket, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
-        return summed[kind]()
+        return summed[self.exchange(collective.size)]()
+
+    def exchange(self, size: int) -> str:
+        """Which exchange it is for so many ranks: what `auto` stands for."""
+        if self.cfg.exchange != "auto":
+            return self.cfg.exchange
+        if SUMMABLE in self.spec.traits:
+            return "allreduce"
+        once = OWN_MOMENTUM in self.spec.traits  # an owner's codec would apply it to the sum once more
+        return "allgather" if once or size == 2 else "reduce_scatter"
 
     def state_of(self, unit: str, like: Tensor, rank: int) -> State:
         """What is remembered of a unit, or its first state."""

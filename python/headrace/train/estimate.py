@@ -21,6 +21,7 @@ from headrace.optim import OPTIMIZERS, WRAPPERS, Combined, NonFiniteStepError, O
 from headrace.optim.clipping import clip
 from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS
 from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies.traffic import traffic
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.loop import NONFINITE_REMEDY, NonFiniteError
 from headrace.train.precision import cast_parameters
@@ -41,6 +42,7 @@ class Estimate:
     embedding_bytes: int
     memory_bytes: int
     wire_bytes_per_step: int
+    wire_table_bytes_per_step: int
     seconds_per_step: float
     minutes: float
     not_in_it: tuple[str, ...] = ()
@@ -54,7 +56,8 @@ class Estimate:
             f"parameters      {self.parameters:,}",
             f"embedding       {self.embedding_bytes / 1e6:,.1f} MB",
             f"memory          {self.memory_bytes / 1e6:,.0f} MB a rank (model, gradients, optimizer, data, exact AUC)",
-            f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank",
+            f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank, "
+            f"{self.wire_table_bytes_per_step / 1e6:,.2f} of them of embedding tables",
             f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
             f"estimated       {self.minutes:,.1f} minutes",
             *(f"not in it       {text}" for text in self.not_in_it),
@@ -82,7 +85,6 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     stream = job.stream("train", 0, ranks, planned=True)
     seconds: list[float] = []
     backward: list[float] = []
-    touched = 0
     device = next(model.parameters()).device
     batches = list(islice(stream.epoch(0), _MEASURED))
     # A pass over all rows is not estimated: one over these stands for it, so that rules find rows by their keys.
@@ -93,13 +95,13 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         _, outputs = replica.backward(on_device, job.fit.precision, parts=job.fit.accumulate)
         backward.append(time.perf_counter() - start)
         replica.exchange(step, batch.rows)
-        touched = sum(p.grad._values().shape[0] for p in model.sparse_parameters() if p.grad is not None)
         clip(replica.params, job.fit.clipping)
         context = replica.context(
             on_device, batch.rows, outputs=outputs, full_pass=these, clipping=job.fit.clipping
         )  # fmt: skip
         _update(replica, context, step, job.fit.on_nonfinite)
         seconds.append(time.perf_counter() - start)
+    sent = traffic(job.compression, replica.gradients, ranks)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
     per_step = fmean(seconds[1:] or seconds or [0.0])  # the first has what is done once; others may differ by the rule
@@ -113,7 +115,8 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         parameters=sum(p.numel() for p in model.parameters()),
         embedding_bytes=sum(p.nbytes for p in model.sparse_parameters()),
         memory_bytes=memory + _model_bytes(model, optimizer) + 8 * job.tables["validation"].rows,
-        wire_bytes_per_step=_wire(model, ranks, touched),
+        wire_bytes_per_step=round(sent.dense + sent.tables),
+        wire_table_bytes_per_step=round(sent.tables),
         seconds_per_step=per_step,
         minutes=total / 60.0,
         not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
@@ -131,8 +134,12 @@ def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str
 
 
 def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
-    """What each rule does beside what was measured; a pass over all rows takes so many minutes, the first step so many
-    seconds."""
+    """What strategy and hosts change of the bytes, and what each rule does beside what was measured; a pass over all
+    rows takes so many minutes, the first step so many seconds."""
+    if not job.strategy.spec.synchronous:
+        yield f"what {job.strategy.name} sends: bytes are those of all-reduce in every step with this compression"
+    if job.compression.hierarchical:
+        yield "what ranks of one host send each other: bytes are those of one rank a host"
     for part in optimizer.parts:
         given = job.optimizers[part]
         name = given["name"]
@@ -171,10 +178,3 @@ def _model_bytes(model: Any, optimizer: Optimizer) -> int:
         + sum(4 * p.numel() for p in model.dense_parameters())
         + optimizer.state_bytes()
     )
-
-
-def _wire(model: Any, ranks: int, touched: int) -> int:
-    """Dense gradients go round a ring; the touched rows (id and values) go to every other rank."""
-    dense = sum(4 * p.numel() for p in model.dense_parameters())  # float32, also of parameters of half precision
-    row = sum(8 + 4 * p.shape[1] for p in model.sparse_parameters())
-    return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * touched * row
