@@ -12,6 +12,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -108,25 +109,29 @@ def train(given: dict[str, Any], collective: Any) -> dict[str, Any]:
     for number in range(WARM):
         step(number)
     collective.barrier()
-    before, formula, began, cpu = network.counters(), made.sent(), time.perf_counter(), time.process_time()
-    ends = [began]
-    for number in range(WARM, steps):
-        step(number)
-        ends.append(time.perf_counter())
-    collective.barrier()
-    cpu_ms = 1e3 * (time.process_time() - cpu) / (steps - WARM)
-    after, formula = network.counters(), made.sent() - formula
+    formula = made.sent()
+    counted = measured(lambda number: step(WARM + number), steps - WARM, collective.barrier)
+    formula = made.sent() - formula
     x, classes = task.rows(999, 999, TASK["rows_tested"])
     with torch.no_grad():
         loss = float(functional.cross_entropy(made.module(x), classes))
+    own = {"formula_bytes": formula, "loss": loss, "figures": made.figures()}
+    return counted | own | {"alone_ms": alone(task, rank, size)}
+
+
+def measured(step: Callable[[int], None], steps: int, barrier: Callable[[], None]) -> dict[str, Any]:
+    """What the interface counted during steps, milliseconds of each, and the process's own of all."""
+    before, cpu = network.counters(), time.process_time()
+    ends = [time.perf_counter()]
+    for number in range(steps):
+        step(number)
+        ends.append(time.perf_counter())
+    barrier()
+    after = network.counters()
     return {
-        "formula_bytes": formula,
         **{name: after[name] - before[name] for name in after},
         "ms": [round(1e3 * (b - a), 3) for a, b in itertools.pairwise(ends)],
-        "cpu_ms": cpu_ms,
-        "alone_ms": alone(task, rank, size),
-        "loss": loss,
-        "figures": made.figures(),
+        "cpu_ms": 1e3 * (time.process_time() - cpu) / steps,
     }
 
 

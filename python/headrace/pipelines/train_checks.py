@@ -11,6 +11,16 @@ if TYPE_CHECKING:
     from headrace.pipelines.train_ctr import Config
 
 
+def check_together(cfg: Config) -> None:
+    """All checks of this module.
+
+    Raises:
+        UserError: see there.
+    """
+    for check in (check_optimizers, check_compression, check_aggregation, check_strategy, check_horovod):
+        check(cfg)
+
+
 def check_optimizers(cfg: Config) -> None:
     """Make the optimizers for a model of the run's layers and tables of a few rows.
 

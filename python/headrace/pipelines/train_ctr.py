@@ -20,13 +20,7 @@ from headrace.config import to_yaml
 from headrace.errors import UserError
 from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
-from headrace.pipelines.train_checks import (
-    check_aggregation,
-    check_compression,
-    check_horovod,
-    check_optimizers,
-    check_strategy,
-)
+from headrace.pipelines.train_checks import check_together
 from headrace.pipelines.train_config import (
     AggregationConfig,
     CompressionConfig,
@@ -185,11 +179,7 @@ def check(cfg: Config) -> None:
             "linear or sqrt with the batch that the learning rates were tuned at, or neither",
         )
     fit_config(cfg)
-    check_optimizers(cfg)
-    check_compression(cfg)
-    check_aggregation(cfg)
-    check_strategy(cfg)
-    check_horovod(cfg)
+    check_together(cfg)
 
 
 def require_table(cfg: Config) -> None:
