@@ -89,4 +89,5 @@ def check_halted(strategy: str, ranks: list[dict[str, Any]]) -> None:
         return
     assert spec.lead is not None, "a strategy that is not synchronous says how far ahead a rank may be"
     most = spec.lead(choose(strategy, spec.defaults, options_of(strategy)))
-    assert all(min(1, most or 1) <= lead <= (STEPS if most is None else most) for lead in leads), (strategy, leads)
+    least, most = (1, STEPS) if most is None else (min(1, most), most)
+    assert all(least <= lead <= most for lead in leads), (strategy, leads)

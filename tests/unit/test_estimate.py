@@ -14,6 +14,7 @@ from headrace.pipelines.train_config import (
     CompressionConfig,
     DenseRuleConfig,
     LoopSettings,
+    ModelConfig,
     OptimizerConfig,
     PrecisionConfig,
 )
@@ -59,6 +60,9 @@ def test_bytes_are_those_of_the_settings(lake: Path, tmp_path: Path) -> None:
         dense = made.wire_bytes_per_step - made.wire_table_bytes_per_step
         assert sent / steps == pytest.approx(dense, abs=200)  # control words, digests at the end
         assert tables / steps == pytest.approx(made.wire_table_bytes_per_step, rel=0.05)
+    wide = small_config(lake, model=ModelConfig(embedding_dim=4, hidden=[512, 256]), train=LoopSettings(batch_size=64))
+    made = estimate(small_job(wide, tmp_path / "wide"), ranks=2, threads=1, launcher="local")
+    assert made.wire_table_bytes_per_step < 0.1 * made.wire_bytes_per_step  # a task of over 90 % dense bytes
 
 
 @pytest.mark.parametrize(

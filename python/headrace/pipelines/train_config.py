@@ -226,8 +226,9 @@ class HorovodConfig:
 
 
 def _unused(directory: Path, stem: str, suffix: str) -> Path:
-    names = (f"{stem}{number}.{suffix}" for number in ("", *(f"_{n}" for n in itertools.count(2))))
-    return next(directory / name for name in names if not (directory / name).exists())
+    numbers = itertools.chain([""], (f"_{n}" for n in itertools.count(2)))
+    paths = (directory / f"{stem}{number}.{suffix}" for number in numbers)
+    return next(path for path in paths if not path.exists())
 
 
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
