@@ -26,6 +26,7 @@ MODULES = {
     "text_rules": ("text_rules.py", False),
     "optim": ("optim.py", False),
     "codecs": ("codecs.py", False),
+    "exchange": ("exchange_lab.py", False),
 }
 
 

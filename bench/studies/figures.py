@@ -98,7 +98,7 @@ def figure_of(width: float, height: float) -> Any:
 
 
 def save(figure: Any, path: Path) -> None:
-    """As SVG: no date, and names that are drawn alike every time."""
+    """As SVG, the same bytes for the same figure."""
     import matplotlib
 
     with matplotlib.rc_context({"svg.hashsalt": "headrace", "svg.fonttype": "none"}):

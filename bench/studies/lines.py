@@ -67,7 +67,11 @@ class Lines:
 
     def get(self, task: Task, setting: Setting) -> Line | None:
         """The line of a run, or None where it is still to be made."""
-        return self._known.get(identity(run_of(task, setting)))
+        return self.find(run_of(task, setting))
+
+    def find(self, run: Mapping[str, Any]) -> Line | None:
+        """As `get`, by what a run is known by."""
+        return self._known.get(identity(run))
 
     def append(self, line: Line) -> None:
         """Add the line of a run that was not known; on the disk when this returns."""

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
+from distributed.exchange_runs import HALT_AT, PLAIN, check_halted, compare, exchange_runs
 from distributed.launch_ranks import by_signal, fail, gone_within, sit_exam
 
 from headrace.errors import UserError
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, launch, values
+from headrace.strategies import STRATEGIES
 from headrace.train.job import TrainJob
 
 if TYPE_CHECKING:
@@ -29,7 +31,14 @@ def ctr_lake(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_ctr_lake(tmp_path_factory.mktemp("lake"), {"train": 1500, "validation": 200, "test": 200})
 
 
-def launch_exam(launcher: str, n: int, spark: Any, job: TrainJob) -> tuple[list[Any], list[tuple[int, str]]]:
+def launch_exam(
+    launcher: str,
+    n: int,
+    spark: Any,
+    job: TrainJob,
+    runs: dict[str, TrainJob],
+    options: LaunchOptions | None = None,
+) -> tuple[list[Any], list[tuple[int, str]]]:
     """Launch exam and training; when every rank has done both, send this process the SIGTERM of a scheduler."""
     seen: list[tuple[int, str]] = []
 
@@ -39,8 +48,9 @@ def launch_exam(launcher: str, n: int, spark: Any, job: TrainJob) -> tuple[list[
         if event == {"kind": "trained"} and sum(kind == "trained" for _, kind in seen) == n:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    fn = functools.partial(sit_exam, job=job)
-    return values(launch(fn, n, launcher=launcher, spark=spark, on_event=on_event)), seen
+    halted = dict.fromkeys((name for name in runs if name.endswith(f"/{PLAIN}")), HALT_AT)
+    fn = functools.partial(sit_exam, job=job, jobs=runs, halted=halted if launcher != "local" and n > 1 else {})
+    return values(launch(fn, n, launcher=launcher, spark=spark, on_event=on_event, options=options)), seen
 
 
 CASES = [
@@ -59,11 +69,20 @@ CASES = [
 def test_every_launcher_gives_the_bits_of_threads(
     spark: SparkSession, ctr_lake: Path, tmp_path: Path, launcher: str, n: int
 ) -> None:
-    """One launch: the exam of collectives, sums of gradients, training; its exchange during backward where n = 2."""
+    """One launch: the exam of collectives, sums of gradients, training; its exchange during backward where n = 2; runs
+    of all strategies, in which rank 1 is stopped for some seconds; Horovod's own files."""
     cfg = small_config(ctr_lake, ranks=n)
-    expected, _ = launch_exam("local", n, None, small_job(cfg, tmp_path / "threads"))
+    runs = exchange_runs(ctr_lake, tmp_path / "runs_of_threads", n)
+    together = {name: run for name, run in runs.items() if run.strategy.spec.synchronous}
+    expected, _ = launch_exam("local", n, None, small_job(cfg, tmp_path / "threads"), together)
     job = small_job(cfg, tmp_path / "processes", overlap="on" if n == 2 else "off", bucket_bytes=2000)
-    got, seen = launch_exam(launcher, n, spark, job)
+    runs = exchange_runs(ctr_lake, tmp_path / "runs_of_processes", n)
+    own = {name: str(tmp_path / name) for name in ("timeline", "autotune") if launcher == "horovod"}
+    got, seen = launch_exam(launcher, n, spark, job, runs, LaunchOptions(**own))
+    if own:
+        assert '"allgather.headrace"' in Path(own["timeline"]).read_text()
+        assert "tensor_fusion_threshold" in Path(own["autotune"]).read_text()
+    check_runs(n, [g["runs"] for g in got], [e["runs"] for e in expected])
     exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox")
     for key in ("rank", "size", "threads", *exams, "stopped"):
         assert [g[key] for g in got] == [e[key] for e in expected], key
@@ -73,6 +92,18 @@ def test_every_launcher_gives_the_bits_of_threads(
     assert [g["stopped"] for g in got] == [True] * n
     assert len({g["ordered"] for g in got} | {g["overlapped"] for g in got}) == len({g["ring"] for g in got}) == 1
     assert sorted(seen) == sorted((r, kind) for r in range(n) for kind in ("begun", "done", "trained"))
+
+
+def check_runs(n: int, got: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """Runs by rank and name: bits of those in which ranks wait for each other, steps of the others."""
+    for name in got[0]:
+        strategy, _, codec = name.partition("/")
+        ranks = [rank[name] for rank in got]
+        if STRATEGIES[strategy].synchronous:
+            compare(ranks, [rank[name] for rank in expected], alone=n == 1)
+        if codec == PLAIN and n > 1:
+            check_halted(strategy, ranks)
+    print({name: [len(run["curve"]), run["bytes_of_tables"], run["bytes_sent"]] for name, run in got[0].items()})
 
 
 @pytest.mark.parametrize("launcher", ["local", "horovod", pytest.param("torch", marks=pytest.mark.campaign)])

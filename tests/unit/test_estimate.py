@@ -9,8 +9,16 @@ import pytest
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
 
 from headrace.errors import UserError
+from headrace.launch import launch, values
 from headrace.parallel.parallel_config import ParallelConfig
-from headrace.pipelines.train_config import DenseRuleConfig, LoopSettings, OptimizerConfig, PrecisionConfig
+from headrace.pipelines.train_config import (
+    CompressionConfig,
+    DenseRuleConfig,
+    LoopSettings,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+)
 from headrace.train.estimate import Estimate, estimate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -38,6 +46,24 @@ def test_gradients_are_float32_whatever_parameters_are(lake: Path, tmp_path: Pat
     dense = a.parameters - a.embedding_bytes // 4
     assert b.memory_bytes == a.memory_bytes + 2 * dense  # parameters 2 bytes less, masters 4 more, gradients as before
     assert a.not_in_it == b.not_in_it == ()
+
+
+def test_bytes_are_those_of_the_settings(lake: Path, tmp_path: Path) -> None:
+    """What two ranks as threads send in a step, by the same settings."""
+    codecs = {"none": CompressionConfig(), "int8": CompressionConfig(name="int8", min_numel=64)}
+    for name, compression in codecs.items():
+        cfg = small_config(lake, compression=compression, train=LoopSettings(batch_size=64, epochs=1))
+        made = estimate(small_job(cfg, tmp_path / name), ranks=2, threads=1, launcher="local")
+        answers = values(launch(small_job(cfg, tmp_path / f"{name}-run"), 2, launcher="local"))
+        sent = sum(a["bytes_sent"] - a["bytes_of_tables"] - a["bytes_of_evaluation"] for a in answers) / 2
+        tables = sum(a["bytes_of_tables"] for a in answers) / 2
+        steps = answers[0]["steps"]
+        dense = made.wire_bytes_per_step - made.wire_table_bytes_per_step
+        assert sent / steps == pytest.approx(dense, abs=200)  # control words, digests at the end
+        assert tables / steps == pytest.approx(made.wire_table_bytes_per_step, rel=0.05)
+    wide = small_config(lake, model=ModelConfig(embedding_dim=4, hidden=[512, 256]), train=LoopSettings(batch_size=64))
+    made = estimate(small_job(wide, tmp_path / "wide"), ranks=2, threads=1, launcher="local")
+    assert made.wire_table_bytes_per_step < 0.1 * made.wire_bytes_per_step  # a task of over 90 % dense bytes
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
 from headrace.comm.base import Collective, summed_bytes
+
+TABLES, EVALUATION = "tables", "evaluation"  # parts
 
 
 class Metered:
@@ -30,12 +33,14 @@ class Metered:
     Attributes:
         sent: bytes by kind of operation, on this rank.
         calls: operations by kind.
+        parts: bytes by what they are of, as far as `part` said it.
     """
 
     def __init__(self, inner: Collective) -> None:
         self.inner = inner
         self.sent: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.parts: Counter[str] = Counter()
 
     @property
     def rank(self) -> int:
@@ -87,3 +92,14 @@ class Metered:
     def _count(self, kind: str, nbytes: int) -> None:
         self.sent[kind] += nbytes
         self.calls[kind] += 1
+
+
+@contextmanager
+def part(collective: Collective, name: str) -> Iterator[None]:
+    """What is sent inside is of this part, where a `Metered` counts it."""
+    before = collective.sent_bytes if isinstance(collective, Metered) else 0
+    try:
+        yield
+    finally:
+        if isinstance(collective, Metered):
+            collective.parts[name] += collective.sent_bytes - before

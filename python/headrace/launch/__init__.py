@@ -44,13 +44,16 @@ def launch(
         One result a rank, in rank order; a rank's error is a value (see `values` to raise it).
 
     Raises:
-        UserError: for what cannot be launched: an unknown launcher, no session, too few slots.
+        UserError: for what cannot be launched: an unknown launcher, no session, too few slots, files that only Horovod
+            writes.
     """
     if n < 1:
         raise UserError(f"{n} ranks asked for", "set --ranks to 1 or more")
     if launcher not in LAUNCHERS:
         raise UserError(f"unknown launcher {launcher!r}", f"choose one of {', '.join(LAUNCHERS)}")
     options, on_event = options or LaunchOptions(), on_event or _ignore
+    if launcher != "horovod" and (options.timeline or options.autotune):
+        raise UserError(f"launcher {launcher} has no timeline and no autotune: both are Horovod's", "launcher horovod")
     with stop_on_signals() as stop:
         if launcher == "local":
             from headrace.launch import local

@@ -52,6 +52,8 @@ class LaunchOptions:
         stop_grace_s: how long ranks have to end by themselves after a stop request.
         use_gpu: NCCL and one GPU a rank under `torch`; None: where spark.task.resource.gpu.amount gives every task one.
         resume_hint: what to type to go on after a failure; ends the message about a dead rank.
+        timeline: a file that Horovod's rank 0 writes: what it did when, for chrome://tracing; "" none.
+        autotune: a file for what Horovod tried and took of its fusion and cycle time; "": it tries nothing.
     """
 
     threads: int = 1
@@ -60,6 +62,8 @@ class LaunchOptions:
     stop_grace_s: float = 10.0
     use_gpu: bool | None = None
     resume_hint: str = ""
+    timeline: str = ""
+    autotune: str = ""
 
 
 class MailboxOnce:

@@ -17,7 +17,8 @@ def check_together(cfg: Config) -> None:
     Raises:
         UserError: the first thing that cannot be.
     """
-    for check in (check_optimizers, check_compression, check_aggregation, check_strategy, check_parallel):
+    checks = (check_optimizers, check_compression, check_aggregation, check_strategy, check_parallel, check_horovod)
+    for check in checks:
         check(cfg)
 
 
@@ -131,6 +132,20 @@ def check_parallel(cfg: Config) -> None:
         row_codec=cfg.compression.sparse,
         rules=_used(cfg),
     )
+
+
+def check_horovod(cfg: Config) -> None:
+    """Refuse what only Horovod writes where another launcher is set.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    for name in ("timeline", "autotune"):
+        if getattr(cfg.horovod, name) and cfg.launcher != "horovod":
+            raise UserError(
+                f"--horovod.{name} with --launcher {cfg.launcher}: no Horovod runs there that could do it",
+                "--launcher horovod, or leave it out",
+            )
 
 
 def _used(cfg: Config) -> dict[str, frozenset[str]]:

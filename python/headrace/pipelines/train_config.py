@@ -4,6 +4,7 @@ report.json."""
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import secrets
 import time
@@ -29,9 +30,9 @@ from headrace.train.precision import PrecisionConfig
 from headrace.train.tracking import TrackingConfig
 
 __all__ = [
-    "AggregationConfig", "ClippingConfig", "CompressionConfig", "DataSettings", "DenseRuleConfig", "LoopSettings",
-    "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "RuleConfig", "ScheduleConfig",
-    "StrategyConfig", "TrackingConfig",
+    "AggregationConfig", "ClippingConfig", "CompressionConfig", "DataSettings", "DenseRuleConfig", "HorovodConfig",
+    "LoopSettings", "ModelConfig", "OptimizerConfig", "ParallelConfig", "PrecisionConfig", "RuleConfig",
+    "ScheduleConfig", "StrategyConfig", "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
@@ -207,6 +208,30 @@ class DataSettings:
     workers: int = 1
 
 
+@dataclass(kw_only=True)
+class HorovodConfig:
+    """What Horovod writes about its own work; with --launcher horovod. Of one call: a resumed run asks for it anew.
+
+    Args:
+        timeline: what it did when, in horovod_timeline.json in the run's directory, for chrome://tracing.
+        autotune: let it tune its fusion and cycle time; what it tried in horovod_autotune.csv there.
+    """
+
+    timeline: bool = False
+    autotune: bool = False
+
+    def files(self, directory: Path) -> dict[str, Path]:
+        """The files of a call by setting; a run that is resumed has some of an earlier call, which are kept."""
+        kinds = {"timeline": "json", "autotune": "csv"}
+        return {name: _unused(directory, f"horovod_{name}", kinds[name]) for name in kinds if getattr(self, name)}
+
+
+def _unused(directory: Path, stem: str, suffix: str) -> Path:
+    numbers = itertools.chain([""], (f"_{n}" for n in itertools.count(2)))
+    paths = (directory / f"{stem}{number}.{suffix}" for number in numbers)
+    return next(path for path in paths if not path.exists())
+
+
 def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
     """A configuration from plain values, nested dataclasses included.
 
@@ -268,7 +293,7 @@ def resumed(cfg: Any, run: Path) -> Any:
     default = type(cfg)(lake=cfg.lake)
     for name in (f.name for f in dataclasses.fields(cfg)):
         given, usual = getattr(cfg, name), getattr(default, name)
-        if name in ("lake", "resume") or (name in RESUMABLE and given != usual):
+        if name in ("lake", "resume", "horovod") or (name in RESUMABLE and given != usual):
             setattr(saved, name, given)
         elif name == "train":
             _take(saved.train, given, usual, _RESUMABLE_TRAIN)

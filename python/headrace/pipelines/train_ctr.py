@@ -25,6 +25,7 @@ from headrace.pipelines.train_config import (
     AggregationConfig,
     CompressionConfig,
     DataSettings,
+    HorovodConfig,
     LoopSettings,
     ModelConfig,
     OptimizerConfig,
@@ -35,7 +36,7 @@ from headrace.pipelines.train_config import (
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import tell_of_compression, tell_of_staleness, tell_of_tables
+from headrace.pipelines.train_exchange import tell_of_bytes, tell_of_compression, tell_of_staleness, tell_of_tables
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -70,6 +71,7 @@ class Config:
         train: the loop.
         data: how rows become batches.
         tracking: where the run is recorded.
+        horovod: what Horovod writes about its own work.
         reduction: ordered (the same bits under every launcher) or ring.
         device: auto (a GPU where there is one), cpu, cuda.
         threads: torch threads of a rank; 0: cores of this machine divided by ranks. Bits depend on it.
@@ -94,6 +96,7 @@ class Config:
     train: LoopSettings = field(default_factory=LoopSettings)
     data: DataSettings = field(default_factory=DataSettings)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    horovod: HorovodConfig = field(default_factory=HorovodConfig)
     reduction: str = "ordered"
     device: str = "auto"
     threads: int = 0
@@ -339,7 +342,13 @@ def _train(spark: SparkSession, cfg: Config, job: TrainJob, directory: Path, rep
 
 def _launch(spark: SparkSession, cfg: Config, job: TrainJob, monitor: Monitor, hint: str) -> list[dict[str, Any]]:
     """The ranks' values; on any failure the line to resume with is printed."""
-    options = LaunchOptions(threads=cfg.threads, stall_timeout_s=cfg.stall_timeout_s, resume_hint=hint)
+    options = LaunchOptions(
+        threads=cfg.threads,
+        stall_timeout_s=cfg.stall_timeout_s,
+        resume_hint=hint,
+        timeline=str(monitor.of_horovod.get("timeline", "")),
+        autotune=str(monitor.of_horovod.get("autotune", "")),
+    )
     timeout = 60.0 * cfg.timeout_minutes or None
     try:
         results = launch(
@@ -382,7 +391,7 @@ def _finish(
     report.results |= {ours: test.get(theirs) for theirs, ours in names.items()}
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
-    report.results |= {"megabytes_sent": max(a["bytes_sent"] for a in answers) / 1e6}
+    tell_of_bytes(answers, report)
     tell_of_compression(cfg, [answer["exchange"] for answer in answers], report, monitor.decisions)
     tell_of_staleness([answer["exchange"] for answer in answers], report)
     tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)

@@ -4,8 +4,9 @@ evenly tables lay on ranks."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from headrace.report import Report
 from headrace.train.events import Event
@@ -44,6 +45,16 @@ class Decisions:
         elif event.get("compress") is False and not self.switched:
             self.switched = "compression was off where the run was resumed"
         return "; ".join(lines)
+
+
+def tell_of_bytes(answers: Sequence[dict[str, Any]], report: Report) -> None:
+    """Of the rank that sent most: all, and apart what is of embedding tables, and of dense parameters (control words of
+    some bytes a step among them); what is left are scores for evaluation. Letters to servers are not told apart."""
+    most = max(answers, key=lambda answer: int(answer["bytes_sent"]))
+    report.results["megabytes_sent"] = most["bytes_sent"] / 1e6
+    if not most["exchange"].get("mailed_bytes"):
+        dense = most["bytes_sent"] - most["bytes_of_tables"] - most["bytes_of_evaluation"]
+        report.results |= {"megabytes_sent_dense": dense / 1e6, "megabytes_sent_tables": most["bytes_of_tables"] / 1e6}
 
 
 def tell_of_compression(

@@ -25,6 +25,9 @@ class Monitor:
         job: what the ranks do.
         directory: of the run.
         report: where lines go.
+
+    Attributes:
+        of_horovod: files that Horovod is to write, by setting.
     """
 
     def __init__(self, cfg: Config, job: TrainJob, directory: Path, report: Report) -> None:
@@ -35,6 +38,7 @@ class Monitor:
         self.last: dict[str, dict[str, Any]] = {}
         self.decisions = Decisions()
         self.tracker = Tracker(cfg.tracking, cfg.lake, directory, report.warn)
+        self.of_horovod = cfg.horovod.files(directory)
         self._finished = False
 
     def __enter__(self) -> Monitor:
@@ -69,9 +73,18 @@ class Monitor:
             self.tracker.figure(name, figure)
         for name in ("report.html", "config.yaml", "events.jsonl"):
             self.tracker.artifact(self.directory / name)
+        self._keep_of_horovod()
         self.tracker.model(self.directory / "model")
         self._tracked(self.tracker.finish("FINISHED"))
         self.report.paths["report"] = str(self.directory / "report.html")
+
+    def _keep_of_horovod(self) -> None:
+        for name, path in self.of_horovod.items():
+            if path.exists():
+                self.tracker.artifact(path, "horovod")
+                self.report.paths[f"horovod_{name}"] = str(path)
+            else:
+                self.report.warn(f"--horovod.{name}: rank 0 wrote no {path}; is {path.parent} on its machine?")
 
     def _tracked(self, outcome: dict[str, Any]) -> None:
         """Say where the run is recorded, and what to type where the store did not take all of it."""

@@ -98,6 +98,8 @@ class StrategySpec:
         fits: `fits(options, around)` refuses settings of the run that do not go with it.
         repeatable: the same seed and number of ranks give the same bits.
         remote: it is `Remote`, and the factory takes an Equipment after the collective.
+        lead: `lead(options)` of strategies that are not synchronous: the most steps that a rank may be ahead of another
+            one; None: as many as an epoch has.
     """
 
     factory: Callable[..., Strategy]
@@ -108,6 +110,7 @@ class StrategySpec:
     fits: Callable[[Mapping[str, Any], Surroundings], None] = lambda options, around: None
     repeatable: bool = True
     remote: bool = False
+    lead: Callable[[Mapping[str, Any]], int | None] | None = None
 
 
 REDUCERS = {
@@ -120,16 +123,28 @@ def _served(defaults: Mapping[str, Any]) -> StrategySpec:
     return StrategySpec(
         parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
         check=parameter_server.check, fits=parameter_server.fits, repeatable=False, remote=True,
+        lead=parameter_server.lead,
     )  # fmt: skip
 
 
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
     "local_sgd": StrategySpec(
-        local_sgd.local_sgd, synchronous=False, stateful=True, defaults=local_sgd.DEFAULTS, check=local_sgd.check
+        local_sgd.local_sgd,
+        synchronous=False,
+        stateful=True,
+        defaults=local_sgd.DEFAULTS,
+        check=local_sgd.check,
+        lead=local_sgd.lead,
     ),
     "gossip": StrategySpec(
-        gossip.gossip, synchronous=False, stateful=True, defaults=gossip.DEFAULTS, check=gossip.check, fits=gossip.fits
+        gossip.gossip,
+        synchronous=False,
+        stateful=True,
+        defaults=gossip.DEFAULTS,
+        check=gossip.check,
+        fits=gossip.fits,
+        lead=gossip.lead,
     ),
     "hogwild": StrategySpec(
         hogwild.hogwild,
@@ -139,6 +154,7 @@ STRATEGIES = {
         check=hogwild.check,
         fits=hogwild.fits,
         repeatable=False,
+        lead=hogwild.lead,
     ),
     "parameter_server": _served(parameter_server.DEFAULTS),
     "ssp": _served(parameter_server.SSP_DEFAULTS),

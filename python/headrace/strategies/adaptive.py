@@ -224,7 +224,7 @@ class Adaptive(CompressedReducer):
     def _meet(self, name: str, grad: Tensor, collective: Collective) -> None:
         """A tensor's bytes, and its rung until there is a decision."""
         lengths = [grad.numel()]
-        if self.exchange(collective) == "reduce_scatter":
+        if self.exchange(collective.size) == "reduce_scatter":
             least, more = divmod(grad.numel(), collective.size)
             chunks = [least + (place < more) for place in range(collective.size)]
             lengths = [*chunks, chunks[collective.rank]]  # and the sum that it owns
@@ -321,7 +321,7 @@ class Adaptive(CompressedReducer):
     def _emptied(self, name: str, grad: Tensor, collective: Collective) -> Tensor:
         """The gradient, and what was to be sent of it and of the sum of a chunk that this rank owns."""
         places = {name: 0}
-        if self.exchange(collective) == "reduce_scatter":
+        if self.exchange(collective.size) == "reduce_scatter":
             places = {f"{name}#{place}": place for place in range(collective.size)}
             places[f"{name}#owner"] = collective.rank
         held = {unit: state for unit in places if (state := self.kept(unit)) and "memory" in state}

@@ -75,21 +75,21 @@ class CompressedReducer(Memory, OfLarge):
             return bucket
         turn = _Turn(self, bucket, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
-        return summed[self.exchange(collective)]()
+        return summed[self.exchange(collective.size)]()
 
     @property
     def traits(self) -> frozenset[str]:
         """Of all that is sent."""
         return self.spec.traits
 
-    def exchange(self, collective: Collective) -> str:
-        """What `auto` stands for, or what was given."""
+    def exchange(self, size: int) -> str:
+        """Which exchange it is for so many ranks: what `auto` stands for, or what was given."""
         if self.cfg.exchange != "auto":
             return self.cfg.exchange
         if SUMMABLE in self.traits:
             return "allreduce"
         once = OWN_MOMENTUM in self.traits  # an owner's codec would apply it to the sum once more
-        return "allgather" if once or collective.size == 2 else "reduce_scatter"
+        return "allgather" if once or size == 2 else "reduce_scatter"
 
     def feedback_of(self, unit: str) -> Feedback:
         """The codec of a unit, with its memory."""

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.comm.metered import TABLES, part
 from headrace.errors import UserError
 from headrace.options import known
 from headrace.strategies.choco import Choco, why_not
@@ -127,7 +128,8 @@ class Gossip(OwnSteps):
             arrived = exchange(self.collective, dict.fromkeys(told, flat), sizes, flat)
             for name, value in unpacked(mix(flat, heard, arrived), bucket).items():
                 params[name].copy_(value)
-        self.rows.mix(self._of_tables(params), self.mixing.mutual(rank, turn), self.collective)
+        with part(self.collective, TABLES):
+            self.rows.mix(self._of_tables(params), self.mixing.mutual(rank, turn), self.collective)
 
     @contextlib.contextmanager
     def consensus(self, params: dict[str, Tensor]) -> Iterator[None]:
@@ -189,7 +191,8 @@ class Gossip(OwnSteps):
         """Where ranks may differ, and the means over ranks there."""
         sums = ordered().reduce(self._dense(params), self.collective)
         dense = {name: (..., total / self.collective.size) for name, total in sums.items()}
-        return dense | self.rows.mean(self._of_tables(params), self.collective)
+        with part(self.collective, TABLES):
+            return dense | self.rows.mean(self._of_tables(params), self.collective)
 
     def _set(self, params: Mapping[str, Tensor], values: Mapping[str, tuple[Any, Tensor]]) -> None:
         for name, (where, value) in values.items():
@@ -246,6 +249,11 @@ def _check_compression(given: CompressionConfig) -> None:
                 f"--compression.{name} {value} is of sums of gradients; gossip sends differences to neighbours",
                 f"--compression.{name} {str(usual[0]).lower()}",
             )
+
+
+def lead(options: Mapping[str, Any]) -> int:
+    """Steps between turns of mixing: in these a rank waits for its neighbours, and so for all."""
+    return min(int(options["steps"]), int(options["told_steps"])) - 1
 
 
 DEFAULTS = asdict(GossipConfig())

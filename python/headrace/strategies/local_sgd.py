@@ -246,4 +246,10 @@ def check(**options: Any) -> None:
     Rounds(**options).check()
 
 
+def lead(options: Mapping[str, Any]) -> int:
+    """Steps of the longest round, but for the last, in which ranks meet."""
+    longest = options["max_steps"] if options["growth"] > 1 else options["steps"]
+    return int(longest) - 1
+
+
 DEFAULTS = asdict(Rounds())

@@ -252,5 +252,11 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     check_pushes(around.compression)
 
 
+def lead(options: Mapping[str, Any]) -> int | None:
+    """The bound, or the largest that it may become; None: there is none."""
+    bound = int(options["bound_max"] if options["tune"] else options["bound"])
+    return bound if bound >= 0 else None
+
+
 DEFAULTS = asdict(ServerOptions())
 SSP_DEFAULTS = DEFAULTS | {"bound": 4}

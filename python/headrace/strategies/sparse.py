@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective, as_bytes, from_bytes
+from headrace.comm.metered import TABLES, part
 from headrace.compress.base import PayloadError, taken
 from headrace.models.embedding import sum_rows
 
@@ -79,7 +80,9 @@ def reduce_sparse(grads: dict[str, Tensor], collective: Collective, codec: RowCo
         return local
     summed: dict[str, Tensor] = {}
     for tables in grouped(local):
-        summed |= tables.merged(tables.gathered(collective, codec))
+        with part(collective, TABLES):
+            arrived = tables.gathered(collective, codec)
+        summed |= tables.merged(arrived)
     return {name: summed[name] for name in grads}
 
 

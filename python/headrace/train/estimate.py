@@ -25,6 +25,7 @@ from headrace.optim.clipping import clip
 from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS
 from headrace.parallel.parallel_config import ParallelConfig
 from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies.traffic import Traffic, traffic
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.loop import NONFINITE_REMEDY, NonFiniteError
 from headrace.train.precision import cast_parameters
@@ -46,6 +47,7 @@ class Estimate:
     embedding_bytes: int
     memory_bytes: int
     wire_bytes_per_step: int
+    wire_table_bytes_per_step: int
     seconds_per_step: float
     minutes: float
     not_in_it: tuple[str, ...] = ()
@@ -61,7 +63,8 @@ class Estimate:
             f"embedding       {self.embedding_bytes / 1e6:,.1f} MB"
             + (f", {self.shard_bytes / 1e6:,.1f} MB a rank" if self.shard_bytes else ""),
             f"memory          {self.memory_bytes / 1e6:,.0f} MB a rank (model, gradients, optimizer, data, exact AUC)",
-            f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank",
+            f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank, "
+            f"{self.wire_table_bytes_per_step / 1e6:,.2f} of them of embedding tables",
             f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
             f"estimated       {self.minutes:,.1f} minutes",
             *(f"not in it       {text}" for text in self.not_in_it),
@@ -91,6 +94,7 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
     batches = [_folded(batch, model) for batch in read] if job.parallel.sharded else read
     seconds, backward = _measured(job, replica, batches)
     touched = _distinct(read[-1]) if read and model.embedding is not None else 0
+    sent = _sent(job, replica, ranks, touched)
     steps, memory = stream.steps(0), stream.memory_bytes()
     stream.close()
     per_step = fmean(seconds[1:] or seconds or [0.0])  # the first has what is done once; others may differ by the rule
@@ -107,7 +111,8 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         parameters=sum(p.numel() for p in model.dense_parameters()) + rows * width,
         embedding_bytes=4 * rows * width,
         memory_bytes=memory + _model_bytes(model, optimizer) + 8 * job.tables["validation"].rows + lookups,
-        wire_bytes_per_step=_wire(model, ranks, touched, job.parallel.sharded),
+        wire_bytes_per_step=round(sent.dense + sent.tables),
+        wire_table_bytes_per_step=round(sent.tables),
         seconds_per_step=per_step,
         minutes=total / 60.0,
         not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
@@ -148,8 +153,12 @@ def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str
 
 
 def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
-    """What each rule does beside what was measured; a pass over all rows takes so many minutes, the first step so many
-    seconds."""
+    """What strategy and hosts change of the bytes, and what each rule does beside what was measured; a pass over all
+    rows takes so many minutes, the first step so many seconds."""
+    if not job.strategy.spec.synchronous:
+        yield f"what {job.strategy.name} sends: bytes are those of all-reduce in every step with this compression"
+    if job.compression.hierarchical:
+        yield "what ranks of one host send each other: bytes are those of one rank a host"
     for part in optimizer.parts:
         given = job.optimizers[part]
         name = given["name"]
@@ -190,13 +199,13 @@ def _model_bytes(model: Any, optimizer: Optimizer) -> int:
     )
 
 
-def _wire(model: Any, ranks: int, touched: int, sharded: bool) -> int:
-    """Dense gradients go round a ring; the touched rows (id and values) go to every other rank, or where tables are
-    sharded to and from their owners."""
-    dense = sum(4 * p.numel() for p in model.dense_parameters())  # float32, also of parameters of half precision
-    width = sum(4 * p.shape[1] for p in model.sparse_parameters())
-    rows = touched * (4 + 2 * width) // ranks if sharded else touched * (8 + width)
-    return 2 * (ranks - 1) * dense // ranks + (ranks - 1) * rows
+def _sent(job: TrainJob, replica: Replica, ranks: int, touched: int) -> Traffic:
+    """As the settings have it; where tables are sharded, the touched rows go to and from their owners."""
+    if not job.parallel.sharded:
+        return traffic(job.compression, replica.gradients, ranks)
+    dense = {name: grad for name, grad in replica.gradients.items() if not grad.is_sparse}
+    width = sum(4 * p.shape[1] for p in replica.params.values() if p.grad is not None and p.grad.is_sparse)
+    return traffic(job.compression, dense, ranks)._replace(tables=(ranks - 1) / ranks * touched * (4 + 2 * width))
 
 
 def _of_a_rank(job: TrainJob, ranks: int) -> TrainJob:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from headrace.comm.base import Collective
+from headrace.comm.metered import EVALUATION, part
 from headrace.data.batch import Batch
 from headrace.parallel.base import Parallelism
 from headrace.parallel.layout import layout
@@ -67,7 +68,8 @@ def evaluate(
             scores.append(_score(model, batch.to(device), precision or PrecisionConfig(), parallel))
     finally:
         model.train(training)
-    everyone = collective.allgather(torch.from_numpy(np.concatenate(scores)))
+    with part(collective, EVALUATION):
+        everyone = collective.allgather(torch.from_numpy(np.concatenate(scores)))
     pairs = torch.cat(everyone).numpy()
     logits, labels = np.ascontiguousarray(pairs[:, 0]), np.ascontiguousarray(pairs[:, 1])
     return Evaluation(metrics.compute(logits, labels), metrics.curves(logits, labels))

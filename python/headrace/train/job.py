@@ -20,7 +20,7 @@ from headrace import models, optim
 from headrace.catalog.pinned import PinnedTable
 from headrace.comm.base import Collective
 from headrace.comm.mailbox import Mailbox
-from headrace.comm.metered import Metered
+from headrace.comm.metered import EVALUATION, TABLES, Metered
 from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
@@ -259,6 +259,8 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered, str
         "audits": [audit.to_dict() for audit in result.audits],
         "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
         "test": test.metrics.to_dict() if test else None,
+        "bytes_of_tables": collective.parts[TABLES],
+        "bytes_of_evaluation": collective.parts[EVALUATION],
         "bytes_sent": collective.sent_bytes + int(exchange.get("mailed_bytes", 0)),
         "exchange": exchange,
     }

@@ -1,0 +1,105 @@
+"""Row f's page and figure, made of nothing but its lines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.studies.figures import figure_of, save
+from bench.studies.lines import Line, identity
+
+HEADER = """# Gradient exchange behind slow links
+Written by `bench/exchange_lab.py --report` from `exchange.jsonl`: no figure here comes from elsewhere.
+
+Ranks are processes in network namespaces of their own, each behind a link of the given speed in both directions, MTU
+1500. All train the same perceptron from the same weights on the same rows. **ms** is of a step (rank 0, all of it),
+**alone** that of a step in which nothing is exchanged, **link** the time that the step's bytes take at the link's
+speed. **kB** is what the busiest interface counted a step, headers included; **formula** those bytes over what
+`Metered` counts (peers: a ring's bytes of the numbers that they send), and the same without the 66 bytes of a packet's
+headers. **peer** is the time of the fastest peer over that of the line: over 1 is faster than all of them. A burst of a
+millisecond's bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link.
+"""
+HEAD = "| who | ms | median | alone | link | kB | formula | without headers | loss | peer | load |"
+
+
+def told(line: Line) -> str:
+    """A run as it ends."""
+    run = line["run"]
+    return (
+        f"{name_of(line):<34} {run['ranks']} ranks {run['mbit']:>4} Mbit/s {line['ms']:8.2f} ms a step, "
+        f"alone {line['alone_ms']:.2f}, link {line['link_ms']:.2f}; {line['bytes'] / 1e3:8.1f} kB, "
+        f"{line['of_formula']:.3f} of the formula ({line['of_formula_without_headers']:.3f} without headers); "
+        f"loss {line['loss']:.4f}; load {line['load'][0]:.1f}"
+    )
+
+
+def name_of(line: Line) -> str:
+    """As in `headrace/torch/int8`."""
+    return "/".join(line["run"]["entry"])
+
+
+def write(lines: Sequence[Line], path: Path) -> None:
+    """The page at `path`, and its figure beside it."""
+    parts = [HEADER]
+    groups = grouped(lines)
+    for about, some in groups:
+        parts.append(text_of(about, some))
+    if groups:
+        figure = path.with_suffix(".svg")
+        picture(groups, figure)
+        parts.append(f"![Loss against milliseconds of a step]({figure.name})\n")
+    path.write_text("\n".join(parts))
+
+
+def grouped(lines: Sequence[Line]) -> list[tuple[dict[str, Any], list[Line]]]:
+    """Lines that compare: equal in all but who they are of."""
+    groups: dict[str, list[Line]] = {}
+    for line in lines:
+        groups.setdefault(identity(about(line)), []).append(line)
+    found = [(about(some[0]), some) for some in groups.values()]
+    return sorted(found, key=lambda each: (each[0]["mbit"], each[0]["ranks"], each[0]["steps"], each[0]["seed"]))
+
+
+def about(line: Line) -> dict[str, Any]:
+    """Of the run, all but who it is of."""
+    return {name: value for name, value in line["run"].items() if name not in ("entry", "transport")}
+
+
+def text_of(about: dict[str, Any], lines: Sequence[Line]) -> str:
+    """A table, the fastest first."""
+    peers = [line["ms"] for line in lines if line["run"]["entry"][0] != "headrace"]
+    noisy = sum(line["noisy"] for line in lines)
+    said = f"{noisy} of {len(lines)} runs began on a busy machine: their times say little.\n" if noisy else ""
+    rows = [row(line, min(peers, default=None)) for line in sorted(lines, key=lambda line: float(line["ms"]))]
+    title = f"## {about['mbit']} Mbit/s, {about['ranks']} ranks, {about['steps']} steps, seed {about['seed']}"
+    return "\n".join([title, said, HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *rows, ""])
+
+
+def row(line: Line, peer_ms: float | None) -> str:
+    """One run."""
+    ours = line["run"]["entry"][0] == "headrace"
+    cells = [
+        name_of(line) + ("" if line["same_loss"] else " (ranks differ)"),
+        *(f"{line[name]:.1f}" for name in ("ms", "ms_median", "alone_ms", "link_ms")),
+        f"{line['bytes'] / 1e3:,.1f}",
+        *(f"{line[name]:.3f}" for name in ("of_formula", "of_formula_without_headers")),
+        f"{line['loss']:.4f}",
+        f"{peer_ms / line['ms']:.2f}" if ours and peer_ms is not None else "",
+        f"{line['load'][0]:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def picture(groups: Sequence[tuple[dict[str, Any], list[Line]]], path: Path) -> None:
+    """Loss at the end against milliseconds of a step, a panel a table."""
+    figure = figure_of(4.6 * len(groups), 4.2)
+    for axis, (about, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+        for line in lines:
+            ours = line["run"]["entry"][0] == "headrace"
+            axis.plot(line["ms"], line["loss"], "o" if ours else "s", color="C0" if ours else "C3", markersize=4)
+            axis.annotate(name_of(line).removeprefix("headrace/"), (line["ms"], line["loss"]), fontsize=5)
+        axis.set(title=f"{about['mbit']} Mbit/s, {about['ranks']} ranks", xlabel="ms a step", xscale="log")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("loss at the end; squares are peers")
+    save(figure, path)

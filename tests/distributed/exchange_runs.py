@@ -1,0 +1,93 @@
+"""Small training runs of every strategy, and of codecs that have every trait between them: what ranks of the launch
+tests train, and what must be true of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from distributed.ctr_lake import small_config, small_job
+from distributed.launch_ranks import PAUSE_S
+
+from headrace.compress import COMPRESSORS
+from headrace.options import choose
+from headrace.pipelines import train_ctr
+from headrace.pipelines.train_config import (
+    CompressionConfig,
+    DenseRuleConfig,
+    LoopSettings,
+    OptimizerConfig,
+    StrategyConfig,
+)
+from headrace.strategies import STRATEGIES
+from headrace.strategies.compression import POWERSGD
+from headrace.train.job import TrainJob
+
+HALT_AT, STEPS = 5, 11  # ranks compare the first three batches, so that all wait there
+PLAIN = "none"
+
+
+def covering() -> list[str]:
+    """The fewest codecs, by a greedy choice, that have all traits between them; and PowerSGD, which is none."""
+    left = {trait for spec in COMPRESSORS.values() for trait in spec.traits}
+    chosen = []
+    while left:
+        best = max(COMPRESSORS, key=lambda name: len(COMPRESSORS[name].traits & left))
+        chosen.append(best)
+        left -= COMPRESSORS[best].traits
+    return [*(name for name in chosen if name != PLAIN), POWERSGD]
+
+
+def options_of(strategy: str) -> dict[str, Any]:
+    """A server that is stopped would stop all: where there are servers, rank 0 is the only one."""
+    return {"servers": 1} if STRATEGIES[strategy].remote else {}
+
+
+def exchange_runs(lake: Path, directory: Path, ranks: int) -> dict[str, TrainJob]:
+    """By `strategy/codec`: every strategy as it is, and synchronous ones with the codecs."""
+    codecs = covering()
+    names = [(name, PLAIN) for name in STRATEGIES]
+    names += [(name, codec) for name, spec in STRATEGIES.items() if spec.synchronous for codec in codecs]
+    directory.mkdir()
+    return {
+        f"{strategy}/{codec}": _job(lake, directory / f"{strategy}-{codec}", ranks, strategy, codec)
+        for strategy, codec in names
+    }
+
+
+def _job(lake: Path, directory: Path, ranks: int, strategy: str, codec: str) -> TrainJob:
+    sgd = OptimizerConfig(dense=DenseRuleConfig(name="sgd", options={"lr": 0.05}))  # dgc has momentum of its own
+    cfg = small_config(
+        lake,
+        ranks=ranks,
+        optimizer=sgd,
+        strategy=StrategyConfig(name=strategy, options=options_of(strategy)),
+        compression=CompressionConfig(name=codec, min_numel=64),
+        train=LoopSettings(batch_size=128, epochs=1, log_every=1),
+    )
+    train_ctr.check(cfg)
+    return small_job(cfg, directory)
+
+
+def compare(got: list[dict[str, Any]], expected: list[dict[str, Any]], *, alone: bool) -> None:
+    """One run under a launcher and by threads, where ranks wait for each other: the same curve, bits and bytes."""
+    for key in ("curve", "weights_sha256", "bytes_sent", "bytes_of_tables", "steps"):
+        assert [rank[key] for rank in got] == [rank[key] for rank in expected], key
+    assert got[0]["steps"] == STEPS and len(got[0]["curve"]) == STEPS
+    assert alone or 0 < got[0]["bytes_of_tables"] < got[0]["bytes_sent"]
+
+
+def check_halted(strategy: str, ranks: list[dict[str, Any]]) -> None:
+    """Rank 1 was stopped for some seconds after an update: how far the others went meanwhile."""
+    spec = STRATEGIES[strategy]
+    began, back = ranks[1]["halted"]
+    assert back - began >= PAUSE_S - 0.1 and len(ranks[1]["updates"]) == STEPS
+    assert len({rank["weights_sha256"] for rank in ranks}) == 1
+    leads = [sum(end < began + PAUSE_S for end in rank["updates"]) - HALT_AT for rank in ranks if rank is not ranks[1]]
+    if spec.synchronous:
+        assert max(leads) <= 0, "they waited"
+        return
+    assert spec.lead is not None, "a strategy that is not synchronous says how far ahead a rank may be"
+    most = spec.lead(choose(strategy, spec.defaults, options_of(strategy)))
+    least, most = (1, STEPS) if most is None else (min(1, most), most)
+    assert all(least <= lead <= most for lead in leads), (strategy, leads)
