@@ -190,11 +190,12 @@ def test_compression_that_never_engaged_says_why() -> None:
     assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
 
 
+SERVED_RUN = (
+    "--strategy.name ssp --strategy.bound 1 --strategy.tune true --compression.name qsgd --compression.sparse bf16 "
+    "--optimizer.dense.layer_decay 0.9 --train.precision.compute bf16 --train.precision.parameters bf16"
+)
 RUNS = {
-    "served": (
-        "--strategy.name ssp --strategy.bound 1 --strategy.tune true --compression.name qsgd --compression.sparse bf16 "
-        "--optimizer.dense.layer_decay 0.9 --train.precision.compute bf16 --train.precision.parameters bf16"
-    ).split(),
+    "served": SERVED_RUN.split(),
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],
