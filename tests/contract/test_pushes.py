@@ -119,7 +119,8 @@ def test_half_precision_has_its_masters_at_the_server() -> None:
         for made in (optimizer, *served):
             for group in made.param_groups:
                 for param in group["params"]:
-                    param.grad = torch.ones_like(param)
+                    param.grad_dtype = torch.float32
+                    param.grad = torch.ones(param.shape)
             set_rates(made, Rates(0.5))
             made.step()
     assert len(parts) == 2 and not torch.equal(plain["a"], params["a"])

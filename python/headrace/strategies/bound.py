@@ -10,7 +10,7 @@ its last H pushes, from being told parameters on, it works out when these would 
 
     A_m(0) = 0,    A_m(c + 1) = max(A_m(c), max over j of A_j(c - s)) + d_m(c),    T(s) = max over m of A_m(H)
 
-with H as many as are known of all, up to 4 high, and takes
+with H as many as are known of all, up to 4 high (it stays while they are under high: s shows in s pushes), and takes
 
     s* = the least s in [low, high] with T(s) <= 1.02 T(high)
     s  = min(s*, ceiling),    ceiling <- s // 2 where the loss rose, else min(high, ceiling + 1)
@@ -124,6 +124,8 @@ class TunedBound:
         rose = before is not None and mean > before[0] + SURE * math.hypot(error, before[1])
         low, high, old = self.limits.low, self.limits.high, self.value
         self._ceiling = max(low, old // 2) if rose else min(high, self._ceiling + 1)
+        if min(len(each) for each in self._seconds) < high:
+            return None
         took = finish_times(self._seconds, range(low, high + 1))
         wanted = next(s for s in range(low, high + 1) if took[s] <= (1 + SLACK) * took[high])
         self.value = min(wanted, self._ceiling)
