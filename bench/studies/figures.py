@@ -75,6 +75,21 @@ def against_batch(series: Mapping[str, Mapping[int, Sequence[float]]], metric: s
     save(figure, path)
 
 
+def against_time(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], path: Path) -> None:
+    """`panels[title][name]` are times and losses; the scale of losses is logarithmic."""
+    figure = canvas(5.2 * len(panels), 4.2)
+    for axis, (title, series) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, (x, y) in series.items():
+            axis.plot(x, y, label=name, linewidth=1.2)
+        axis.set_title(title)
+        axis.set_xlabel("virtual seconds")
+        axis.set_ylabel("held loss")
+        axis.set_yscale("log")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=7)
+    save(figure, path)
+
+
 def canvas(width: float, height: float) -> Any:
     """An empty figure; inches."""
     from matplotlib.figure import Figure

@@ -81,7 +81,6 @@ class Job:
             "audits": [a.to_dict() for a in result.audits],
         }
 
-
     def optimizer(self, model: Any) -> optim.Optimizer:
         """Of a model, or of a server's part of one."""
         dense, sparse = {"name": self.dense, "lr": self.lrs[0]}, {"name": self.sparse, "lr": self.lrs[1]}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from contract.mailbox_exam import TRANSPORTS
 from convergence.local_rows import ROWS, run
 from convergence.test_train_local import Job
 
 from headrace import models
-from headrace.comm.simulated import SimulatedCluster
+from headrace.comm import Collective, Mailbox, SimulatedCluster
+from headrace.comm.clock import Clock
 from headrace.launch import RankFailed
 from headrace.strategies import STRATEGIES, Equipment
 from headrace.strategies.compression import CompressionConfig
@@ -22,6 +24,7 @@ from headrace.train.fit_config import FitConfig
 
 REMOTE = sorted(name for name, spec in STRATEGIES.items() if spec.remote)
 SECONDS = [128 / 1024, 257 / 1024, 515 / 1024]  # of a step: exact sums, never at the same time
+ALONE = threading.Lock()
 TUNED = {"tune": True, "bound": 1, "window": 2, "bound_max": 6}
 
 
@@ -30,7 +33,7 @@ class ServedJob(Job):
 
     def equipment(self, model: models.ClickModel, worker: Any, asked: Callable[[], bool]) -> Equipment:
         made = super().equipment(model, worker, asked)
-        clock = getattr(worker, "clock", None)
+        clock: Clock | None = getattr(worker, "clock", None)
         if clock is None:
             return made
         seconds = SECONDS[worker.rank]
@@ -43,17 +46,20 @@ def job(name: str = "parameter_server", options: dict[str, Any] | None = None, *
     return ServedJob(strategy={"name": name, **(options or {})}, **settings)
 
 
+def worker(collective: Collective, mailbox: Mailbox, emit: Callable[[Any], None], clock: Clock | None = None) -> Any:
+    return SimpleNamespace(
+        collective=collective, mailbox=lambda: mailbox, rank=collective.rank, size=collective.size, emit=emit,
+        alone=lambda: ALONE, clock=clock,
+    )  # fmt: skip
+
+
 def simulated(job: Job) -> tuple[dict[str, Any], SimulatedCluster, list[dict[str, Any]]]:
     """The first rank's answer; the cluster; events."""
     cluster = SimulatedCluster(len(SECONDS), latency_s=1 / 64)
     events: list[dict[str, Any]] = []
 
     def rank_main(rank: int) -> Any:
-        worker: Any = SimpleNamespace(
-            collective=cluster.collective(rank), mailbox=lambda: cluster.mailbox(rank), clock=cluster.clock(rank),
-            rank=rank, size=len(SECONDS), emit=events.append, alone=contextlib.nullcontext,
-        )  # fmt: skip
-        return job(worker)
+        return job(worker(cluster.collective(rank), cluster.mailbox(rank), events.append, cluster.clock(rank)))
 
     answers = cluster.run(rank_main)
     assert all(answer == answers[0] for answer in answers)
@@ -71,28 +77,31 @@ def test_one_rank_is_plain_training_bit_for_bit(name: str, rule: str) -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"servers": 1, "bound": 0}, TUNED | {"compensation": "constant"}], ids=["all", "one", "tuned"]
 )
-@pytest.mark.parametrize("name", REMOTE)
-def test_learns(name: str, options: dict[str, Any]) -> None:
-    metrics = run(job(name, options), ranks=3)["metrics"]
+def test_learns(options: dict[str, Any]) -> None:
+    metrics = run(job("ssp", options), ranks=3)["metrics"]
     assert metrics["auc"] > 0.75 and metrics["normalized_entropy"] < 0.9
 
 
-@pytest.mark.parametrize(
-    ("options", "codec"), [({}, "none"), (TUNED | {"compensation": "adaptive"}, "qsgd")], ids=["plain", "all of it"]
-)
-def test_a_resumed_simulated_run_is_the_uninterrupted_one(options: dict[str, Any], codec: str, tmp_path: Path) -> None:
+def test_learns_over_tcp() -> None:
+    def one(mailbox: Mailbox, collective: Collective) -> Any:
+        return job("ssp", {"servers": 2}, cfg=FitConfig(epochs=2))(worker(collective, mailbox, lambda event: None))
+
+    answers = TRANSPORTS["tcp"](3, one)
+    assert all(answer == answers[0] for answer in answers) and answers[0]["metrics"]["auc"] > 0.75
+
+
+def test_a_resumed_simulated_run_is_the_uninterrupted_one(tmp_path: Path) -> None:
     """Optimizers and squares of servers, memory of pushes, the tuned bound; staleness is at work."""
-    settings: dict[str, Any] = {"compression": CompressionConfig(name=codec, min_numel=64)}
-    whole, first, events = simulated(job(options=options, directory=tmp_path / "whole", **settings))
-    again, second, _ = simulated(job(options=options, directory=tmp_path / "again", **settings))
-    assert (whole["sha"], first.digest, first.seconds) == (again["sha"], second.digest, second.seconds)
-    assert bool(options) == any(event["type"] == "bound" for event in events)
+    settings: dict[str, Any] = {
+        "compression": CompressionConfig(name="qsgd", min_numel=64), "options": TUNED | {"compensation": "adaptive"},
+    }  # fmt: skip
+    whole, cluster, events = simulated(job(directory=tmp_path / "whole", **settings))
+    assert any(event["type"] == "bound" for event in events)
     cut = tmp_path / "cut"
-    stopped, _, _ = simulated(job(options=options, directory=cut, stop_at=14, **settings))
-    assert stopped["stopped"] == "asked"
+    assert simulated(job(directory=cut, stop_at=14, **settings))[0]["stopped"] == "asked"
     (cut / sorted(p.name for p in cut.iterdir())[-1]).rename(cut / "away")  # that of the stop itself: ranks met for it
-    resumed, _, events = simulated(job(options=options, directory=cut, **settings))
-    assert any(event["type"] == "resume" for event in events)
+    resumed, rest, events = simulated(job(directory=cut, **settings))
+    assert any(event["type"] == "resume" for event in events) and rest.seconds < cluster.seconds
     assert resumed["sha"] == whole["sha"]
 
 

@@ -17,19 +17,21 @@ import cloudpickle
 import psutil
 import pyspark.cloudpickle
 import torch
-from contract import collective_exam
+from contract import collective_exam, mailbox_exam
 
 PAUSE_S = 3.0
 
 for pickler in (cloudpickle, pyspark.cloudpickle):
-    for module in (collective_exam, sys.modules[__name__]):
+    for module in (collective_exam, mailbox_exam, sys.modules[__name__]):
         pickler.register_pickle_by_value(module)
 
 
 def sit_exam(worker: Any, job: Any, jobs: dict[str, Any], halted: dict[str, int]) -> dict[str, Any]:
-    """The exam for collectives and reducers, a training job, further ones (see `train_runs`), then wait for a stop
-    request."""
-    result = collective_exam.exam(worker) | {"trained": job(worker), "runs": train_runs(worker, jobs, halted)}
+    """The exams for collectives, reducers and mailboxes, a training job, further ones (see `train_runs`), then wait for
+    a stop request."""
+    result = collective_exam.exam(worker)
+    result["mailbox"] = mailbox_exam.check_mailbox(worker.mailbox(), worker.collective)
+    result |= {"trained": job(worker), "runs": train_runs(worker, jobs, halted)}
     worker.emit({"kind": "trained"})
     for _ in range(600):
         if worker.should_stop():

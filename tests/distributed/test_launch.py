@@ -83,8 +83,8 @@ def test_every_launcher_gives_the_bits_of_threads(
         assert '"allgather.headrace"' in Path(own["timeline"]).read_text()
         assert "tensor_fusion_threshold" in Path(own["autotune"]).read_text()
     check_runs(n, [g["runs"] for g in got], [e["runs"] for e in expected])
-    keys = ("rank", "size", "threads", "checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "stopped")
-    for key in keys:
+    exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox")
+    for key in ("rank", "size", "threads", *exams, "stopped"):
         assert [g[key] for g in got] == [e[key] for e in expected], key
     for key in ("weights_sha256", "audits", "validation", "test", "steps"):
         assert [g["trained"][key] for g in got] == [e["trained"][key] for e in expected], key

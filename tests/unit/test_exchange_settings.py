@@ -35,7 +35,9 @@ from headrace.strategies.aggregation import AGGREGATIONS
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.compressed import CompressedReducer
+from headrace.strategies.gossip import Gossip
 from headrace.strategies.hierarchical import Hierarchical
+from headrace.strategies.hogwild import Hogwild
 from headrace.strategies.local_sgd import LocalSGD
 from headrace.strategies.majority import MajorityVote
 from headrace.strategies.parameter_server import ParameterServer
@@ -46,6 +48,9 @@ from headrace.train.job import TrainJob
 
 SSP = ["--strategy.name", "ssp"]
 POWERSGD = ["--compression.name", "powersgd"]
+SGD = ["--optimizer.dense.name", "sgd"]
+TOPK = ["--compression.name", "topk"]
+HALF = ["--train.precision.compute", "bf16", "--train.precision.parameters", "bf16"]
 
 
 def load(*argv: str) -> train_ctr.Config:
@@ -185,27 +190,18 @@ def test_compression_that_never_engaged_says_why() -> None:
     assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
 
 
+SERVED_RUN = (
+    "--strategy.name ssp --strategy.bound 1 --strategy.tune true --compression.name qsgd --compression.sparse bf16 "
+    "--optimizer.dense.layer_decay 0.9 --train.precision.compute bf16 --train.precision.parameters bf16"
+)
 RUNS = {
-    "served": [
-        "--strategy.name",
-        "ssp",
-        "--strategy.bound",
-        "1",
-        "--strategy.tune",
-        "true",
-        "--compression.name",
-        "qsgd",
-        "--compression.sparse",
-        "bf16",
-        "--optimizer.dense.layer_decay",
-        "0.9",
-        "--train.precision.compute",
-        "float32",
-    ],
+    "served": SERVED_RUN.split(),
     "powersgd": ["--compression.name", "powersgd", "--compression.rank", "1", "--compression.sparse", "bf16"],
     "tiers": ["--compression.name", "bf16", "--compression.hierarchical", "true", "--train.overlap", "on"],
     "krum": ["--aggregation.name", "krum", "--ranks", "5"],
     "trimmed_mean": ["--aggregation.name", "trimmed_mean", "--ranks", "3", "--model.categories", "false"],
+    "gossip": ["--strategy.name", "gossip", "--compression.name", "topk", "--train.precision.compute", "bf16"],
+    "hogwild": ["--strategy.name", "hogwild", "--train.precision.compute", "float32"],
 }
 
 
@@ -219,7 +215,7 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         cfg = parse({"": train_ctr.Config}, [*common, *argv], "headrace train-ctr")[""]
         report = train_ctr.run(None, cfg, Report("train-ctr", progress="none"))
         assert report.results["test_logloss"] > 0 and report.results["steps"] > 0, kind
-        assert ("compression_ratio" in report.results) == (kind in ("powersgd", "served"))
+        assert ("compression_ratio" in report.results) == (kind in ("powersgd", "gossip", "served"))
         assert ("staleness_max" in report.results) == (kind == "served")
         assert any("one host" in words for words in report.warnings) == (kind == "tiers")
 
@@ -230,6 +226,12 @@ def test_strategies_are_reached_by_their_settings() -> None:
     assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
     made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
     assert isinstance(made.reducer, CompressedReducer)
+    made = strategy("--strategy.name", "gossip", "--strategy.graph", "one_peer", "--strategy.steps", "2")
+    assert isinstance(made, Gossip) and (made.cfg.graph, made.cfg.steps, made.choco) == ("one_peer", 2, None)
+    made = strategy("--strategy.name", "gossip", "--compression.name", "qsgd", "--compression.levels", "3")
+    assert made.choco and made.choco.cfg.options["levels"] == 3
+    made = strategy("--strategy.name", "hogwild", "--strategy.told_steps", "5")
+    assert isinstance(made, Hogwild) and made.cfg.told_steps == 5
     made = strategy("--strategy.name", "ssp", "--strategy.tune", "true", "--compression.name", "qsgd", "--seed", "3")
     assert isinstance(made, ParameterServer) and (made.options.bound, made.options.tune) == (4, True)
     codecs = made.equipment.codecs
@@ -250,6 +252,25 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
         (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
         (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
+        (["--strategy.name", "local_sgd", *HALF], "local_sgd with bf16 parameters"),
+        (["--strategy.name", "gossip", *HALF], "gossip with bf16 parameters"),
+        (["--strategy.name", "gossip", "--strategy.graph", "rong"], "ring"),
+        (["--strategy.name", "gossip", "--strategy.steps", "0"], "--strategy.steps 0"),
+        (["--strategy.name", "gossip", "--strategy.gamma", "1.5"], "--strategy.gamma 1.5"),
+        (["--strategy.name", "gossip", "--strategy.gamma", "0.1"], "gamma is of compressed gossip"),
+        (["--strategy.name", "gossip", "--strategy.graph", "one_peer", *TOPK], "neighbours must stay"),
+        (["--strategy.name", "gossip", "--strategy.graph", "exponential", *TOPK], "hear each other"),
+        (["--strategy.name", "gossip", *POWERSGD], "powersgd sums gradients"),
+        (["--strategy.name", "gossip", "--compression.name", "dgc", *SGD], "remembers what it did not send"),
+        (["--strategy.name", "gossip", "--compression.name", "threshold"], "need not come nearer"),
+        (["--strategy.name", "gossip", *TOPK, "--compression.feedback", "ef21"], "--compression.feedback ef21"),
+        (["--strategy.name", "gossip", *TOPK, "--compression.exchange", "allgather"], "differences to neighbours"),
+        (["--strategy.name", "gossip", "--compression.sparse", "bf16"], "--compression.sparse bf16"),
+        (["--strategy.name", "hogwild", *TOPK], "nothing is sent"),
+        (["--strategy.name", "hogwild", "--device", "cuda"], "--device cuda with hogwild"),
+        (["--strategy.name", "hogwild", "--optimizer.dense.wrappers", "[lookahead]"], "weights of its own"),
+        (["--strategy.name", "hogwild", "--optimizer.dense.name", "kfac"], "kfac evaluates the loss"),
+        (["--strategy.name", "hogwild", *HALF], "hogwild with bf16 parameters"),
         ([*SSP, "--strategy.bound", "20", "--strategy.tune", "true"], "--strategy.bound 20"),
         ([*SSP, "--strategy.compensation", "some"], "one of none, constant, adaptive"),
         ([*SSP, "--strategy.rates", "some"], "one of none, staleness"),

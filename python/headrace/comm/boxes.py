@@ -15,13 +15,13 @@ class Boxes:
     """The boxes of one rank; any thread puts, one thread takes from a box.
 
     Args:
-        bound: bytes of bodies of one source that may wait; None: any.
+        bound: bytes of one source that may wait; None: any.
     """
 
     def __init__(self, bound: int | None = None) -> None:
         self._bound = bound
         self._held: defaultdict[int, int] = defaultdict(int)
-        self._boxes: defaultdict[str, deque[Message]] = defaultdict(deque)
+        self._boxes: defaultdict[str, deque[tuple[Message, int]]] = defaultdict(deque)
         self._changed = threading.Condition()
         self._reason: str | None = None
 
@@ -30,13 +30,13 @@ class Boxes:
         """Why nothing comes any more; None while something may."""
         return self._reason
 
-    def put(self, box: str, message: Message, *, bounded: bool = True) -> None:
-        """Lay a message into a box, dropped after `fail`; waits while the bound is reached, if it is `bounded`."""
+    def put(self, box: str, message: Message, nbytes: int = 0) -> None:
+        """Lay a message into a box, dropped after `fail`; waits while the bound is reached, if it counts for bytes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._reason or not bounded or self._has_room(message.source))
+            self._changed.wait_for(lambda: self._reason or not nbytes or self._has_room(message.source))
             if self._reason is None:
-                self._boxes[box].append(message)
-                self._held[message.source] += message.body.numel()
+                self._boxes[box].append((message, nbytes))
+                self._held[message.source] += nbytes
                 self._changed.notify_all()
 
     def take(self, box: str, timeout_s: float | None) -> Message | None:
@@ -50,8 +50,8 @@ class Boxes:
                 if left is not None and left <= 0:
                     return None
                 self._changed.wait(left)
-            message = self._boxes[box].popleft()
-            self._held[message.source] -= message.body.numel()
+            message, nbytes = self._boxes[box].popleft()
+            self._held[message.source] -= nbytes
             self._changed.notify_all()
             return message
 

@@ -46,7 +46,7 @@ class Mailbox(Protocol):
 
         Raises:
             CollectiveError: the rank is gone.
-            ValueError: there is no such rank, or what is sent is no message.
+            ValueError: there is no such rank, or what is sent is no message (TypeError: its head is no JSON).
         """
 
     def receive(self, box: str, timeout_s: float | None = None) -> Message | None:

@@ -123,7 +123,7 @@ class SimulatedCluster:
         self._results[rank] = fn(rank)
         self._ended[rank] = self.seconds
         self._meeting.leave(rank)
-        self._post.leave(rank, "this rank has ended")
+        self._post.leave(rank, "this rank has ended", f"rank {rank} ended")
 
 
 class SimulatedClock:

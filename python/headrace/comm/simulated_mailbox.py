@@ -58,14 +58,12 @@ class SimulatedPost:
         """Why nothing more comes to a rank."""
         return self.closed.get(rank) or (None if self._on_the_way[rank] else self._gone)
 
-    def leave(self, rank: int, reason: str) -> None:
-        """A rank is gone; `reason` is what its own threads are told."""
-        if rank in self.closed:
-            return
-        self.closed[rank] = reason
-        self._wake(rank)
-        text = f"rank {rank} ended"
-        self.scheduler.at(self.scheduler.now + self.network.longest_latency, lambda: self._spread(text))
+    def leave(self, rank: int, reason: str, news: str) -> None:
+        """A rank is gone; `reason` is what its own threads are told, `news` what the others are."""
+        if rank not in self.closed:
+            self.closed[rank] = reason
+            self._wake(rank)
+            self.scheduler.at(self.scheduler.now + self.network.longest_latency, lambda: self._spread(news))
 
     def _reach(self, to: int, box: str, message: Message, nbytes: int, last: float) -> None:
         time = self.network.arrive(self.scheduler.now, to, nbytes, last)
@@ -133,7 +131,7 @@ class SimulatedMailbox:
 
     def close(self) -> None:
         """See `Mailbox.close`."""
-        self._post.leave(self.rank, "this mailbox was closed")
+        self._post.leave(self.rank, "this mailbox was closed", f"rank {self.rank} closed its mailbox")
 
     def _wait(self, box: str, until: float | None, fiber: Fiber) -> None:
         waiting = self._post.waiting[self.rank]

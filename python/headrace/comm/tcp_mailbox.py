@@ -45,8 +45,8 @@ class MailboxLimits:
 
     Args:
         max_body: bytes of a message's body.
-        queue_bytes: of bodies that wait to be written, by peer.
-        inbox_bytes: of bodies that have come and wait to be received, by peer.
+        queue_bytes: of messages that wait to be written, by peer.
+        inbox_bytes: of messages that have come and wait to be received, by peer.
         open_s: how long ranks may take to connect.
         handshake_s: how long a connection may take to prove that it knows the key.
         linger_s: how long `close` waits for what was sent to be written.
@@ -113,7 +113,7 @@ class TcpMailbox:
         if (reason := self.boxes.reason) is not None:
             raise CollectiveError(reason)
         if to == self.rank:
-            self.boxes.put(box, Message(self.rank, kind, json.loads(text)[2], body), bounded=False)
+            self.boxes.put(box, Message(self.rank, kind, json.loads(text)[2], body))
         else:
             self._peers[to].put(text, body)
 
@@ -201,9 +201,9 @@ class TcpMailbox:
                 frames.close()  # the first one stays
                 return
             peer = self._peers[rank] = _Peer(rank, frames, self)
+            peer.writer.start()
+            peer.reader.start()
             self._changed.notify_all()
-        peer.writer.start()
-        peer.reader.start()
 
 
 class _Peer:
@@ -260,7 +260,7 @@ class _Peer:
                     self._waiting -= len(text) + body.numel()
                     self._changed.notify_all()
             self._frames.finish()
-        except ChannelError as error:
+        except Exception as error:
             self._lost(f"rank {self._rank} is gone: {error}")
 
     def _following(self) -> tuple[bytes, Tensor] | None:
@@ -271,11 +271,13 @@ class _Peer:
     def _read(self) -> None:
         try:
             while True:
-                box, kind, head, length = json.loads(self._frames.receive_bytes())
+                text = self._frames.receive_bytes()
+                box, kind, head, length = json.loads(text)
                 if length == _BYE:
                     return self._lost(str(head))
-                self._mailbox.boxes.put(str(box), Message(self._rank, str(kind), head, self._body(length)))
-        except (ChannelError, ValueError, TypeError) as error:
+                message = Message(self._rank, str(kind), head, self._body(length))
+                self._mailbox.boxes.put(str(box), message, len(text) + length)
+        except Exception as error:  # whatever it is (no memory, no JSON), nobody may wait for this thread
             self._lost(f"rank {self._rank} is gone: {error}")
 
     def _body(self, length: int) -> Tensor:

@@ -21,7 +21,7 @@ from headrace.comm.base import CollectiveError
 
 # Virtual memory only: 1,000 threads take what they touch.
 _STACK_BYTES = 2 << 20
-_MAX_IDLE_TURNS = 100_000
+_MAX_IDLE_TURNS = 10_000
 _MAX_TOLD = 20
 
 
@@ -148,6 +148,7 @@ class Scheduler:
         Raises:
             BaseException: what ended a thread, with a note that says which.
         """
+        threads = torch.get_num_threads()
         self._hand_over(None)
         seen, waited = -1, 0.0
         try:
@@ -158,6 +159,8 @@ class Scheduler:
         except BaseException:
             self._interrupted = True
             raise
+        finally:
+            torch.set_num_threads(threads)
         if self.failure is not None:
             raise self.failure
 

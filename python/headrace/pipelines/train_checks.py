@@ -99,16 +99,19 @@ def check_strategy(cfg: Config) -> None:
         UserError: which, and what to do.
     """
     from headrace.strategies.strategy_config import check_strategy as check
+    from headrace.strategies.surroundings import Surroundings
 
-    precision, overlap = cfg.train.precision.compute, cfg.train.overlap
-    check(
-        cfg.strategy,
-        precision=precision,
-        overlap=overlap,
+    precision = cfg.train.precision
+    around = Surroundings(
+        precision=precision.compute,
+        parameters=precision.parameters,
+        overlap=cfg.train.overlap,
         aggregation=cfg.aggregation.name,
-        rules=_used(cfg),
         compression=cfg.compression,
+        device=cfg.device,
+        rules=_used(cfg),
     )
+    check(cfg.strategy, around)
 
 
 def check_horovod(cfg: Config) -> None:

@@ -144,8 +144,8 @@ class Monitor:
 
     def _on_bound(self, event: Event) -> None:
         self.report.say(
-            f"step {event['step']:,}: bound {event['bound']} ({event['why']}): ranks waited {event['waited']:.0%} of the"
-            f" time, loss {event['loss']:.4f}, the first was {event['lag']} steps ahead of the last"
+            f"step {event['step']:,}: bound {event['bound']} ({event['why']}): waited {event['waited']:.0%} of the"
+            f" time; steps take {event['seconds']:.2f} times as long now, loss {event['loss']:.4f}"
         )
 
     def _on_overflow(self, event: Event) -> None:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from headrace.comm import Collective
 from headrace.optim.schedules import Rates
 from headrace.options import choose, known
-from headrace.strategies import gossip, local_sgd, parameter_server, reducers
+from headrace.strategies import gossip, hogwild, local_sgd, parameter_server, reducers
 from headrace.strategies.allreduce import AllReduce
-from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.equipment import Equipment
 from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
+
+if TYPE_CHECKING:
+    from headrace.strategies.surroundings import Surroundings
 
 
 class Strategy(Protocol):
@@ -93,7 +95,8 @@ class StrategySpec:
         stateful: `state_dict` must be kept with a checkpoint.
         defaults: options and their values where none are given.
         check: `check(**options)` refuses with a UserError what makes no sense.
-        fits: `fits(options, compression)` refuses compression of gradients that does not go with it.
+        fits: `fits(options, around)` refuses settings of the run that do not go with it.
+        repeatable: the same seed and number of ranks give the same bits.
         remote: it is `Remote`, and the factory takes an Equipment after the collective.
         lead: `lead(options)` of strategies that are not synchronous: the most steps that a rank may be ahead of another
             one; None: as many as an epoch has.
@@ -104,7 +107,8 @@ class StrategySpec:
     stateful: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[..., None] = lambda **options: None
-    fits: Callable[[Mapping[str, Any], CompressionConfig], None] = lambda options, compression: None
+    fits: Callable[[Mapping[str, Any], Surroundings], None] = lambda options, around: None
+    repeatable: bool = True
     remote: bool = False
     lead: Callable[[Mapping[str, Any]], int | None] | None = None
 
@@ -118,7 +122,8 @@ REDUCERS = {
 def _served(defaults: Mapping[str, Any]) -> StrategySpec:
     return StrategySpec(
         parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
-        check=parameter_server.check, fits=parameter_server.fits, remote=True, lead=parameter_server.lead,
+        check=parameter_server.check, fits=parameter_server.fits, repeatable=False, remote=True,
+        lead=parameter_server.lead,
     )  # fmt: skip
 
 
@@ -140,6 +145,16 @@ STRATEGIES = {
         check=gossip.check,
         fits=gossip.fits,
         lead=gossip.lead,
+    ),
+    "hogwild": StrategySpec(
+        hogwild.hogwild,
+        synchronous=False,
+        stateful=False,
+        defaults=hogwild.DEFAULTS,
+        check=hogwild.check,
+        fits=hogwild.fits,
+        repeatable=False,
+        lead=hogwild.lead,
     ),
     "parameter_server": _served(parameter_server.DEFAULTS),
     "ssp": _served(parameter_server.SSP_DEFAULTS),

@@ -5,64 +5,54 @@
 Q. Ho et al., "More effective distributed ML via a stale synchronous parallel parameter server", NIPS 2013: of the
 other workers' gradients, parameters that a worker goes on with lack s pushes each at most.
 
-The tuned bound looks at windows of `window` pushes a worker, of N workers. In window k
+The tuned bound moves after every `window` pushes a worker. From d_m(c), the seconds that worker m took for the c-th of
+its last H pushes, from being told parameters on, it works out when these would have come under any s,
 
-    rho_k = seconds that the bound made workers wait / (N times the window's seconds)
-    L_k, e_k = mean of the losses that came with the pushes, and its standard error
-    lag_k = the largest c - min
+    A_m(0) = 0,    A_m(c + 1) = max(A_m(c), max over j of A_j(c - s)) + d_m(c),    T(s) = max over m of A_m(H)
 
-and moves s within [low, high] by the first of these that holds, looking from the second window after a change on (the
-first one only shows how those that waited take up the new room):
+with H as many as are known of all, up to 4 high (it stays while they are under high: s shows in s pushes), and takes
 
-    L_k > L_(k-1) + 2 sqrt(e_k^2 + e_(k-1)^2)    "loss": s <- s // 2; no raise for `hold` windows, hold <- 2 hold
-    after a raise, rho_k > 0.8 rho before it     "idle": back to that s; no raise for `hold` windows, hold <- 2 hold
-    rho_k > 0.05                                 "wait": s <- max(s + 1, 2 s)
-    lag_k < s                                    "room": s <- s - 1
+    s* = the least s in [low, high] with T(s) <= 1.02 T(high)
+    s  = min(s*, ceiling),    ceiling <- s // 2 where the loss rose, else min(high, ceiling + 1)
 
-So s rises while waiting gets less by it: a rank that is slow now and then is waited for less with a larger bound, one
-that is always slow just as long with any. What no one uses is taken back, for it is the harm that the next slow rank
-can do. A rule of our own; that of Dynamic SSP (X. Zhao et al., "Dynamic stale synchronous parallel distributed training
-for deep learning", ICDCS 2019) predicts waiting from the last two pushes and does not look at the loss.
+The loss rose where L_k > L_(k-1) + 2 sqrt(e_k^2 + e_(k-1)^2), with L_k the mean of the losses that came with the
+pushes of window k, and e_k its standard error. So s is no larger than it saves time: for a worker that is slow now and
+then it is as large as the others need to go on meanwhile; for one that is always slow all make H pushes as late under
+any s, and s is the least.
+
+A rule of our own. Dynamic SSP (X. Zhao et al., "Dynamic stale synchronous parallel distributed training for deep
+learning", ICDCS 2019) predicts one wait at a time from the last two pushes, and does not look at the loss.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-WASTE, HELPED, SURE = 0.05, 0.8, 2.0
-_MAX_HOLD = 64
-_KEPT = ("before", "raised", "settling", "held", "hold")
+import numpy as np
+
+SLACK, SURE, HORIZON = 0.02, 2.0, 4
 
 
 class Decision(NamedTuple):
-    """A move of the bound."""
+    """A move of the bound.
+
+    Args:
+        bound: s from now on.
+        why: "speed" or "loss".
+        waited: share of the window's time that workers waited for others, on the average.
+        loss: mean of the window.
+        seconds: T(s) over T of the s before.
+    """
 
     bound: int
     why: str
     waited: float
     loss: float
-    lag: int
-
-
-@dataclass
-class _Window:
-    began: float
-    waited: float = 0.0
-    lag: int = 0
-    pushes: int = 0
-    losses: list[float] = field(default_factory=list)
-
-    def mean(self) -> tuple[float, float]:
-        """Of the losses, and its standard error."""
-        n = len(self.losses)
-        if not n:
-            return math.nan, math.nan
-        mean = math.fsum(self.losses) / n
-        square = math.fsum((loss - mean) ** 2 for loss in self.losses)
-        return mean, math.sqrt(square / max(1, n - 1) / n)
+    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,71 +82,99 @@ class TunedBound:
 
     def __init__(self, value: int, limits: Limits, workers: int, now: float) -> None:
         self.value, self.limits, self.workers = value, limits, workers
-        self._window = _Window(now)
+        self._ceiling = limits.high
         self._before: tuple[float, float] | None = None  # L and e of the window before
-        self._raised: tuple[int, float] | None = None  # s and rho before a raise that is to be judged
-        self._settling, self._held, self._hold = False, 0, 2
+        self._seconds = [self._history() for _ in range(workers)]
+        self._open(now)
+
+    def _history(self, seconds: Sequence[float] = ()) -> deque[float]:
+        return deque(seconds, max(self.limits.window, HORIZON * self.limits.high))
+
+    def _open(self, now: float) -> None:
+        self._began, self._waited, self._pushes = now, 0.0, 0
+        self._losses: list[float] = []
 
     def waited(self, seconds: float) -> None:
         """The bound made a worker wait."""
-        self._window.waited += seconds
+        self._waited += seconds
 
-    def pushed(self, loss: float | None, lag: int, now: float) -> Decision | None:
-        """A push came; what was decided, where that ends a window and s moves."""
-        window = self._window
-        window.pushes += 1
-        window.lag = max(window.lag, lag)
+    def pushed(self, worker: int, seconds: float | None, loss: float | None, now: float) -> Decision | None:
+        """A push came; what was decided, where that ends a window and s moves.
+
+        Args:
+            worker: whose.
+            seconds: since it was told parameters; None: it did something else meanwhile.
+            loss: that came with it, if any.
+            now: the time.
+        """
+        self._pushes += 1
+        if seconds is not None:
+            self._seconds[worker].append(seconds)
         if loss is not None:
-            window.losses.append(loss)
-        if window.pushes < self.limits.window * self.workers or now <= window.began:
+            self._losses.append(loss)
+        if self._pushes < self.limits.window * self.workers or not all(self._seconds):
             return None
-        self._window = _Window(now)
-        return self._judge(window, window.waited / (self.workers * (now - window.began)))
+        decision = self._judge(now)
+        self._open(now)
+        return decision
 
-    def _judge(self, window: _Window, waited: float) -> Decision | None:
-        mean, error = window.mean()
+    def _judge(self, now: float) -> Decision | None:
+        mean, error = _mean(self._losses)
         before, self._before = self._before, (mean, error)
-        self._held = max(0, self._held - 1)
-        if self._settling:
-            self._settling = False
-            return None
         rose = before is not None and mean > before[0] + SURE * math.hypot(error, before[1])
-        raised, self._raised = self._raised, None
-        value, why = self._moved(window, waited, rose, raised)
-        if value == self.value:
+        low, high, old = self.limits.low, self.limits.high, self.value
+        self._ceiling = max(low, old // 2) if rose else min(high, self._ceiling + 1)
+        if min(len(each) for each in self._seconds) < high:
             return None
-        if why == "wait":
-            self._raised = (self.value, waited)
-        self.value, self._settling = value, True
-        return Decision(value, why, waited, mean, window.lag)
-
-    def _moved(self, window: _Window, waited: float, rose: bool, raised: tuple[int, float] | None) -> tuple[int, str]:
-        low, high = self.limits.low, self.limits.high
-        if rose and self.value > low:
-            self._wait_with_raises()
-            return max(low, self.value // 2), "loss"
-        if raised is not None and waited > HELPED * raised[1]:
-            self._wait_with_raises()
-            return raised[0], "idle"
-        if waited > WASTE and not self._held:
-            return min(high, max(self.value + 1, 2 * self.value)), "wait"
-        if window.lag < self.value:
-            return max(low, self.value - 1), "room"
-        return self.value, ""
-
-    def _wait_with_raises(self) -> None:
-        self._held, self._hold = self._hold, min(_MAX_HOLD, 2 * self._hold)
+        took = finish_times(self._seconds, range(low, high + 1))
+        wanted = next(s for s in range(low, high + 1) if took[s] <= (1 + SLACK) * took[high])
+        self.value = min(wanted, self._ceiling)
+        if self.value == old:
+            return None
+        share = self._waited / (self.workers * (now - self._began)) if now > self._began else 0.0
+        why = "loss" if self.value < wanted else "speed"
+        return Decision(self.value, why, share, mean, took[self.value] / took[old] if took[old] else 1.0)
 
     def state_dict(self, now: float) -> dict[str, Any]:
         """JSON: all of it, with the time since the window began in place of when."""
-        own = {name: getattr(self, f"_{name}") for name in _KEPT}
-        window = asdict(self._window) | {"began": now - self._window.began}
-        return own | {"value": self.value, "window": window}
+        return {
+            "value": self.value, "ceiling": self._ceiling, "before": self._before, "age": now - self._began,
+            "waited": self._waited, "pushes": self._pushes, "losses": self._losses,
+            "seconds": [list(each) for each in self._seconds],
+        }  # fmt: skip
 
     def load_state_dict(self, state: Mapping[str, Any], now: float) -> None:
         """Accept what `state_dict` gave."""
-        for name in _KEPT:
-            value = state[name]
-            setattr(self, f"_{name}", tuple(value) if isinstance(value, list) else value)
-        self.value = state["value"]
-        self._window = _Window(**{**state["window"], "began": now - state["window"]["began"]})
+        before = state["before"]
+        self.value, self._ceiling, self._before = state["value"], state["ceiling"], tuple(before) if before else None
+        self._began, self._waited, self._pushes = now - state["age"], state["waited"], state["pushes"]
+        self._seconds, self._losses = [self._history(each) for each in state["seconds"]], list(state["losses"])
+
+
+def finish_times(seconds: Sequence[Sequence[float]], bounds: Sequence[int]) -> dict[int, float]:
+    """T(s) by s.
+
+    Args:
+        seconds: d of every worker, the newest last; H is the least of their numbers, 1 or more.
+        bounds: of s, each 0 or more.
+    """
+    pushes = min(len(each) for each in seconds)
+    d = np.stack([np.asarray(each)[-pushes:] for each in seconds], axis=1)
+    found = {}
+    for s in bounds:
+        arrived = np.zeros((pushes + 1, d.shape[1]))
+        last = np.zeros(pushes + 1)  # max over j of A_j(c)
+        for c in range(pushes):
+            arrived[c + 1] = np.maximum(arrived[c], last[c - s] if c > s else 0.0) + d[c]
+            last[c + 1] = arrived[c + 1].max()
+        found[s] = float(last[pushes])
+    return found
+
+
+def _mean(values: Sequence[float]) -> tuple[float, float]:
+    """And its standard error."""
+    n = len(values)
+    if not n:
+        return math.nan, math.nan
+    mean = math.fsum(values) / n
+    return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / max(1, n - 1) / n)

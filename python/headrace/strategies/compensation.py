@@ -57,7 +57,7 @@ class Compensation:
 
     def _adapted(self, name: str, square: Tensor, param: Tensor, where: Any) -> Tensor:
         if name not in self._squares:
-            self._squares[name] = torch.zeros_like(param)
+            self._squares[name] = square.new_zeros(param.shape)
         moved = self._squares[name][where] * MEMORY + (1.0 - MEMORY) * square
         self._squares[name][where] = moved
         return self.strength / torch.sqrt(moved + EPS)

@@ -39,6 +39,7 @@ from headrace.strategies.sparse import tables_of
 
 if TYPE_CHECKING:
     from headrace.strategies.compression import CompressionConfig
+    from headrace.strategies.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ class Gossip(OwnSteps):
         """Remember which rows the step is about to change."""
         if self._tables is None:
             self._tables = tables_of(grads, self.collective)
-        if self.choco:
+        if self.choco and self.collective.size > 1:
             self.choco.begin({n: p for n, p in params.items() if self._compressed(n, p)}, self.collective.rank)
         for name in self._tables & grads.keys():
             self.rows.touch(name, grads[name])
@@ -213,13 +214,13 @@ def check(**options: Any) -> None:
     GossipConfig(**options).check()
 
 
-def fits(options: Mapping[str, Any], compression: CompressionConfig) -> None:
+def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """Refuse compression that gossip has no use for.
 
     Raises:
         UserError: which, and what to do.
     """
-    graph = GRAPHS[options["graph"]]
+    graph, compression = GRAPHS[options["graph"]], around.compression
     if compression.name == "none":
         if options["gamma"] not in (0, 1):
             raise UserError("--strategy.gamma is of compressed gossip", "--compression.name topk, or leave it out")

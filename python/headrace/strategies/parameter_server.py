@@ -18,27 +18,29 @@ Q. Ho et al., NIPS 2013 (SSP). N pushes a step are N updates, each by a gradient
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from headrace.comm.base import Collective, from_bytes, row_bytes
 from headrace.comm.mailbox import Message
+from headrace.comm.metered_mailbox import MeteredMailbox
 from headrace.errors import UserError
 from headrace.optim.schedules import Rates
 from headrace.strategies.bound import Decision
-from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.equipment import Equipment
 from headrace.strategies.own_steps import OwnSteps
 from headrace.strategies.pushes import Pushes, check_pushes
 from headrace.strategies.reducers import Reducer
 from headrace.strategies.server_options import ServerOptions
-from headrace.strategies.shard import Letter, Shard
+from headrace.strategies.shard import Shard
 from headrace.strategies.shard_layout import Layout, Part, deal
+
+if TYPE_CHECKING:
+    from headrace.strategies.surroundings import Surroundings
 
 SERVER, WORKER = "server", "worker"  # boxes
 
@@ -57,7 +59,7 @@ class ParameterServer(OwnSteps):
 
     def __init__(self, collective: Collective, equipment: Equipment, options: ServerOptions) -> None:
         self.collective, self.equipment, self.options = collective, equipment, options
-        self.mailbox, self.clock = equipment.mailbox, equipment.clock
+        self.mailbox, self.clock = MeteredMailbox(equipment.mailbox), equipment.clock
         self.shard: Shard | None = None
         self._layout: Layout | None = None
         self._pushes: Pushes | None = None
@@ -66,7 +68,6 @@ class ParameterServer(OwnSteps):
         self._bound = [0, options.bound]
         self._drained = True
         self._staleness = [0, 0, 0]  # largest, sum, number
-        self._bytes = {"pushed_bytes": 0, "pulled_bytes": 0, "mailed_bytes": 0}
         self._threads = torch.get_num_threads()
 
     def meets(self, step: int, last: bool) -> bool:
@@ -100,7 +101,6 @@ class ParameterServer(OwnSteps):
         assert self.shard is not None
         torch.set_num_threads(self._threads)  # a new thread has another number: bits may depend on it
         for letter in self.shard.handle(message):
-            self._count("mailed_bytes", letter)
             self.mailbox.send(letter.to, WORKER, "told", letter.head, letter.body)
 
     def _decided(self, decision: Decision) -> None:
@@ -121,10 +121,7 @@ class ParameterServer(OwnSteps):
         }  # fmt: skip
         for server in range(self._layout.servers):
             packed = self._pushes.packed(server, grads)
-            letter = Letter(server, common | {"entries": packed.entries}, packed.body)
-            self._count("pushed_bytes", letter)
-            self._count("mailed_bytes", letter)
-            self.mailbox.send(server, SERVER, "push", letter.head, letter.body)
+            self.mailbox.send(server, SERVER, "push", common | {"entries": packed.entries}, packed.body)
         self._made, self._waits, self._drained = self._made + 1, True, False
 
     def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
@@ -146,7 +143,6 @@ class ParameterServer(OwnSteps):
         for _ in range(self._layout.servers):
             message = self.mailbox.receive(WORKER)
             assert message is not None
-            self._count("pulled_bytes", Letter(message.source, message.head, message.body))
             self._write(params, message)
             self._bound = max(self._bound, message.head["bound"])
             self._meet_at = max(self._meet_at, message.head["meet_at"])
@@ -196,17 +192,22 @@ class ParameterServer(OwnSteps):
         """See `consensus`."""
         self._drain(params)
 
+    def leave(self) -> None:
+        """This rank makes no more steps, and is not waited for."""
+        assert self._layout is not None
+        for server in range(self._layout.servers):
+            self.mailbox.send(server, SERVER, "leave")
+
     def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`; staleness of this rank's gradients (updates that they missed), bytes to and from other
-        ranks' servers, bytes mailed with those of its own server, the bound."""
+        """See `Reducer.figures`; staleness of this rank's gradients (updates that they missed); bytes to other ranks:
+        pushed, told by its server, all; the bound."""
         own = self._pushes.figures() if self._pushes is not None else {}
         most, total, number = self._staleness
-        staleness = {"staleness_max": float(most), "staleness_mean": total / max(1, number)}
-        return own | staleness | {**self._bytes, "bound": float(self._bound[1])}
-
-    def _count(self, what: str, letter: Letter) -> None:
-        if letter.to != self.collective.rank:
-            self._bytes[what] += letter.body.numel() + len(json.dumps(letter.head))
+        sent = self.mailbox.sent
+        return own | {
+            "staleness_max": float(most), "staleness_mean": total / max(1, number), "bound": float(self._bound[1]),
+            "pushed_bytes": sent["push"], "told_bytes": sent["told"], "mailed_bytes": self.mailbox.sent_bytes,
+        }  # fmt: skip
 
     def close(self) -> None:
         """Answer no more."""
@@ -246,9 +247,9 @@ def check(**options: Any) -> None:
     ServerOptions(**options).check()
 
 
-def fits(options: Mapping[str, Any], compression: CompressionConfig) -> None:
+def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """See `check_pushes`."""
-    check_pushes(compression)
+    check_pushes(around.compression)
 
 
 def lead(options: Mapping[str, Any]) -> int | None:

@@ -161,11 +161,11 @@ class Pushes(Memory):
             found[name] = self._opened_rows(raw, rows, like) if rows >= 0 else self._opened_dense(raw, draw, like)
         return found
 
-    def _opened_dense(self, raw: Tensor, draw: Any, like: Tensor) -> Tensor:
-        feedback = self._codec(like)
+    def _opened_dense(self, raw: Tensor, draw: Any, param: Tensor) -> Tensor:
+        feedback, dtype = self._codec(param), param.grad_dtype or param.dtype
         if feedback is None:
-            return _exactly(raw, like)
-        return feedback.codec.decompress(Payload(raw, like.shape, like.dtype, tuple(draw) if draw else None))
+            return _exactly(raw, torch.empty(param.shape, dtype=dtype, device="meta"))
+        return feedback.codec.decompress(Payload(raw, param.shape, dtype, tuple(draw) if draw else None))
 
     def _opened_rows(self, raw: Tensor, rows: int, like: Tensor) -> Tensor:
         ids, data = taken(raw, 0, rows, torch.int64), raw[8 * rows :]

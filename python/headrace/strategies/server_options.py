@@ -50,6 +50,7 @@ class ServerOptions:
         for name, ok, remedy in (
             ("servers", self.servers >= 0, "0 (all ranks) or more"),
             ("bound", inside or not self.tune, f"from {self.bound_min} to {self.bound_max} where it tunes itself"),
+            ("bound_max", self.bound_max <= 64, "64 or less"),
             ("window", self.window >= 1, "1 or more"),
             ("compensation", self.compensation in KINDS, f"one of {', '.join(KINDS)}"),
             ("strength", 0 <= self.strength < float("inf"), "0 or more"),

@@ -44,10 +44,20 @@ class Letter(NamedTuple):
 
 @dataclass
 class _Worker:
-    """What a server knows of a worker: its pushes, the update it was last told of, when it began to wait."""
+    """What a server knows of a worker.
+
+    Args:
+        pushes: that came.
+        told: the update it was last told of.
+        told_at: when, if it went on to a push then.
+        since: when it began to wait to be told, while it does.
+        staleness: of its last gradient.
+        pulled: dense parameters as it was told them, where delays are compensated for.
+    """
 
     pushes: int = 0
     told: int = 0
+    told_at: float | None = None
     since: float | None = None
     staleness: int | None = None
     pulled: dict[str, Tensor] = field(default_factory=dict)
@@ -98,7 +108,9 @@ class Shard:
         """
         if message.kind == "pull":
             self._met = self.clock.now()
-            return [self._told(message.source)]
+            letter = self._told(message.source)
+            self._workers[message.source].told_at = None  # what it does now is no step
+            return [letter]
         if message.kind == "leave":
             del self._workers[message.source]
         else:
@@ -117,7 +129,7 @@ class Shard:
         worker.pushes += 1
         now = worker.since = self.clock.now()
         if self._first:
-            self._decide(worker, head["loss"], now)
+            self._decide(rank, head["loss"], now)
             self._ask(head["stop"], now)
 
     def _apply(self, rank: int, grads: dict[str, Tensor], rates: Rates) -> None:
@@ -142,10 +154,11 @@ class Shard:
         rows = self.compensation.corrected(name, rows, param, self._news[name].as_told(rank, ids), ids)
         return torch.sparse_coo_tensor(ids[None], rows, grad.shape, is_coalesced=True, check_invariants=False)
 
-    def _decide(self, worker: _Worker, loss: float | None, now: float) -> None:
+    def _decide(self, rank: int, loss: float | None, now: float) -> None:
         if self._tuned is None:
             return
-        decision = self._tuned.pushed(loss, worker.pushes - self._least(), now)
+        at = self._workers[rank].told_at
+        decision = self._tuned.pushed(rank, None if at is None else now - at, loss, now)
         if decision is not None:
             self._bound = (self._bound[0] + 1, decision.bound)
             self.on_decision(decision)
@@ -173,7 +186,7 @@ class Shard:
 
     def _told(self, rank: int) -> Letter:
         worker, rows, bodies = self._workers[rank], [], []
-        worker.told = self.updates
+        worker.told, worker.told_at = self.updates, self.clock.now()
         for name, news in self._news.items():
             ids = news.tell(rank, self.updates)
             rows.append(ids.numel())

@@ -11,9 +11,11 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headrace.optim.dealing import longest_first
+from headrace.optim.master_weights import HALF
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,9 @@ class Part(nn.Module):
     def __init__(self, values: Mapping[str, Tensor], layout: Layout) -> None:
         super().__init__()
         self.held = {name: nn.Parameter(value.clone()) for name, value in values.items()}
+        for param in self.held.values():
+            if param.dtype in HALF:
+                param.grad_dtype = torch.float32  # as ranks have them: headrace.train.precision
         self.tables = [name for name in self.held if layout.is_table(name)]
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:

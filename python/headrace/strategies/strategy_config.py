@@ -19,7 +19,7 @@ from headrace.optim.spec import (
 from headrace.optim.wrapper import AVERAGES
 from headrace.options import choose, described, known
 from headrace.strategies import STRATEGIES, StrategySpec
-from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.surroundings import Surroundings
 
 _AT_RANKS = {
     NEEDS_CLOSURE: "evaluates the loss",
@@ -58,24 +58,8 @@ StrategyConfig.__doc__ = f"""When ranks exchange what.
     """
 
 
-def check_strategy(
-    cfg: StrategyConfig,
-    *,
-    precision: str,
-    overlap: str,
-    aggregation: str,
-    rules: Mapping[str, Iterable[str]],
-    compression: CompressionConfig,
-) -> None:
+def check_strategy(cfg: StrategyConfig, around: Surroundings) -> None:
     """Refuse what cannot be, or does not go together.
-
-    Args:
-        cfg: the strategy.
-        precision: of FitConfig's precision.compute.
-        overlap: of exchange and backward.
-        aggregation: of ranks' gradients.
-        rules: traits of optimizers and wrappers by name.
-        compression: of gradients; checked.
 
     Raises:
         UserError: which, and what to do.
@@ -83,23 +67,28 @@ def check_strategy(
     spec = cfg.spec
     options = choose(f"strategy {cfg.name}", spec.defaults, cfg.options)
     spec.check(**options)
-    spec.fits(options, compression)
+    spec.fits(options, around)
     if spec.synchronous:
         return
     back = "--strategy.name allreduce"
-    if precision == "fp16":
+    if around.precision == "fp16":
         raise UserError(f"--strategy.name {cfg.name} with fp16: each rank would have a scale of its own", "bf16")
-    if overlap == "on":
-        raise UserError(f"--train.overlap on: {cfg.name} exchanges nothing while backward runs", "--train.overlap auto")
-    if aggregation != "none":
+    if around.parameters != "float32" and not spec.remote:
         raise UserError(
-            f"--aggregation.name {aggregation} is of all ranks' gradients, {cfg.name} lets each step on its own",
+            f"{cfg.name} with {around.parameters} parameters: a rank's masters would be written over what others did",
+            "--train.precision.parameters float32",
+        )
+    if around.overlap == "on":
+        raise UserError(f"--train.overlap on: {cfg.name} exchanges nothing while backward runs", "--train.overlap auto")
+    if around.aggregation != "none":
+        raise UserError(
+            f"--aggregation.name {around.aggregation} is of all ranks' gradients, {cfg.name} lets each step on its own",
             back,
         )
-    if own := [name for name, traits in rules.items() if NEEDS_FULL_PASS in traits]:
+    if own := [name for name, traits in around.rules.items() if NEEDS_FULL_PASS in traits]:
         raise UserError(f"{own[0]} goes through all rows with all ranks, {cfg.name} lets each step on its own", back)
     if spec.remote:
-        _check_remote(cfg.name, rules)
+        _check_remote(cfg.name, around.rules)
 
 
 def _check_remote(name: str, rules: Mapping[str, Iterable[str]]) -> None:

@@ -9,6 +9,8 @@ A rank with a bad number leaves its own update out; the others hear of it when t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from headrace.data.batch import Batch
 from headrace.optim.clipping import Clipped, clip
@@ -18,7 +20,7 @@ from headrace.train.step import Outcome, Stepper
 class LocalStepper(Stepper):
     """Makes steps of ranks that meet in some of them only; see Stepper for its arguments."""
 
-    _since = (0.0, 0.0, 0.0)  # loss, rows and bad steps of this rank since ranks met
+    _since = (0.0, 0.0, 0.0)  # loss, rows and bad steps of this rank since all met
 
     def __call__(self, batch: Batch, step: int, steps_per_epoch: int) -> Outcome:
         """Step number `step` of the run (from 0) on this rank's part of a global batch."""
@@ -49,3 +51,16 @@ class LocalStepper(Stepper):
         bad = [rank for rank, word in enumerate(words) if word[2]]
         mean = loss / max(1.0, seen)
         return Outcome(mean * now, int(now), asked > 0, bad, clipped=clipped, lost=int(lost))
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Stepper.state_dict`; and what every rank has to tell the others. All ranks call it together."""
+        return super().state_dict() | {"since": self.collective.allgather_object(self._since)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Accept what `state_dict` gave; of another number of ranks, the first one tells for all."""
+        super().load_state_dict(state)
+        words = state.get("since", [self._since])
+        if len(words) != self.collective.size:
+            words = [[sum(word[k] for word in words) for k in range(3)]]
+        loss, rows, bad = (words[self.collective.rank :] or [(0.0, 0.0, 0.0)])[0]
+        self._since = (loss, rows, bad)
