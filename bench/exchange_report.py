@@ -15,7 +15,8 @@ Written by `bench/exchange_lab.py --report` from `exchange.jsonl`: no figure her
 Ranks are processes in network namespaces of their own, each behind a link of the given speed in both directions, MTU
 1500. All train the same perceptron from the same weights on the same rows. **ms** is of a step (rank 0, all of it),
 **alone** that of a step in which nothing is exchanged, **link** the time that the step's bytes take at the link's
-speed. **kB** is what the busiest interface counted a step, headers included; **formula** those bytes over what
+speed. **kB** is what the busiest interface counted a step, headers included; Horovod's ranks talk in every cycle of a
+millisecond, so its bytes grow with a step's time. **formula** are those bytes over what
 `Metered` counts (peers: a ring's bytes of the numbers that they send), and the same without the 66 bytes of a packet's
 headers. **peer** is the time of the fastest peer over that of the line: over 1 is faster than all of them. A burst of a
 millisecond's bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link.

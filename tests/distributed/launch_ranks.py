@@ -137,6 +137,7 @@ def noted_updates(rank: int, halt_at: int) -> Iterator[dict[str, Any]]:
 def halt() -> tuple[float, float]:
     """Stop this process for PAUSE_S by SIGSTOP; from when to when."""
     began = time.monotonic()
-    subprocess.Popen(["/bin/sh", "-c", f"sleep {PAUSE_S}; kill -CONT {os.getpid()}"])
+    quiet = subprocess.DEVNULL  # else launchers wait for the end of its output
+    subprocess.Popen(["/bin/sh", "-c", f"sleep {PAUSE_S}; kill -CONT {os.getpid()}"], stdout=quiet, stderr=quiet)
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     return began, time.monotonic()

@@ -183,4 +183,9 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
         raise UserError(f"{own[0]} evaluates the loss at other parameters while other ranks change them", _BACK)
 
 
+def lead(options: Mapping[str, Any]) -> int:
+    """Steps between those in which all are told of each other, where they wait."""
+    return int(options["told_steps"]) - 1
+
+
 DEFAULTS = asdict(HogwildConfig())

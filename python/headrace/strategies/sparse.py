@@ -80,9 +80,7 @@ def reduce_sparse(grads: dict[str, Tensor], collective: Collective, codec: RowCo
         return local
     summed: dict[str, Tensor] = {}
     for tables in grouped(local):
-        with part(collective, TABLES):
-            arrived = tables.gathered(collective, codec)
-        summed |= tables.merged(arrived)
+        summed |= tables.merged(tables.gathered(collective, codec))
     return {name: summed[name] for name in grads}
 
 
@@ -115,11 +113,12 @@ class Tables:
     def gathered(self, collective: Collective, codec: RowCodec | None = None) -> list[tuple[Tensor, Tensor]]:
         """Every rank's ids, rising, and rows, by rank."""
         ids = torch.cat([g._indices()[0] + at for g, at in zip(self.grads.values(), self.offsets, strict=False)])
-        if codec is None:
-            rows = torch.cat([g._values() for g in self.grads.values()])
-            return [_unpack(part, rows) for part in collective.allgather(_pack(ids, rows))]
-        message = self._message(ids, codec, collective.rank)
-        return [self._opened(raw, codec) for raw in collective.allgather(message)]
+        with part(collective, TABLES):
+            if codec is None:
+                rows = torch.cat([g._values() for g in self.grads.values()])
+                return [_unpack(raw, rows) for raw in collective.allgather(_pack(ids, rows))]
+            message = self._message(ids, codec, collective.rank)
+            return [self._opened(raw, codec) for raw in collective.allgather(message)]
 
     def merged(self, parts: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
         """Sums of ranks' rows by id, in the given order, by table."""
