@@ -159,11 +159,6 @@ def check(**options: Any) -> None:
     HogwildConfig(**options).check()
 
 
-def lead(options: Mapping[str, Any]) -> int:
-    """Steps between those in which ranks are told of each other."""
-    return int(options["told_steps"]) - 1
-
-
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """Refuse what does not go with one copy of the parameters.
 
