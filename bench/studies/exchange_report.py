@@ -137,7 +137,7 @@ def _row(result: Result) -> str:
         result.cell.label + ("*" if any(line["outcome"] == TIME for line in result.lines) else ""),
         result.cell.feedback,
         str(result.ranks),
-        spread(result.losses) + (f" ({result.diverged} diverged)" if result.diverged else ""),
+        (spread(result.losses) + (f" ({result.diverged} diverged)" if result.diverged else "")).strip(),
         "" if is_dense else _difference(result),
         "" if is_dense else result.verdict,
         spread(metrics),
