@@ -14,6 +14,7 @@ from distributed.ctr_lake import SIZES, make_ctr_lake
 from headrace import models, strategies
 from headrace.comm import LocalGroup
 from headrace.compress import COMPRESSORS
+from headrace.compress.spec import EXACT, OWN_FEEDBACK
 from headrace.config import parse, to_yaml
 from headrace.data.stream import DataConfig
 from headrace.errors import UserError
@@ -36,6 +37,7 @@ from headrace.strategies.aggregation import AGGREGATIONS
 from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.coded_rows import CodedRows, why_not
 from headrace.strategies.compressed import CompressedReducer
+from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.gossip import Gossip
 from headrace.strategies.hierarchical import Hierarchical
 from headrace.strategies.hogwild import Hogwild
@@ -302,7 +304,7 @@ def test_strategies_are_reached_by_their_settings() -> None:
     made = strategy("--strategy.name", "ssp", "--strategy.tune", "true", "--compression.name", "qsgd", "--seed", "3")
     assert isinstance(made, ParameterServer) and (made.options.bound, made.options.tune) == (4, True)
     codecs = made.equipment.codecs
-    assert codecs.dense is not None and codecs.dense.variant == "ef" and codecs.rows is None and codecs.seed == 3
+    assert codecs.dense is not None and codecs.dense.variant == "none" and codecs.rows is None and codecs.seed == 3
     made = strategy("--strategy.name", "parameter_server", "--compression.sparse", "bf16", "--strategy.servers", "1")
     assert made.options.bound == -1 and made.equipment.codecs.rows is not None
     assert made.equipment.tables == {"embedding.weight"}
@@ -424,3 +426,22 @@ def test_what_goes_with_sharded_tables_is_let_pass() -> None:
     for argv in ([], ["--compression.name", "topk"], ["--optimizer.dense.name", "kfac"], ["--reduction", "ring"]):
         train_ctr.check(load("--parallel.tables", "sharded", "--ranks", "4", *argv))
     train_ctr.check(load("--parallel.tables", "sharded", "--train.precision.compute", "fp16"))
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESSORS))
+def test_feedback_by_itself_is_for_codecs_whose_errors_it_can_hold(name: str) -> None:
+    """A contraction by its own bound, or right in the mean with an error under the gradient; else it may diverge."""
+    spec = COMPRESSORS[name]
+    variant = CompressionConfig(name=name).variant
+    if spec.omega is not None:
+        assert variant == ("ef" if spec.omega(1 << 20, spec.defaults) < 1 else "none")
+    elif spec.traits & {EXACT, OWN_FEEDBACK}:
+        assert variant == "none"
+    else:
+        assert variant == "ef"
+    assert CompressionConfig(name=name, feedback="ef").variant == "ef"
+
+
+def test_more_levels_bring_feedback_back() -> None:
+    variants = [CompressionConfig(name="qsgd", options={"levels": levels}).variant for levels in (7, 22, 23)]
+    assert variants == ["none", "none", "ef"], "of 512 numbers omega is sqrt(512) / levels = 22.6 / levels"

@@ -10,7 +10,7 @@ from headrace.compress import COMPRESSORS, CodecSpec, create
 from headrace.compress.feedback import VARIANTS, Feedback
 from headrace.compress.ladder import Rung, fitting, ladder
 from headrace.compress.signsgd import SignSGD
-from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE
+from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, UNBIASED
 from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.options import choose, described, known
@@ -74,12 +74,23 @@ class CompressionConfig:
 
     @property
     def variant(self) -> str:
-        """Of the feedback: what `auto` stands for."""
+        """Of the feedback: what `auto` stands for.
+
+        What is added to the next gradient grows without bound where the error of a draw may be larger than what was
+        drawn, and codecs that are right in the mean can do without.
+        """
         if self.feedback != "auto":
             return self.feedback
-        return "none" if self.traits & {EXACT, OWN_FEEDBACK} else "ef"
+        if self.traits & {EXACT, OWN_FEEDBACK}:
+            return "none"
+        if UNBIASED not in self.traits:
+            return "ef"
+        spec = self.spec
+        assert spec.omega is not None
+        return "none" if spec.omega(_MANY, choose(f"codec {self.name}", spec.defaults, self.options)) >= 1 else "ef"
 
 
+_MANY = 1 << 20  # numbers of a large tensor
 _ROW_CODECS = [name for name, spec in COMPRESSORS.items() if name != "none" and not why_not(spec)]
 
 CompressionConfig.__doc__ = f"""How gradients are compressed on their way between ranks.
@@ -91,8 +102,8 @@ CompressionConfig.__doc__ = f"""How gradients are compressed on their way betwee
         options: of the codec, each a setting by its own name, as in --compression.levels 7. With their defaults:
             {"; ".join(f"{name}: {described(spec.defaults) or 'none'}" for name, spec in COMPRESSORS.items())};
             {POWERSGD}: {described(_POWERSGD_DEFAULTS)}; {AUTO}: {described(_AUTO_DEFAULTS)}.
-        feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but for codecs that keep
-            it themselves.
+        feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but none for codecs that
+            keep it themselves, and for those that are right in the mean with errors larger than the gradient.
         decay: of what was not sent, in ef: 1 keeps all of it.
         exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes. Of signs also {VOTE}: the majority of the ranks.
         min_numel: tensors of fewer numbers go as they are.
