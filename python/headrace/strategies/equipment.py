@@ -19,7 +19,7 @@ class Equipment:
     """Of one rank.
 
     Args:
-        mailbox: this rank's; the strategy closes it.
+        mailbox: this rank's; who opened it closes it: a rank that failed must not be taken for one that has ended.
         optimizer: makes the run's optimizer for some of its parameters (headrace.strategies.shard_layout.Part).
         tables: names of parameters with row-sparse gradients.
         codecs: of gradients on their way.

@@ -209,10 +209,6 @@ class ParameterServer(OwnSteps):
             "pushed_bytes": sent["push"], "told_bytes": sent["told"], "mailed_bytes": self.mailbox.sent_bytes,
         }  # fmt: skip
 
-    def close(self) -> None:
-        """Answer no more."""
-        self.mailbox.close()
-
     def state_dict(self) -> dict[str, Any]:
         """Feedback of this rank, and of its server what `Shard.state_dict` says; where ranks have met."""
         assert self._drained, "a checkpoint is of the consensus"
