@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from headrace.comm import Collective, LocalCollective, LocalGroup, Metered
+from headrace.comm.base import CollectiveError
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap
 
 DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bfloat16, torch.bool)
@@ -40,6 +41,14 @@ def on_ranks(size: int, fn: Callable[[LocalCollective], Any], timeout_s: float |
 
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(one, range(size)))
+
+
+def good(results: list[Any]) -> list[Any]:
+    """The ranks' values, or the error that another did not cause."""
+    failed = [r for r in results if isinstance(r, Exception)]
+    for error in sorted(failed, key=lambda e: isinstance(e, CollectiveError)):
+        raise error
+    return results
 
 
 def _of(rank: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:

@@ -350,6 +350,8 @@ def test_strategies_are_reached_by_their_settings() -> None:
         ([*SSP, "--optimizer.dense.wrappers", "[sam]"], "sam evaluates the loss"),
         ([*SSP, "--optimizer.dense.wrappers", "[ema]"], "ema has averages"),
         ([*SSP, *POWERSGD], "powersgd is of sums over ranks"),
+        ([*SSP, *AUTO], "auto is of sums over ranks"),
+        (["--strategy.name", "gossip", *AUTO], "gossip has none"),
         ([*SSP, "--compression.name", "topk", "--compression.feedback", "ef21"], "ef21 is of sums"),
         ([*SSP, "--compression.name", "topk", "--compression.exchange", "allgather"], "allgather is of sums"),
         ([*SSP, "--compression.name", "topk", "--compression.hierarchical", "true"], "hierarchical is of sums"),
