@@ -193,7 +193,7 @@ def quadratic(c: Any, strategy: Any, count: int, lr_until: int) -> list[Tensor]:
 def test_compressed_gossip_agrees_on_the_mean(codec: str) -> None:
     """By every codec: the mean of ranks makes the steps of the mean objective, and where these end ranks come together
     linearly; bytes are those of payloads, to each neighbour."""
-    count, until = 110, 20
+    count, until = 80, 15
 
     def fn(c: LocalCollective) -> tuple[list[Tensor], Any, dict[str, float]]:
         spy = Spy(c)
@@ -207,8 +207,8 @@ def test_compressed_gossip_agrees_on_the_mean(codec: str) -> None:
         want = best * (1 - 0.9 ** min(at, until))
         torch.testing.assert_close(x.mean(0), want, atol=2e-5, rtol=0)
     apart = [float((x - x.mean(0)).norm()) for x in stacks]
-    assert apart[-1] < 0.2 * apart[until], apart[until::20]
-    for a, b in ((until, 65), (65, count)):  # linearly: in the second half as in the first, but for float32's error
+    assert apart[-1] < 0.35 * apart[until], apart[until::20]
+    for a, b in ((until, 48), (48, count)):  # linearly: in the second half as in the first, but for float32's error
         assert apart[b] <= 0.95 * apart[a] + 1e-3
     for rank, (_, spy, figures) in enumerate(found):
         assert spy.to == set(Mixing("torus", 4).heard(rank, 0)) and len(spy.to) == 2
