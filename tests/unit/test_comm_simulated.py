@@ -112,8 +112,16 @@ def test_computing_takes_time_by_speed() -> None:
         return found
 
     assert times(SimulatedCluster(3, speeds=[1, 2, 0.25]), fn) == [[3, 6], [1.5, 3], [12, 24]]
-    by_step = SimulatedCluster(2, speeds=lambda rank, n: 1.0 if (rank, n) != (1, 1) else 0.1)
-    assert times(by_step, fn) == [[3, 6], [3, 33]]
+
+    def asks_between(rank: int, box: Mailbox, clock: Clock) -> list[float]:
+        assert box.receive("a", 0.0) is None  # no computing: the next is still the thread's first
+        return fn(rank, box, clock)
+
+    for each in (fn, asks_between):
+        by_step = SimulatedCluster(2, speeds=lambda rank, n: 1.0 if (rank, n) != (1, 1) else 0.1)
+        assert times(by_step, each) == [[3, 6], [3, 33]]
+    with pytest.raises(ValueError, match="time goes forward"):
+        times(SimulatedCluster(1), lambda rank, box, clock: clock.spend(-1.0))
     drawn = times(SimulatedCluster(2, jitter=0.5, seed=1), fn)
     assert drawn == times(SimulatedCluster(2, jitter=0.5, seed=1), fn)
     assert drawn != times(SimulatedCluster(2, jitter=0.5, seed=2), fn)
@@ -132,6 +140,22 @@ def test_jitter_has_the_deviation_that_was_asked_for() -> None:
     times(SimulatedCluster(2, jitter=0.25), fn)
     found = torch.stack(logs)
     assert abs(found.mean()) < 4 * 0.25 / 2000**0.5 and abs(found.std() - 0.25) < 4 * 0.25 / (2 * 2000) ** 0.5
+
+
+def test_threads_of_a_rank_have_jitter_of_their_own() -> None:
+    cluster, seen = SimulatedCluster(1, jitter=0.5), []
+
+    def more() -> None:
+        cluster.clock(0).spend(1.0)
+        seen.append(cluster.clock(0).now())
+
+    def fn(rank: int) -> None:
+        for _ in range(3):
+            cluster.spawn(0, more)
+        cluster.mailbox(0).receive("never", 100.0)
+
+    cluster.run(fn)
+    assert len(set(seen)) == 3
 
 
 OPERATIONS: dict[str, tuple[Callable[[Collective], Any], float]] = {

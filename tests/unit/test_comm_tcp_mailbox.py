@@ -247,12 +247,55 @@ def test_a_rank_with_another_key_is_never_let_in() -> None:
     assert all(isinstance(error, CollectiveError) for error in on_ranks(2, fn))
 
 
+def test_who_answers_in_place_of_a_rank_is_no_rank() -> None:
+    """A stranger that took the port: it answers with a nonce and a frame that nobody signed."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    sock, _ = taken.accept()
+                    sock.sendall(b"n" * 16 + HEADER.pack(2, b"m" * 32) + b"{}")
+
+        threading.Thread(target=answer, daemon=True).start()
+
+        class Second:
+            rank, size = 1, 2
+            allgather_object = staticmethod(lambda mine: [["127.0.0.1", taken.getsockname()[1], "", mine[3]], mine])
+
+        with pytest.raises(CollectiveError, match="rank 0 cannot be reached at .*: a frame with a wrong signature"):
+            tcp_mailbox(Second(), MailboxLimits(open_s=0.3, linger_s=0.1))  # type: ignore[arg-type]
+        taken.shutdown(socket.SHUT_RDWR)
+
+
 def test_bounds_must_agree() -> None:
     def fn(c: Any) -> Any:
         return tcp_mailbox(c, MailboxLimits(max_body=10 + c.rank))
 
     for error in on_ranks(2, fn):
         assert "different max_body: [10, 11]" in str(error)
+
+
+def test_bytes_on_the_wire_are_those_of_the_formula() -> None:
+    """36 bytes a frame: one of [box, kind, head, bytes], and one for each MiB begun of the body."""
+    peer = Peer()
+    box, frames = peer.join()
+    read: list[int] = []
+    fill = frames._read
+
+    def record(place: memoryview) -> int:
+        read.append(fill(place))
+        return read[-1]
+
+    frames._read = record  # type: ignore[method-assign]
+    for n, pieces in ((0, 0), (1, 1), (PIECE, 1), (PIECE + 1, 2)):
+        box.send(1, "a", "k", [n], torch.zeros(n, dtype=torch.uint8))
+        read.clear()
+        assert frames.receive_bytes() == text("a", "k", [n], n)
+        for _ in range(pieces):
+            frames.receive_bytes()
+        assert sum(read) == len(text("a", "k", [n], n)) + n + 36 * (1 + pieces)
+    box.close()
 
 
 @pytest.fixture

@@ -141,7 +141,11 @@ class SimulatedClock:
         """Seconds a rank of speed 1 would compute; this thread's time goes on by as much as its rank takes."""
         fiber = self._cluster._scheduler.current
         assert fiber.rank == self._rank, "a clock belongs to the threads of its rank"
-        self._cluster._scheduler.spend(seconds / self._cluster.speed(fiber))
+        if not seconds >= 0:
+            raise ValueError(f"time goes forward; got {seconds} s")
+        seconds /= self._cluster.speed(fiber)
+        fiber.spends += 1
+        self._cluster._scheduler.spend(seconds)
 
 
 class SimulatedCollective(LocalCollective):

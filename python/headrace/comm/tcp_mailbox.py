@@ -37,6 +37,7 @@ from headrace.comm.metered import Metered
 PIECE = 1 << 20
 _PURPOSE = b"headrace mailbox"
 _BYE = -1
+_RETRY_S = 0.1
 
 
 @dataclass(frozen=True)
@@ -153,10 +154,7 @@ class TcpMailbox:
         self._known.set()
         deadline = time.monotonic() + self.limits.open_s
         for rank, (host, port, *_) in enumerate(everyone[: self.rank]):
-            try:
-                self._call(rank, str(host), int(port), deadline)
-            except OSError as error:
-                raise CollectiveError(f"rank {rank} cannot be reached at {host}:{port}: {error}") from error
+            self._reach(rank, str(host), int(port), deadline)
         with self._changed:
             if not self._changed.wait_for(self._complete, max(deadline - time.monotonic(), 0.0)):
                 missing = [rank for rank in range(self.size) if rank != self.rank and rank not in self._peers]
@@ -165,14 +163,28 @@ class TcpMailbox:
     def _complete(self) -> bool:
         return len(self._peers) == self.size - 1
 
+    def _reach(self, rank: int, host: str, port: int, deadline: float) -> None:
+        """Try again: strangers may hold all places of a listener for a while."""
+        while True:
+            try:
+                return self._call(rank, host, port, deadline)
+            except OSError as error:
+                if time.monotonic() + _RETRY_S > deadline:
+                    raise CollectiveError(f"rank {rank} cannot be reached at {host}:{port}: {error}") from error
+                time.sleep(_RETRY_S)
+
     def _call(self, rank: int, host: str, port: int, deadline: float) -> None:
         sock = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.001))
         prepare(sock)
         left = max(deadline - time.monotonic(), 0.001)
-        frames = FrameSocket(sock, self._key, purpose=_PURPOSE, first=False, handshake_s=left)
-        frames.send_bytes(self._hello(self.rank, rank))
-        if frames.receive_bytes() != self._hello(rank, self.rank):
-            raise ChannelError(f"another than rank {rank} answers")
+        try:
+            frames = FrameSocket(sock, self._key, purpose=_PURPOSE, first=False, handshake_s=left)
+            frames.send_bytes(self._hello(self.rank, rank))
+            if frames.receive_bytes() != self._hello(rank, self.rank):
+                raise ChannelError(f"another than rank {rank} answers")
+        except OSError:
+            sock.close()
+            raise
         frames.proved()
         self._admit(rank, frames)
 

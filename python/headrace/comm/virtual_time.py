@@ -38,7 +38,7 @@ class Fiber:
         time: its virtual time, seconds.
         waits_for: says what, while it waits.
         turns: how often it gave the baton away without its time going on.
-        spends: how often it spent time.
+        spends: how often it said that it computed.
     """
 
     def __init__(self, rank: int, name: str, main: bool, time: float) -> None:
@@ -110,7 +110,6 @@ class Scheduler:
     def spend(self, seconds: float) -> None:
         """Let the thread's time go on; others run meanwhile, also those of this very time where it is 0."""
         fiber = self._may_go_on()
-        fiber.spends += 1
         fiber.time += seconds
         fiber.turns = 0 if seconds > 0 else fiber.turns + 1
         if fiber.turns > _MAX_IDLE_TURNS:
