@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,11 +16,12 @@ from convergence.local_rows import ROWS, run
 from convergence.test_train_local import Job
 
 from headrace import models
-from headrace.comm import Collective, Mailbox, SimulatedCluster
+from headrace.comm import Collective, LocalGroup, Mailbox, SimulatedCluster
 from headrace.comm.clock import Clock
 from headrace.launch import RankFailed
 from headrace.strategies import STRATEGIES, Equipment
 from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.parameter_server import ParameterServer
 from headrace.train.fit_config import FitConfig
 
 REMOTE = sorted(name for name, spec in STRATEGIES.items() if spec.remote)
@@ -133,6 +135,34 @@ def test_a_rank_with_a_bad_number_leaves_its_push_out_and_all_hear_of_it() -> No
     assert found["skipped"] == 1 and [event["ranks"] for event in told] == [[1]]
     with pytest.raises(RankFailed, match="not a finite number in step . on rank 1"):
         run(job(source={"spoil": (2, 1)}), ranks=3)
+
+
+def test_ranks_that_may_be_far_apart_meet_by_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operations of transports are given up after minutes: checkpoints and evaluation begin with none of them."""
+    apart: set[int] = set()
+    found: list[str] = []
+    push, meet = ParameterServer.push, ParameterServer._meet
+
+    class Watched(LocalGroup):
+        def exchange(self, rank: int, op: str, payload: Any) -> Any:
+            found.extend([op] * (rank in apart))
+            return super().exchange(rank, op, payload)
+
+    def pushes(strategy: ParameterServer, *given: Any) -> None:
+        apart.add(strategy.collective.rank)
+        push(strategy, *given)
+
+    def meets(strategy: ParameterServer) -> None:
+        meet(strategy)
+        apart.discard(strategy.collective.rank)
+
+    monkeypatch.setattr(ParameterServer, "push", pushes)
+    monkeypatch.setattr(ParameterServer, "_meet", meets)
+    group, served = Watched(2), job(cfg=FitConfig(epochs=1, checkpoint_every=5, eval_every=4), directory=tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        ends = [worker(group.collective(r), group.mailbox(r), lambda event: None) for r in range(2)]
+        assert len(set(map(str, pool.map(served, ends)))) == 1
+    assert len(found) == 2 * 3, f"one each for the fingerprints of the first batches, and no more: {found}"
 
 
 @pytest.mark.parametrize("name", REMOTE)

@@ -42,7 +42,7 @@ from headrace.strategies.shard_layout import Layout, Part, deal
 if TYPE_CHECKING:
     from headrace.strategies.surroundings import Surroundings
 
-SERVER, WORKER = "server", "worker"  # boxes
+SERVER, WORKER, MEETING = "server", "worker", "meeting"  # boxes
 
 
 class ParameterServer(OwnSteps):
@@ -175,12 +175,24 @@ class ParameterServer(OwnSteps):
         if self._drained:
             return
         assert self._layout is not None
-        self.collective.barrier()  # everyone has been answered: all pushes have been applied
+        self._meet()  # everyone has been answered: all pushes have been applied
         for server in range(self._layout.servers):
             self.mailbox.send(server, SERVER, "pull")
         self._take(params)
-        self.collective.barrier()  # no one begins to push before all have pulled
+        self._meet()  # no one begins to push before all have pulled
         self._drained = True
+
+    def _meet(self) -> None:
+        """A barrier by messages: ranks may be an epoch apart, and transports give an operation up after minutes."""
+        rank, size = self.mailbox.rank, self.mailbox.size
+        if rank:
+            self.mailbox.send(0, MEETING, "here")
+            self.mailbox.receive(MEETING)
+            return
+        for _ in range(size - 1):
+            self.mailbox.receive(MEETING)
+        for other in range(1, size):
+            self.mailbox.send(other, MEETING, "all here")
 
     @contextlib.contextmanager
     def consensus(self, params: dict[str, Tensor]) -> Iterator[None]:

@@ -336,13 +336,13 @@ class _Loop:
         if self.hooks.store is None or self.last_saved == mark:
             return
         start = time.monotonic()
-        state = {
+        kept = self.replica.checkpoint({"about": self.hooks.about})  # first: ranks that are far apart meet in it
+        kept.state |= {
             "cursor": self.cursor.to_dict(self.collective),
             "step": self.step.state_dict(),
             "audits": [a.to_dict() for a in self.audits],
-            "about": self.hooks.about,
         }
-        path = self.hooks.store.save(self.replica.checkpoint(state), self.cursor.global_step, self.collective)
+        path = self.hooks.store.save(kept, self.cursor.global_step, self.collective)
         self.last_saved, self.saved_at = mark, time.monotonic()
         self.on_event({"type": "checkpoint", "step": mark[0], "path": str(path), "seconds": self.saved_at - start})
 
