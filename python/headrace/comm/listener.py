@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 from headrace.comm.frames import ChannelError, prepare
 
+_PAUSE_S = 0.1
+
 
 class Listener:
     """Listens from the beginning.
@@ -27,10 +29,12 @@ class Listener:
         self._listener = socket.create_server((bind, 0), family=family, backlog=expected + 16)
         self.port: int = self._listener.getsockname()[1]
         self._unproved = threading.BoundedSemaphore(expected + 64)
+        self._closed = threading.Event()
         threading.Thread(target=self._accept, name="headrace-accept", daemon=True).start()
 
     def close(self) -> None:
         """Let nobody in any more."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes the accepting thread; closing alone does not
         self._listener.close()
@@ -40,7 +44,9 @@ class Listener:
             try:
                 sock, _ = self._listener.accept()
             except OSError:
-                return
+                if self._closed.wait(_PAUSE_S):
+                    return
+                continue  # who called has gone again, or this process has no files left for now
             if self._unproved.acquire(blocking=False):
                 threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
             else:

@@ -302,5 +302,5 @@ class _Peer:
         return body
 
     def _lost(self, reason: str) -> None:
+        self._mailbox.fail(reason)  # first: the end of the connection is news to the other thread, and says less
         self.end()
-        self._mailbox.fail(reason)
