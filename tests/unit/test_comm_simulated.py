@@ -362,6 +362,20 @@ def test_a_rank_that_ended_is_news_after_what_it_sent() -> None:
     assert cluster.run(fn)[0] == 51.0
 
 
+def test_who_sends_to_a_closed_mailbox_is_told_whose_it_is() -> None:
+    def fn(rank: int, box: Mailbox, clock: Clock) -> str:
+        if rank == 1:
+            box.close()
+            clock.spend(10.0)
+            return ""
+        clock.spend(0.5)  # before the news comes
+        with pytest.raises(CollectiveError) as told:
+            box.send(1, "a", "x")
+        return str(told.value)
+
+    assert times(SimulatedCluster(2, latency_s=1.0), fn)[0] == "rank 1 is gone"
+
+
 def test_asking_for_ever_at_one_time_is_an_error() -> None:
     cluster = SimulatedCluster(2)
 

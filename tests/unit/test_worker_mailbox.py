@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from contract.mailbox_exam import check_mailbox
 
-from headrace.comm import Mailbox
+from headrace.comm import Mailbox, Message
 from headrace.launch import RankFailed, Worker, launch, values
 from headrace.launch.worker import MailboxOnce
 
@@ -47,3 +47,18 @@ def test_it_is_opened_when_asked_for_and_closed_once() -> None:
     assert not calls and once() is once()
     once.close()
     assert calls == ["open", "close"]
+
+
+def test_a_service_that_fails_says_where() -> None:
+    def handler(message: Message) -> None:
+        raise KeyError("boom")
+
+    def fn(worker: Worker) -> None:
+        box = worker.mailbox()
+        if worker.rank == 1:
+            box.serve("bad", handler)
+        box.send(1, "bad", "x")
+        box.receive("answers")
+
+    with pytest.raises(RankFailed, match=r"rank 1 failed in serving box 'bad': KeyError\('boom'\)(.|\n)*, in handler"):
+        values(launch(fn, 2, launcher="local", timeout_s=60))

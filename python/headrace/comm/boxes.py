@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 
@@ -77,7 +78,7 @@ def serve_in_thread(
         except CollectiveError as error:
             fail(str(error))  # closed, or a rank is gone: the reason is there already
         except BaseException as error:
-            fail(f"rank {mailbox.rank} failed in serving box {box!r}: {error!r}")
+            fail(f"rank {mailbox.rank} failed in serving box {box!r}: {error!r}\n{traceback.format_exc()}")
 
     thread = threading.Thread(target=run, name=f"headrace-box-{mailbox.rank}-{box}", daemon=True)
     thread.start()

@@ -103,8 +103,10 @@ class SimulatedMailbox:
         """See `Mailbox.send`; takes the sender no time, however long its line is busy."""
         message = Message(self.rank, kind, json.loads(json.dumps(head)), check_message(self, to, body))
         scheduler = self._post.scheduler
-        if reason := scheduler.reason or self._post.reason(self.rank) or self._post.closed.get(to):
+        if reason := scheduler.reason or self._post.reason(self.rank):
             raise CollectiveError(reason)
+        if to in self._post.closed:
+            raise CollectiveError(f"rank {to} is gone")
         assert scheduler.current.rank == self.rank, "a mailbox belongs to the threads of its rank"
         self._post.send(to, box, message)
 
