@@ -96,3 +96,11 @@ def test_it_resumes(cut: int) -> None:
     second.load_state_dict(json.loads(json.dumps(first.state_dict(10.0 * cut))), 0.0)
     after = fed(second, seconds[cut:], losses[cut:])
     assert [*before, *after] == expected and len(expected) > 2
+
+
+def test_nothing_grows_while_a_worker_makes_no_steps() -> None:
+    """One that has left, or that does something else after every push."""
+    bound = TunedBound(3, Limits(high=4, window=5), 2, 0.0)
+    for k in range(1000):
+        assert bound.pushed(0, 1.0, 1.0, float(k)) is None
+    assert len(bound.state_dict(1000.0)["losses"]) < 10

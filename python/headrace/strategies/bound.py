@@ -112,9 +112,9 @@ class TunedBound:
             self._seconds[worker].append(seconds)
         if loss is not None:
             self._losses.append(loss)
-        if self._pushes < self.limits.window * self.workers or not all(self._seconds):
+        if self._pushes < self.limits.window * self.workers:
             return None
-        decision = self._judge(now)
+        decision = self._judge(now) if all(self._seconds) else None
         self._open(now)
         return decision
 
