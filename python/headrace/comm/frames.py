@@ -166,7 +166,8 @@ class FrameSocket:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Small frames at once; a peer whose machine vanished without a word is noticed within half a minute."""
+    """Small frames at once; a peer whose machine vanished without a word is noticed within half a minute, but where
+    something is under way to it: TCP itself tries for a quarter of an hour, as it must where a peer is stopped."""
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
