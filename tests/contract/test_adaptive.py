@@ -85,6 +85,7 @@ def test_ranks_agree_keep_the_budget_and_go_on_from_a_checkpoint(exchange: str, 
         resumed = reducer(c, **settings)
         resumed.load_state_dict(state)
         rest = steps(c, resumed, 5, 10)
+        assert (made.figures()["turns"], resumed.figures()["turns"], resumed.turns) == (10, 5, 10)
         assert resumed.labels() == made.labels() and resumed.state_dict()["measured"] == made.state_dict()["measured"]
         return whole, rest, made.labels(), events
 

@@ -32,8 +32,10 @@ class Spy(Metered):
     def __init__(self, inner: Any) -> None:
         super().__init__(inner)
         self.to: set[int] = set()
+        self.known: list[bool] = []  # of every all-to-all, whether ranks know beforehand how much comes
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
+        self.known.append(rows is not None)
         self.to |= {j for j, chunk in enumerate(chunks) if chunk.numel() and j != self.rank}
         return super().alltoall(chunks, rows)
 
@@ -131,6 +133,21 @@ def test_the_mean_of_every_row_stays_whoever_touched_it(graph: str) -> None:
     assert all(torch.equal(seen[-1]["t"][46:], torch.ones(4, 3)) for seen, _ in found)
     for rank, (_, to) in enumerate(found):
         assert to == {j for t in range(4) for j in mixing.mutual(rank, t)}
+
+
+@pytest.mark.parametrize("graph", sorted(GRAPHS))
+def test_a_rank_that_hears_nobody_still_does_as_the_others(graph: str) -> None:
+    """Of an odd number of ranks one has no partner in random pairs; transports with sizes tell them by a call more."""
+
+    def fn(c: LocalCollective) -> list[bool]:
+        spy = Spy(c)
+        params = {"w": torch.zeros(SHAPE), "t": torch.ones(TABLE)}
+        update = lambda turn, _: {"w": starting(c.rank, *SHAPE), "t": rows([c.rank], starting(c.rank, 1, 3))}  # noqa: E731
+        turns(spy, gossip(spy, graph=graph), params, 3, update)
+        return spy.known
+
+    found = on_ranks(3, fn)
+    assert found == [[True, False, True] * 3] * 3
 
 
 @pytest.mark.parametrize("graph", STAYING)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import stat
@@ -113,6 +114,16 @@ def test_ranks_that_do_not_see_it_are_on_another_host(tmp_path: Path) -> None:
     for error in refused(3, lambda rank: tmp_path / "other" if rank == 1 else tmp_path):
         assert "another host" in error.problem and "rank 1" in error.problem
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_directory_that_hosts_share_is_no_memory_that_they_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hosts = itertools.count()
+    monkeypatch.setattr(shared_memory, "_kernel", lambda: str(next(hosts)))
+    for error in refused(2, lambda rank: tmp_path):
+        assert "on another host than rank 0" in error.problem and "gossip" in error.remedy
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_room_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

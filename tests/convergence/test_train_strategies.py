@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from headrace.launch import RankFailed
 from headrace.strategies import STRATEGIES
 from headrace.strategies.compression import CompressionConfig
+from headrace.strategies.local_sgd import Rounds
 from headrace.train.fit_config import FitConfig
 
 LOCAL = {"name": "local_sgd", "steps": 4}
@@ -61,6 +62,13 @@ def test_rounds_of_one_step_are_all_reduce() -> None:
 def test_learns(options: dict[str, Any]) -> None:
     metrics = run(job(strategy=LOCAL | options), ranks=2)["metrics"]
     assert metrics["auc"] > 0.75 and metrics["normalized_entropy"] < 0.9
+
+
+def test_rounds_grow_to_their_longest_and_no_further() -> None:
+    """Also where the power is no float any more."""
+    rounds = Rounds(steps=3, growth=1.5, max_steps=16)
+    assert [rounds.length(number) for number in (0, 1, 2, 3, 4, 5, 2000, 10**6)] == [3, 4, 6, 10, 15, 16, 16, 16]
+    assert Rounds(steps=4).length(10**6) == 4
 
 
 OWN = sorted(name for name, spec in STRATEGIES.items() if not spec.synchronous and not spec.remote)
@@ -133,10 +141,12 @@ def test_hogwild_keeps_one_copy_and_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", OWN)
 def test_a_rank_with_a_bad_number_leaves_its_own_step_out(name: str) -> None:
     events: list[dict[str, Any]] = []
-    cfg = FitConfig(epochs=1, on_nonfinite="skip")
-    found = run(job(cfg=cfg, strategy=own(name), source={"spoil": (2, 1)}), ranks=2, events=events)
+    cfg = FitConfig(epochs=1, on_nonfinite="skip", log_every=1)
+    found = run(job(cfg=cfg, strategy=own(name), source={"spoil": (2, 0)}), ranks=2, events=events)
     told = [event for event in events if event["type"] == "nonfinite"]
-    assert found["skipped"] == 1 and [event["ranks"] for event in told] == [[1]]
+    assert found["skipped"] == 1 and [event["ranks"] for event in told] == [[0]]
+    losses = {event["step"]: event.get("loss") for event in events if event["type"] == "step"}
+    assert losses[3] is None and losses[2] > 0, "no figure of a step that rank 0 left out"
     assert told[0]["step"] == 3, "they hear of it at the end of the round"
 
 

@@ -176,8 +176,8 @@ class Adaptive(CompressedReducer):
             self._measured = {name: [v * rescaled**2 for v in values] for name, values in self._measured.items()}
 
     def figures(self) -> dict[str, float]:
-        """See `Reducer.figures`; turns, and those that went as they are."""
-        return super().figures() | {"turns": self.turns, "turns_as_is": self.numbers["turns_as_is"]}
+        """See `Reducer.figures`; turns so far, and those that went as they are."""
+        return super().figures() | {name: self.numbers[name] for name in ("turns", "turns_as_is")}
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, decided and measured."""
@@ -258,6 +258,7 @@ class Adaptive(CompressedReducer):
         """A turn is over."""
         decides = self._measures
         self.turns += 1
+        self.numbers["turns"] += 1
         self.numbers["turns_as_is"] += not self.engaged
         if self.switch is not None:
             self.switch.turn(took)

@@ -96,7 +96,7 @@ class Choco(Memory):
             varies = VARIABLE in self.spec.traits
             message = sealed([p.data for p in payloads.values()], sizes=varies)
             own = [p.nbytes for p in payloads.values()]
-            rows = dict.fromkeys(heard, None if varies else message.numel())
+            rows = None if varies else dict.fromkeys(heard, message.numel())
             raw = exchange(collective, dict.fromkeys(heard, message), rows, message)
             arrived = {j: opened(each, len(own), None if varies else own) for j, each in raw.items()}
         for at, (name, payload) in enumerate(payloads.items()):

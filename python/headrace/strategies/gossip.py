@@ -124,8 +124,7 @@ class Gossip(OwnSteps):
             self.choco.mix(large, heard, self.collective)
         for bucket in buckets({n: p for n, p in self._dense(params).items() if n not in large}, BUCKET_BYTES):
             flat = packed(bucket)
-            sizes: dict[int, int | None] = dict.fromkeys(heard, flat.numel())
-            arrived = exchange(self.collective, dict.fromkeys(told, flat), sizes, flat)
+            arrived = exchange(self.collective, dict.fromkeys(told, flat), dict.fromkeys(heard, flat.numel()), flat)
             for name, value in unpacked(mix(flat, heard, arrived), bucket).items():
                 params[name].copy_(value)
         with part(self.collective, TABLES):

@@ -93,7 +93,7 @@ def _mixed(
 ) -> tuple[Tensor, Tensor]:
     """Ids of all rows that are mixed on an edge, ascending, and what is to be added to them, float32 at least."""
     own = torch.cat([g._indices()[0] + at for g, at in zip(tables.grads.values(), tables.offsets, strict=False)])
-    touched = exchange(collective, dict.fromkeys(mutual, own), dict.fromkeys(mutual, None), own)
+    touched = exchange(collective, dict.fromkeys(mutual, own), None, own)
     for ids in touched.values():
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < tables.offsets[-1]:
             raise PayloadError("a neighbour sent rows that no table has")

@@ -19,6 +19,7 @@ in rounds only.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -74,7 +75,9 @@ class Rounds:
 
     def length(self, number: int) -> int:
         """H of round `number`, the rounds of one step at the beginning not counted."""
-        return min(self.max_steps, int(self.steps * self.growth ** min(number, 10_000)))
+        if math.log(self.steps) + number * math.log(self.growth) > math.log(self.max_steps) + 1:
+            return self.max_steps  # a power of so many rounds may be no float
+        return min(self.max_steps, int(self.steps * self.growth**number))
 
 
 class LocalSGD(OwnSteps):
@@ -127,8 +130,9 @@ class LocalSGD(OwnSteps):
 
     @contextlib.contextmanager
     def consensus(self, params: dict[str, Tensor]) -> Iterator[None]:
-        """Inside, parameters are the mean over ranks; all ranks enter together."""
-        if self._steps == 0:
+        """Inside, parameters are the mean over ranks; all ranks enter together. Also where they have just met:
+        parameters may be averages of a rank's own steps (ema)."""
+        if not self._start:
             yield
             return
         changes = self._mean_changes(params, ordered())

@@ -11,22 +11,22 @@ from headrace.comm.base import Collective
 
 
 def exchange(
-    collective: Collective, sent: Mapping[int, Tensor], rows: Mapping[int, int | None], like: Tensor
+    collective: Collective, sent: Mapping[int, Tensor], rows: Mapping[int, int] | None, like: Tensor
 ) -> dict[int, Tensor]:
     """What neighbours sent here, by rank.
 
     Args:
         collective: all ranks call it at the same time.
         sent: to whom goes what.
-        rows: from whom something comes, and how much in dim 0; None: that is not known, of all of them.
+        rows: from whom something comes, and how much in dim 0. None, on all ranks, those without neighbours too: from
+            whom something goes to, and nobody knows how much.
         like: of the type and the row shape of all that is sent.
     """
     nothing = like[:0]
     ranks = range(collective.size)
-    known = [rows.get(j, 0) for j in ranks]
-    sizes = [n for n in known if n is not None]
-    arrived = collective.alltoall([sent.get(j, nothing) for j in ranks], sizes if len(sizes) == len(known) else None)
-    return {j: arrived[j] for j in rows}
+    sizes = None if rows is None else [rows.get(j, 0) for j in ranks]
+    arrived = collective.alltoall([sent.get(j, nothing) for j in ranks], sizes)
+    return {j: arrived[j] for j in (sent if rows is None else rows)}
 
 
 def mix(flat: Tensor, heard: Mapping[int, float], arrived: Mapping[int, Tensor]) -> Tensor:

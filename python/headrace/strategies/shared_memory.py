@@ -2,7 +2,8 @@
 
 Rank 0 makes it (random name, mode 0600, blocks reserved, so that no write can fail later), tells its name to the others
 and removes it when they have opened it, or cannot: nothing is left behind, whatever ends the ranks afterwards. Who
-cannot open it is on another host, or in a container of its own. Works for threads and processes alike.
+cannot open it is on another host, or in a container of its own; who can, in a directory that hosts share, runs under
+another kernel, which would have a copy of its own. Works for threads and processes alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import mmap
 import os
 import re
 import secrets
+import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -49,8 +51,18 @@ def shared(collective: Collective, nbytes: int, directory: str = "") -> mmap.mma
         opened: list[mmap.mmap] = []
         what = f"ranks that do not see rank 0's memory {place} are on another host, or in a container of their own"
         remedy = "all ranks on one host, or --strategy.name gossip"
-        _together(collective, lambda: opened.append(_opened(place, names[0], nbytes)), lambda: "", what, remedy)
+        kernels = _together(collective, lambda: opened.append(_opened(place, names[0], nbytes)), _kernel, what, remedy)
+    if others := [rank for rank, kernel in enumerate(kernels) if kernel != kernels[0]]:
+        raise UserError(f"rank {others[0]} sees {place}, but is on another host than rank 0", remedy)
     return opened[0]
+
+
+def _kernel() -> str:
+    """Differs between machines, and is the same in all containers of one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 @contextlib.contextmanager

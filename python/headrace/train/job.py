@@ -7,7 +7,8 @@ A TrainJob is pickled to the ranks; it holds values only.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from headrace import models, optim
 from headrace.catalog.pinned import PinnedTable
@@ -25,8 +27,9 @@ from headrace.data.batch import Batch
 from headrace.data.stream import DataConfig, Stream
 from headrace.errors import UserError
 from headrace.models.embedding import FusedEmbedding
-from headrace.optim import Optimizer
+from headrace.optim import WRAPPERS, Optimizer
 from headrace.optim.layer_decay import like_groups
+from headrace.optim.wrapper import AVERAGES
 from headrace.parallel.layout import layout
 from headrace.parallel.parallel_config import ParallelConfig
 from headrace.parallel.sharded_tables import ShardedEmbedding
@@ -121,14 +124,14 @@ class TrainJob:
         worker_events({"type": "start", "device": str(device), "steps": train.steps(0), **describe(model)})
         try:
             result = fit(model, train, optimizer, strategy, collective, self.fit, worker_events, self._hooks(worker))
-            with optim.averaged(optimizer):
+            with as_tested(model, optimizer, strategy, self.optimizers):
                 test = None if result.stopped == "asked" else self._test(model, worker)
         finally:
             train.close()
             strategy.close()
         if test is not None:
             worker_events({"type": "eval", "split": "test", "step": result.cursor.global_step, **test.to_dict()})
-            with optim.averaged(optimizer):
+            with as_tested(model, optimizer, strategy, self.optimizers):
                 save_model(model, Path(self.directory), dict(self.model), dict(self.about), worker.collective)
         return summary(result, test, collective, strategy) | {"lookups": layout(model, collective).figures()}
 
@@ -218,6 +221,27 @@ class TrainJob:
             precision=self.fit.precision,
             should_stop=worker.should_stop,
         )
+
+
+@contextmanager
+def as_tested(
+    model: nn.Module, optimizer: Optimizer, strategy: Strategy, given: Mapping[str, Mapping[str, Any]]
+) -> Iterator[None]:
+    """Inside, after training, parameters are what is tested and exported: averages where the optimizer has any, which
+    are means over the ranks where each steps on its own. All ranks enter together.
+
+    Args:
+        model: what was trained.
+        optimizer: of all of it.
+        strategy: of the run, which is finished.
+        given: the optimizer's settings, by part.
+    """
+    around = [WRAPPERS[name] for part in given.values() for name in part.get("wrappers", {})]
+    with optim.averaged(optimizer):
+        values = {name: param.data for name, param in model.named_parameters() if param.requires_grad}
+        differ = strategy.local and any(AVERAGES in spec.traits for spec in around)
+        with strategy.consensus(values) if differ else nullcontext():
+            yield
 
 
 def choose_device(wanted: str, local_rank: int) -> torch.device:

@@ -8,6 +8,7 @@ the sum of splitmix64 of the keys of all rows seen and dropped, over all ranks, 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -274,7 +275,7 @@ class _Loop:
             "rows": self.cfg.log_every * done.rows,
             "lr": self.replica.optimizer.param_groups[0]["lr"],
         }
-        if done.made:
+        if done.made and math.isfinite(done.loss):  # where ranks step on their own, a bad number is told later
             figures["loss"] = done.loss / max(1, done.rows)
         if self.cfg.clipping.rule != "none":
             figures |= {"gradient_norm": done.clipped.norm} if done.made else {}
