@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from headrace import models, optim
 from headrace.comm import Collective, Metered
+from headrace.comm.metered import TABLES
 from headrace.errors import UserError
 from headrace.models.embedding import FusedEmbedding
 from headrace.optim.clipping import CLIPPINGS, Clipped, ClippingConfig, Shards, clip
@@ -146,6 +147,7 @@ def test_bytes_are_those_of_the_formula(size: int) -> None:
             model(**inputs).sum().backward()
         tables.exchanged(fetched)
         assert metered.calls == {"alltoall": 3}
+        assert metered.parts[TABLES] == metered.sent_bytes
         return metered.sent_bytes, len(fetched.rows) - 1
 
     def distinct(rank: int) -> list[int]:

@@ -126,6 +126,23 @@ def test_groups_of_ranks_are_replicas() -> None:
     assert all(same(other, results[0]) for other in results[1:])
 
 
+def test_replicas_that_use_other_layers_sum_each_apart() -> None:
+    """Rank r uses layer r alone, and both the split one behind."""
+
+    def rank(c: Any, mailbox: Any) -> Any:
+        made = split(c, nn.Sequential(one, other, unused, behind), {"3": "column"}, ranks=1)
+        used = nn.Sequential(made.model[c.rank], made.model[3])
+        used(torch.full((1, 2), 1.0 + c.rank)).sum().backward()
+        made.sum_gradients()
+        return made.whole_gradients()
+
+    one, other, unused, behind = (nn.Linear(2, 2) for _ in range(4))
+    nn.init.ones_(behind.weight)
+    for grads in values_of(on_ranks(2, rank)):
+        assert {name.split(".")[0] for name in grads} == {"0", "1", "3"}
+        assert (grads["0.weight"] == 2.0).all() and (grads["1.weight"] == 4.0).all()
+
+
 @pytest.mark.parametrize("size", RANKS)
 def test_a_block_needs_one_sum_forward_and_one_backward(size: int) -> None:
     """Bytes a rank: 2 (N - 1) / N of [rows, features] numbers each, as a ring's all-reduce."""
@@ -248,8 +265,17 @@ def refused(match: str, plain: nn.Module, plan: dict[str, str], size: int = 2, *
     values_of(on_ranks(size, rank))
 
 
+class Doubled(nn.Sequential):
+    """Not what its layers compute one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[2](2.0 * self[1](self[0](x)).softmax(-1))
+
+
 def test_what_cannot_be_split_is_refused() -> None:
     linear, other = nn.Linear(6, 6), nn.Linear(6, 6)
+    hooked = nn.Linear(6, 6)
+    hooked.register_forward_hook(lambda module, args, output: 2.0 * output)
     refused("name of no parameter", model(), {"7": "column"})
     refused("plan", model(), {"0": "columns"})
     refused("not a Tanh", model(), {"1": "row"})
@@ -259,6 +285,8 @@ def test_what_cannot_be_split_is_refused() -> None:
         nn.Sequential(nn.Sequential(linear, SeededDropout(0.1), other)),
         {"0": "block"},
     )
+    refused("got Doubled", nn.Sequential(Doubled(linear, nn.ReLU(), other)), {"0": "block"})
+    refused("not a Linear with hooks", nn.Sequential(hooked), {"0": "column"})
     refused("cannot be spread over 7 ranks", model(), {"0": "row"}, size=7)
     refused("no multiple of 3", model(), {"0": "row"}, ranks=3)
     refused("draw apart", nn.Sequential(linear, nn.Dropout(0.1)), {"0": "row"})

@@ -185,6 +185,10 @@ def another_rate(layout: Any) -> Any:
     return json.loads(text.replace('["lr", 0.1]', '["lr", 0.2]'))
 
 
+def with_more(layout: Any) -> Any:
+    return json.loads(json.dumps(layout).replace('["lr", 0.1]', '["lr", 0.1], ["more", 1]'))
+
+
 def pointed(layout: Any) -> Any:
     """Its accumulators are said to be its random state, which has another number of rows."""
     text = json.dumps(layout)
@@ -197,6 +201,7 @@ HOSTILE = {
     "rank 1 points to nothing": lambda state: state["ranks"].__setitem__("1", {"$tensor": "nothing"}),
     "rank 1 has another rate": lambda state: state["ranks"].__setitem__("1", another_rate(state["ranks"]["1"])),
     "rank 1 has the state of no rows": lambda state: state["ranks"].__setitem__("1", pointed(state["ranks"]["1"])),
+    "rank 1 keeps more than rank 0": lambda state: state["ranks"].__setitem__("1", with_more(state["ranks"]["1"])),
     "a rank too many": lambda state: state["ranks"].__setitem__("2", state["ranks"]["1"]),
     "names of ranks": lambda state: state["ranks"].__setitem__("../../x", state["ranks"].pop("1")),
     "lists of other lengths": lambda state: state["ranks"].__setitem__("1", [1]),

@@ -402,6 +402,8 @@ def test_sharded_tables_from_the_command_line(tmp_path: Path) -> None:
     rows = sum(SIZES.values())
     assert found[1]["table_rows_held"] == -(-rows // 3) and 1 <= found[1]["table_balance"] < 1.2
     assert found[1]["megabytes_sent"] < found[0]["megabytes_sent"] and "table_balance" not in found[0]
+    dense = [each["megabytes_sent_dense"] for each in found]
+    assert dense[1] == pytest.approx(dense[0], rel=0.05)  # control words differ
 
 
 OWN = [name for name, spec in OPTIMIZERS.items() if {NEEDS_MODEL, OWN_GRADIENT} <= spec.traits]

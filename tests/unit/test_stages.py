@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -64,6 +65,32 @@ def test_lists_have_numbers_for_names_and_other_models_are_refused() -> None:
         stage_of([nn.ReLU()], 1, 0, (1.0, 2.0))
 
 
+class Residual(nn.Sequential):
+    """Does more than run its layers one after the other."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + super().forward(x)
+
+
+def test_sequences_that_do_more_than_run_their_layers_are_refused() -> None:
+    hooked = nn.Sequential(nn.ReLU())
+    hooked.register_forward_hook(lambda module, args, output: 2.0 * output)
+    for model in (Residual(nn.ReLU()), hooked):
+        with pytest.raises(UserError, match="nothing says in which order"):
+            stage_of(model, 1, 0)
+    (inner,) = stage_of(nn.Sequential(Residual(nn.ReLU())), 1, 0).children()
+    assert isinstance(inner, Residual)  # as one layer it is called as it is
+
+
+def test_layers_may_have_names() -> None:
+    named = nn.Sequential(OrderedDict(first=nn.Linear(2, 2), seed=nn.Tanh()))
+    made, x = stage_of(named, 1, 0), torch.ones(3, 2)
+    assert list(made.state_dict()) == list(named.state_dict()) and torch.equal(made(x), named(x))
+    for name in ("part", "device", "trained"):
+        with pytest.raises(UserError, match=f"cannot be called {name}"):
+            stage_of(nn.Sequential(OrderedDict({"0": nn.Tanh(), name: nn.Tanh()})), 2, 0)
+
+
 def test_layers_that_share_parameters_stay_together() -> None:
     table = nn.Linear(3, 3)
     shared = nn.Sequential(table, nn.ReLU(), table)
@@ -74,9 +101,12 @@ def test_layers_that_share_parameters_stay_together() -> None:
 
 def test_measured_costs_are_of_rank_0_and_leave_the_model_as_it_was() -> None:
     plain = nn.Sequential(nn.Identity(), nn.Linear(300, 3000), nn.ReLU(inplace=True), nn.BatchNorm1d(3000))
+    plain.append(nn.Dropout(0.5))
+    random = torch.get_rng_state()
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    costs = measured_costs(plain, torch.randn(64, 300), LocalGroup(1).collective(0))
-    assert len(costs) == 4 and all(cost >= 0.0 for cost in costs)
+    costs = measured_costs(plain, torch.zeros(64, 300), LocalGroup(1).collective(0))
+    assert torch.equal(torch.get_rng_state(), random)
+    assert len(costs) == 5 and all(cost >= 0.0 for cost in costs)
     assert all(torch.equal(before[name], tensor) for name, tensor in plain.state_dict().items())
     assert all(param.grad is None for param in plain.parameters())
 

@@ -25,10 +25,29 @@ def gathered_states(
     return [_unpacked(head, raw) for head, raw in zip(heads, bodies, strict=True)] if here else None
 
 
-def summed_by_name(
+def summed_gradients(
+    params: Mapping[str, Tensor], dtypes: Sequence[torch.dtype], collective: Collective, count: int = 0
+) -> tuple[dict[str, Tensor], int]:
+    """Sums over ranks, in rank order, of the gradients of what all hold, and of a number.
+
+    Args:
+        params: the same on all ranks; one has a gradient where it has one on any rank.
+        dtypes: the same on all ranks of a group whose parts call this at once; those of `params` among them.
+        collective: over whom.
+        count: of this rank.
+    """
+    flags = [float(param.grad is not None) for param in params.values()]
+    (told,) = summed([torch.tensor([float(count), *flags], dtype=torch.float64)], collective)
+    there = [name for name, has in zip(params, told[1:].tolist(), strict=True) if has]
+    grads = {name: params[name].grad for name in there}
+    whole = {name: torch.zeros_like(params[name]) if grad is None else grad for name, grad in grads.items()}
+    return _summed_by_name(whole, dtypes, collective), int(told[0])
+
+
+def _summed_by_name(
     grads: Mapping[str, Tensor], dtypes: Sequence[torch.dtype], collective: Collective
 ) -> dict[str, Tensor]:
-    """Sums over ranks, in rank order, by dtype: an operation for each of `dtypes`, also where no tensor has it."""
+    """By dtype: an operation for each of `dtypes`, also where no tensor has it."""
     found: dict[str, Tensor] = {}
     device = next((grad.device for grad in grads.values()), torch.device("cpu"))
     for dtype in dtypes:

@@ -19,8 +19,7 @@ from headrace import optim
 from headrace.comm import Collective
 from headrace.errors import UserError
 from headrace.optim.clipping import Clipped, ClippingConfig, Shards, clip_gradients
-from headrace.optim.context import summed
-from headrace.parallel.gathering import summed_by_name
+from headrace.parallel.gathering import summed_gradients
 from headrace.parallel.part_optimizer import check_part
 from headrace.parallel.stages import Stage
 
@@ -134,18 +133,10 @@ class StageUpdate:
         grads = {name: p.grad for name, p in self.params.items() if p.grad is not None}
         rows = self.group_rows
         if self.replicas.size > 1:
-            grads, rows = self._over_replicas(grads)
+            grads, rows = summed_gradients(self.params, self.dtypes, self.replicas, self.group_rows)
         for name, grad in grads.items():
             self.params[name].grad = grad.div_(max(1, rows))
         return grads
-
-    def _over_replicas(self, grads: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:
-        """A parameter has a gradient where one replica has one."""
-        flags = [float(name in grads) for name in self.params]
-        (told,) = summed([torch.tensor([float(self.group_rows), *flags], dtype=torch.float64)], self.replicas)
-        names = [name for name, has in zip(self.params, told[1:].tolist(), strict=True) if has]
-        whole = {name: grads.get(name, torch.zeros_like(self.params[name])) for name in names}
-        return summed_by_name(whole, self.dtypes, self.replicas), int(told[0])
 
     def _apply(self, grads: Mapping[str, Tensor], stages: Shards | None) -> None:
         self.clipped = clip_gradients(self.params, grads, self.clipping, stages)

@@ -24,7 +24,7 @@ arXiv:1906.00091, 2019, section 4 (tables over devices, alltoall of lookups); D.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.comm.base import Collective
+from headrace.comm.metered import TABLES, part
 from headrace.models.embedding import PADDING_ID, FusedEmbedding, gather, sum_rows
 from headrace.parallel.dealing import Dealing, put_together
 from headrace.strategies.sparse import as_coalesced, with_rows
@@ -133,8 +134,8 @@ class ShardedTables:
         cuts = torch.searchsorted(keys, keys.new_tensor(first)).tolist()
         asked = [keys[a:b] - at for a, b, at in zip(cuts, cuts[1:], first, strict=False)]
         counts = [len(each) for each in asked]
-        served = self.collective.alltoall(asked)
-        rows = self.collective.alltoall([weight.index_select(0, each) for each in served], rows=counts)
+        served = self._alltoall(asked)
+        rows = self._alltoall([weight.index_select(0, each) for each in served], rows=counts)
         held = torch.cat((weight.new_zeros(1, weight.shape[1]), *rows)).requires_grad_()
         self.table.counted["rows_asked"] += sum(counts)
         self.table.counted["rows_served"] += sum(len(each) for each in served)
@@ -159,7 +160,7 @@ class ShardedTables:
         weight = self.table.weight
         sums = next((grad._values() for grad in self.gradients(fetched).values()), weight.detach()[:0])
         assert len(sums) == sum(fetched.counts), "a row was fetched and not used"
-        parts = self.collective.alltoall(sums.split(fetched.counts), rows=[len(each) for each in fetched.served])
+        parts = self._alltoall(sums.split(fetched.counts), rows=[len(each) for each in fetched.served])
         fetched.rows.grad = None
         ids, rows = sum_rows(torch.cat(fetched.served).long(), torch.cat(parts))
         return {self.name: with_rows(ids, rows, weight)}
@@ -178,8 +179,12 @@ class ShardedTables:
             own = weight[start:stop]
             counts = [min(stop, deal.of(rank).count) - start for rank in range(deal.size)]
             rows = counts if deal.rank == 0 else [0] * deal.size
-            parts = self.collective.alltoall([own, *[nothing] * (deal.size - 1)], rows=rows)
+            parts = self._alltoall([own, *[nothing] * (deal.size - 1)], rows=rows)
             yield put_together(parts) if deal.rank == 0 else nothing
+
+    def _alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
+        with part(self.collective, TABLES):
+            return self.collective.alltoall(chunks, rows)
 
     def figures(self) -> dict[str, float]:
         """See `Parallelism.figures`."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from headrace.comm import Collective
+from headrace.comm.alone import ALONE
 from headrace.errors import UserError
 from headrace.parallel.draws import seeded
 
@@ -42,13 +43,13 @@ class Stage(nn.Module):
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.first, self.seed, self.part = first, seed, 0
+        self._first, self._seed, self.part = first, seed, 0
 
     def forward(self, x: Values) -> Values:
         """A tensor or a tuple of tensors to another."""
-        for place, layer in enumerate(self._modules.values(), self.first):
+        for place, layer in enumerate(self._modules.values(), self._first):
             assert layer is not None
-            with seeded(layer, self.seed, self.part, place):
+            with seeded(layer, self._seed, self.part, place):
                 x = layer(x)
         return x
 
@@ -67,16 +68,30 @@ def layers_of(model: nn.Sequential | Sequence[nn.Module]) -> dict[str, nn.Module
     """Layers by name: those of the `nn.Sequential`, or numbers.
 
     Raises:
-        UserError: `model` is neither a sequence nor an `nn.Sequential`.
+        UserError: `model` is neither a sequence nor a plain `nn.Sequential`, or a layer has a name of `Stage`'s own.
     """
-    if isinstance(model, nn.Sequential):
-        return {name: layer for name, layer in model._modules.items() if layer is not None}
-    if isinstance(model, nn.Module):
+    if isinstance(model, nn.Module) and not in_a_row(model):
         raise UserError(
-            f"a {type(model).__name__} cannot be cut: nothing says in which order its layers run",
+            f"this {type(model).__name__} cannot be cut: nothing says in which order its layers run, and what beside",
             "give an nn.Sequential, or a list of modules that run one after the other",
         )
-    return {str(number): layer for number, layer in enumerate(model)}
+    if not isinstance(model, nn.Module):
+        return {str(number): layer for number, layer in enumerate(model)}
+    layers = {name: layer for name, layer in model._modules.items() if layer is not None}
+    if taken := [name for name in layers if name == "part" or hasattr(Stage, name)]:
+        raise UserError(f"a layer of a pipeline cannot be called {taken[0]}", "another name for it")
+    return layers
+
+
+def in_a_row(model: nn.Module) -> bool:
+    """Whether calling it is calling its layers one after the other, and nothing else: an `nn.Sequential` whose forward
+    pass nobody has written anew."""
+    return isinstance(model, nn.Sequential) and type(model).forward is nn.Sequential.forward and not hooked(model)
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something else runs when it is called: hooks, those of weight norm and pruning among them."""
+    return any((module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks))
 
 
 def cut(costs: Sequence[float], stages: int) -> list[range]:
@@ -163,10 +178,12 @@ def measured_costs(
     model: nn.Sequential | Sequence[nn.Module], inputs: Values, collective: Collective | None = None, turns: int = 3
 ) -> list[float]:
     """Seconds of forward and backward of every layer on `inputs`, the best of some turns; with a collective those of
-    rank 0 on all ranks, for all must cut alike. Parameters, gradients and buffers stay as they were.
+    rank 0 on all ranks, for all must cut alike. Parameters, gradients, buffers and torch's generator stay as they were.
     """
-    mine = collective is None or collective.rank == 0
-    costs = [min(times) for times in _timed(model, inputs, turns)] if mine else []
+    costs: list[float] = []
+    if collective is None or collective.rank == 0:
+        with ALONE, torch.random.fork_rng():
+            costs = [min(times) for times in _timed(model, inputs, turns)]
     return costs if collective is None else list(collective.allgather_object(costs)[0])
 
 

@@ -23,8 +23,9 @@ from headrace.optim.clipping import Clipped, ClippingConfig, Shards, clip_gradie
 from headrace.optim.name_patterns import check_patterns, named_by
 from headrace.options import known
 from headrace.parallel.draws import draws
-from headrace.parallel.gathering import summed_by_name
+from headrace.parallel.gathering import summed_gradients
 from headrace.parallel.part_optimizer import check_elementwise, check_part
+from headrace.parallel.stages import hooked, in_a_row
 from headrace.parallel.tensor_parallel import ColumnParallelLinear, RowParallelLinear, dealt, gathered
 
 _EACH_NUMBER = (
@@ -49,12 +50,13 @@ def block(layer: nn.Module, collective: Collective) -> nn.Module:
     Raises:
         UserError: the block is made of other layers.
     """
-    layers = list(layer) if isinstance(layer, nn.Sequential) else []
+    layers = list(layer) if isinstance(layer, nn.Sequential) and in_a_row(layer) else []
     between = all(isinstance(each, _EACH_NUMBER) for each in layers[1:-1])
     if len(layers) < 2 or not between or {type(layers[0]), type(layers[-1])} != {nn.Linear}:
         what = ", ".join(type(each).__name__ for each in layers) or type(layer).__name__
         raise UserError(
-            f"a block must be an nn.Sequential of Linear, activations of each number, Linear; got {what}",
+            "a block must be a plain nn.Sequential (no hooks, no forward of its own) of Linear, activations of each "
+            f"number, Linear; got {what}",
             "plan column or row for its layers; dropout behind the block",
         )
     made = copy.copy(layer)
@@ -67,8 +69,9 @@ def block(layer: nn.Module, collective: Collective) -> nn.Module:
 
 def linear(layer: nn.Module) -> nn.Linear:
     """The layer, which must be a plain linear one."""
-    if type(layer) is not nn.Linear:
-        raise UserError(f"column and row split an nn.Linear, not a {type(layer).__name__}", "block, or no plan for it")
+    if type(layer) is not nn.Linear or hooked(layer):
+        what = f"{type(layer).__name__}{' with hooks' if hooked(layer) else ''}"
+        raise UserError(f"column and row split a plain nn.Linear, not a {what}", "block, or no plan for it")
     return layer
 
 
@@ -145,11 +148,11 @@ class TensorParallel:
         return made
 
     def sum_gradients(self) -> None:
-        """Replace gradients by their sums over replicas."""
-        grads = {name: p.grad for name, p in self.model.named_parameters() if p.grad is not None}
-        dtypes = sorted({grad.dtype for grad in grads.values()}, key=str)
-        for name, total in summed_by_name(grads, dtypes, self.replicas).items():
-            self.model.get_parameter(name).grad = total
+        """Replace gradients by their sums over replicas; a parameter has one where it has one on any of them."""
+        params = dict(self.model.named_parameters())
+        dtypes = sorted({param.dtype for param in params.values()}, key=str)
+        for name, total in summed_gradients(params, dtypes, self.replicas)[0].items():
+            params[name].grad = total
 
     def clip(self, config: ClippingConfig) -> Clipped:
         """Clip gradients as those of the plain model.

@@ -75,9 +75,15 @@ def _anew(trees: Sequence[Any], was: int, to: Dealing) -> Any:
     if isinstance(first, StoredTensor):
         return dealt_anew(trees, was, to) if first.shape else first.whole()
     if isinstance(first, Mapping):
+        _check_alike([set(tree) for tree in trees])
         return {key: _anew([tree[key] for tree in trees], was, to) for key in first}
     if isinstance(first, list):
+        _check_alike([len(tree) for tree in trees])
         return [_anew([tree[i] for tree in trees], was, to) for i in range(len(first))]
-    if any(tree != first for tree in trees):
-        raise ValueError(f"ranks kept {first!r} and others of what all have alike")
+    _check_alike(trees)
     return first
+
+
+def _check_alike(kept: Sequence[Any]) -> None:
+    if any(each != kept[0] for each in kept):
+        raise ValueError(f"ranks kept {kept[0]!r} and others of what all have alike")
