@@ -9,6 +9,7 @@ from bench.studies.batch import BASE, FACTORS, SCALING, WARMUP, rounded
 from bench.studies.figures import against_batch
 from bench.studies.found import Entry, final, spread
 from bench.studies.lines import Line, identity
+from bench.studies.space import BUDGET
 from bench.studies.task import DIVERGED
 from headrace.optim.scaling import scaled
 
@@ -17,7 +18,7 @@ HEADER = f"""# Accuracy against batch at a fixed number of epochs
 Written by `python -m bench.studies.batch --report` from `study_batch.jsonl` (`make study-batch` goes on with it):
 no figure here comes from elsewhere, and what has not been run is blank.
 
-At {BASE} rows every rule is tuned over 8 learning rates. At another batch the best is scaled ({_SCALED})
+At {BASE} rows every rule is tuned over {BUDGET} learning rates. At another batch the best is scaled ({_SCALED})
 and tried times {_TIMES}; the least validation loss chooses, by one run with seed 0. Rates rise
 linearly over the first {WARMUP:.0%} of the epochs and fall linearly to 0. "times" is the chosen rate over the scaled
 one.

@@ -52,6 +52,7 @@ def test_disjoint_rows_lose_nothing(size: int, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.timeout(960)  # two starts of torch: a busy machine takes minutes
 def test_two_processes_share_one_copy(tmp_path: Path) -> None:
     before = set(os.listdir("/dev/shm"))
     ranks = [
@@ -62,7 +63,7 @@ def test_two_processes_share_one_copy(tmp_path: Path) -> None:
         )
         for rank in range(2)
     ]  # fmt: skip
-    said = [process.communicate(timeout=240) for process in ranks]
+    said = [process.communicate(timeout=900) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], said
     answers = [json.loads(out.splitlines()[-1]) for out, _ in said]
     assert [answer["rows"] for answer in answers] == [whole(2)] * 2

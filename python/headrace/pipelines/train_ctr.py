@@ -36,7 +36,7 @@ from headrace.pipelines.train_config import (
     new_run_id,
     resumed,
 )
-from headrace.pipelines.train_exchange import tell_of_bytes, tell_of_compression, tell_of_staleness, tell_of_tables
+from headrace.pipelines.train_exchange import tell_of_exchange
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -391,10 +391,7 @@ def _finish(
     report.results |= {ours: test.get(theirs) for theirs, ours in names.items()}
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
-    tell_of_bytes(answers, report)
-    tell_of_compression(cfg, [answer["exchange"] for answer in answers], report, monitor.decisions)
-    tell_of_staleness([answer["exchange"] for answer in answers], report)
-    tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)
+    tell_of_exchange(cfg, answers, report, monitor.decisions)
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

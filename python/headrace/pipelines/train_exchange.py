@@ -47,6 +47,15 @@ class Decisions:
         return "; ".join(lines)
 
 
+def tell_of_exchange(cfg: Config, answers: Sequence[dict[str, Any]], report: Report, decisions: Decisions) -> None:
+    """All that this module has to say of the ranks' answers."""
+    figures = [answer["exchange"] for answer in answers]
+    tell_of_bytes(answers, report)
+    tell_of_compression(cfg, figures, report, decisions)
+    tell_of_staleness(figures, report)
+    tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)
+
+
 def tell_of_bytes(answers: Sequence[dict[str, Any]], report: Report) -> None:
     """Of the rank that sent most: all, and apart what is of embedding tables, and of dense parameters (control words of
     some bytes a step among them); what is left are scores for evaluation. Letters to servers are not told apart."""
