@@ -2,7 +2,7 @@
 
     .venv/bin/python -m bench.studies.batch [--task mnist] [--epochs 20] [--minutes 110] [--report]
 
-At the base batch (256 rows) each rule is tuned over the learning rates of its space that are tried. At any other batch the best of
+At the base batch (256 rows) each rule is tuned over the learning rates of its space. At any other batch the best of
 them is scaled by the rule's own scaling (momentum and LARS linear, Adam and LAMB square root: headrace.optim.scaling)
 and tried at once, a third and three times of that; the least final validation loss chooses, then come seeds 1, 2, 3.
 All runs: the rate rises linearly over the first tenth of the epochs, then falls linearly to 0. A batch of more rows

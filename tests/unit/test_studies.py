@@ -246,7 +246,7 @@ def test_rates_are_scaled_by_batch(tmp_path: Path) -> None:
     task = Fake(lambda s: wanted[s.rule] * (s.batch / 256) ** power[s.rule])
     lines = Lines(tmp_path / "study_batch.jsonl")
     made = go_on(lines, lambda: batch.due(task, 20, lines, (64, 256, 4096)), Call(60.0))
-    assert made == 4 * (8 + 3 + 3) + 4 * 3 * 3
+    assert made == 4 * (BUDGET + 3 + 3) + 4 * 3 * 3
     rates = {
         (r["rule"], r["batch"]): r["options"]["lr"] for line in lines.all if (r := line["run"])["seed"] == 3
     }  # fmt: skip
@@ -276,6 +276,7 @@ def line(rule: str, lr: float, seed: int, tests: list[float], **more: Any) -> di
 def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     lines = [
         line("adam", 1e-3, 0, [0.5, 0.9]), line("adam", 0.0316, 0, [0.5, 0.6]), line("adam", 0.0316, 9, [0.99, 0.99]),
+        line("adam", 1e-4, 0, [0.4, 0.5]),
         line("adam", 1e-3, 1, [0.96, 0.97]), line("adam", 1e-3, 2, [0.98, 0.99], noisy=True),
         line("adam", 1e-3, 3, [0.94, 0.95]),
         line("sgd", 3.16, 0, [0.5, 0.8]), line("sgd", 0.1, 0, [], outcome=DIVERGED, why="step 3"),
@@ -288,13 +289,13 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     rows = {row.split(" | ")[0][2:]: row for row in text.splitlines() if row.startswith("| ")}
     table = text.split("Second order")[0]
     assert (
-        "| adam | 2 | lr 0.001, batch 128 | 0.0300 ± 0.0200 | 0.9700 ± 0.0200 | 3 | 1.50 (2 of 3) | 3.0 (2 of 3) | "
+        "| adam | 3 | lr 0.001, batch 128 | 0.0300 ± 0.0200 | 0.9700 ± 0.0200 | 3 | 1.50 (2 of 3) | 3.0 (2 of 3) | "
         "3.00 | 1,000 |" in table
     )
     assert "| sgd | 2 (1 diverged) | lr 3.16, batch 128 † |  |  |  |  |  |  | 1,000 |" in table
     assert rows["shampoo"].endswith("|  |  |  |  |  |  |")
     assert "| kfac | 1 | 1.00 | 2.0 | 1.00 | 2.0 | 1.00 | 2.0 |" in text
-    assert "- sag: refused (1 tried): no room\n" in text and "1 of the 11 runs began on a busy machine" in text
+    assert "- sag: refused (1 tried): no room\n" in text and "1 of the 12 runs began on a busy machine" in text
     first = (tmp_path / "s_mnist.svg").read_bytes()
     optimizers_report.write(lines, tmp_path / "s.md")
     assert (tmp_path / "s_mnist.svg").read_bytes() == first
