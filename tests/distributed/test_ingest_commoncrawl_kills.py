@@ -54,6 +54,7 @@ def make(dest: Path) -> generated_crawl.Generation:
     return made
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
 def test_killed_between_two_commits(
     spark: SparkSession, no_quality_reports: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

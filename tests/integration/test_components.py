@@ -53,6 +53,7 @@ def test_contracted_and_finished_by_one_task(spark: SparkSession, tmp_path: Path
     assert not (tmp_path / FOLDER).exists()
 
 
+@pytest.mark.campaign
 def test_stars_alone_with_hubs_by_broadcast(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

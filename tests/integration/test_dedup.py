@@ -243,6 +243,7 @@ def kill_after(patch: pytest.MonkeyPatch, table: str) -> None:
     patch.setattr(dedup_text._Run, "replace", killed)
 
 
+@pytest.mark.campaign
 def test_killed_between_its_tables_a_crawl_counts_as_not_compared(
     spark: SparkSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

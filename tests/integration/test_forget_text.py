@@ -20,7 +20,7 @@ from headrace.report import Report
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-pytestmark = pytest.mark.usefixtures("no_quality_reports")
+pytestmark = [pytest.mark.usefixtures("no_quality_reports"), pytest.mark.campaign]
 OTHER = STORY.replace("river", "road").replace("water", "grain").replace("lake", "market").replace("channel", "store")
 OLD, NEW = "CC-MAIN-2024-22", "CC-MAIN-2024-26"
 FIRST, SECOND, AGAIN = 0, 1 << 40, 2 << 40
@@ -79,7 +79,7 @@ def extract(spark: SparkSession, lake: Path) -> Report:
     return featurize(spark, lake, "extract")
 
 
-@pytest.mark.parametrize("read_again", [False, pytest.param(True, marks=pytest.mark.campaign)])
+@pytest.mark.parametrize("read_again", [False, True])
 def test_a_forgotten_file_takes_its_documents_with_it_and_a_second_reading_brings_them_once(
     spark: SparkSession, crawls: tuple[Path, Path], read_again: bool
 ) -> None:
@@ -110,7 +110,6 @@ def test_a_forgotten_file_takes_its_documents_with_it_and_a_second_reading_bring
     assert featurize(spark, lake, "extract,judge,dedup,corpus").stages == [] and len(removals(lake)) == 1
 
 
-@pytest.mark.campaign
 def test_two_who_take_the_same_documents_out_do_it_once(
     spark: SparkSession, crawls: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

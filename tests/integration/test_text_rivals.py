@@ -122,6 +122,7 @@ class Beside:
         return rows.withColumn(column, udf(wait, "bigint")(column))
 
 
+@pytest.mark.campaign
 def test_a_batch_extracted_while_delta_writes_the_verdicts_is_kept_and_judged(
     spark: SparkSession, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_a_batch_whose_identifier_is_in_the_log_but_whose_rows_are_not_is_extrac
     assert set(rows_of(spark, lake)) == KEYS
 
 
+@pytest.mark.campaign
 def test_numbers_of_transactions_are_read_from_the_log_and_its_checkpoints(spark: SparkSession, tmp_path: Path) -> None:
     for number in range(1, 13):
         app = "a" if number % 2 else "b"
