@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from headrace.strategies.allreduce import AllReduce
 from headrace.strategies.equipment import Equipment
 from headrace.strategies.overlap import OVERLAP, Overlap, pays
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, ReducerSpec
+from headrace.strategies.server_options import ServerOptions
 
 if TYPE_CHECKING:
     from headrace.strategies.surroundings import Surroundings
@@ -106,7 +107,7 @@ class StrategySpec:
     synchronous: bool
     stateful: bool
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[..., None] = lambda **options: None
+    check: Callable[..., object] = lambda **options: None
     fits: Callable[[Mapping[str, Any], Surroundings], None] = lambda options, around: None
     repeatable: bool = True
     remote: bool = False
@@ -119,45 +120,42 @@ REDUCERS = {
 }
 
 
-def _served(defaults: Mapping[str, Any]) -> StrategySpec:
+def _made(strategy: Callable[..., Strategy], usual: Any, **traits: Any) -> StrategySpec:
+    """Of ranks that step on their own; a strategy that takes its options as one object.
+
+    Args:
+        strategy: makes it of all that the factory is given, and the options.
+        usual: options where none are given: a dataclass whose `check` refuses values out of range.
+        traits: see StrategySpec.
+    """
+
+    def checked(**options: Any) -> Any:
+        given = type(usual)(**options)
+        given.check()
+        return given
+
     return StrategySpec(
-        parameter_server.parameter_server, synchronous=False, stateful=True, defaults=defaults,
-        check=parameter_server.check, fits=parameter_server.fits, repeatable=False, remote=True,
-        lead=parameter_server.lead,
+        lambda *around, **options: strategy(*around, checked(**options)),
+        synchronous=False, defaults=asdict(usual), check=checked, **traits,
+    )  # fmt: skip
+
+
+def _served(usual: ServerOptions) -> StrategySpec:
+    return _made(
+        lambda reducer, *around: parameter_server.ParameterServer(*around), usual, stateful=True,
+        fits=parameter_server.fits, repeatable=False, remote=True, lead=parameter_server.lead,
     )  # fmt: skip
 
 
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
-    "local_sgd": StrategySpec(
-        local_sgd.local_sgd,
-        synchronous=False,
-        stateful=True,
-        defaults=local_sgd.DEFAULTS,
-        check=local_sgd.check,
-        lead=local_sgd.lead,
+    "local_sgd": _made(local_sgd.LocalSGD, local_sgd.Rounds(), stateful=True, lead=local_sgd.lead),
+    "gossip": _made(gossip.Gossip, gossip.GossipConfig(), stateful=True, fits=gossip.fits, lead=gossip.lead),
+    "hogwild": _made(
+        hogwild.Hogwild, hogwild.HogwildConfig(), stateful=False, fits=hogwild.fits, repeatable=False, lead=hogwild.lead
     ),
-    "gossip": StrategySpec(
-        gossip.gossip,
-        synchronous=False,
-        stateful=True,
-        defaults=gossip.DEFAULTS,
-        check=gossip.check,
-        fits=gossip.fits,
-        lead=gossip.lead,
-    ),
-    "hogwild": StrategySpec(
-        hogwild.hogwild,
-        synchronous=False,
-        stateful=False,
-        defaults=hogwild.DEFAULTS,
-        check=hogwild.check,
-        fits=hogwild.fits,
-        repeatable=False,
-        lead=hogwild.lead,
-    ),
-    "parameter_server": _served(parameter_server.DEFAULTS),
-    "ssp": _served(parameter_server.SSP_DEFAULTS),
+    "parameter_server": _served(ServerOptions()),
+    "ssp": _served(ServerOptions(bound=4)),
 }
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -33,7 +33,7 @@ from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.gossip_rows import TouchedRows
 from headrace.strategies.mixing import GRAPHS, Mixing
 from headrace.strategies.neighbours import exchange, mix
-from headrace.strategies.own_steps import OwnSteps
+from headrace.strategies.own_steps import OwnSteps, Places, put, replaced
 from headrace.strategies.reducers import BUCKET_BYTES, Reducer, buckets, ordered, packed, unpacked
 from headrace.strategies.sparse import tables_of
 
@@ -136,19 +136,13 @@ class Gossip(OwnSteps):
         if self._tables is None or self.collective.size == 1:
             yield
             return
-        means = self._means(params)
-        own = {name: params[name][where].clone() for name, (where, _) in means.items()}
-        self._set(params, means)
-        try:
+        with replaced(params, self._means(params)):
             yield
-        finally:
-            for name, (where, _) in means.items():
-                params[name][where] = own[name]
 
     def finish(self, params: dict[str, Tensor]) -> None:
         """Parameters become the mean over all ranks."""
         if self._tables is not None and self.collective.size > 1:
-            self._set(params, self._means(params))
+            put(params, self._means(params))
             self.rows.agreed()
 
     def figures(self) -> dict[str, float]:
@@ -186,31 +180,12 @@ class Gossip(OwnSteps):
     def _compressed(self, name: str, param: Tensor) -> bool:
         return bool(self.choco and name not in (self._tables or ()) and self.choco.fits(param))
 
-    def _means(self, params: Mapping[str, Tensor]) -> dict[str, tuple[Any, Tensor]]:
+    def _means(self, params: Mapping[str, Tensor]) -> Places:
         """Where ranks may differ, and the means over ranks there."""
         sums = ordered().reduce(self._dense(params), self.collective)
         dense = {name: (..., total / self.collective.size) for name, total in sums.items()}
         with part(self.collective, TABLES):
             return dense | self.rows.mean(self._of_tables(params), self.collective)
-
-    def _set(self, params: Mapping[str, Tensor], values: Mapping[str, tuple[Any, Tensor]]) -> None:
-        for name, (where, value) in values.items():
-            params[name][where] = value
-
-
-def gossip(reducer: Reducer, collective: Collective, **options: Any) -> Gossip:
-    """The strategy from the fields of GossipConfig.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    check(**options)
-    return Gossip(reducer, collective, GossipConfig(**options))
-
-
-def check(**options: Any) -> None:
-    """See `GossipConfig.check`."""
-    GossipConfig(**options).check()
 
 
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
@@ -253,6 +228,3 @@ def _check_compression(given: CompressionConfig) -> None:
 def lead(options: Mapping[str, Any]) -> int:
     """Steps between turns of mixing: in these a rank waits for its neighbours, and so for all."""
     return min(int(options["steps"]), int(options["told_steps"])) - 1
-
-
-DEFAULTS = asdict(GossipConfig())

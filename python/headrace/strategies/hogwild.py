@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -144,21 +144,6 @@ def _ends(params: Mapping[str, Tensor]) -> dict[str, int]:
     return ends
 
 
-def hogwild(reducer: Reducer, collective: Collective, **options: Any) -> Hogwild:
-    """The strategy from the fields of HogwildConfig.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    check(**options)
-    return Hogwild(reducer, collective, HogwildConfig(**options))
-
-
-def check(**options: Any) -> None:
-    """See `HogwildConfig.check`."""
-    HogwildConfig(**options).check()
-
-
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """Refuse what does not go with one copy of the parameters.
 
@@ -181,6 +166,3 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
 def lead(options: Mapping[str, Any]) -> int:
     """Steps between those in which all are told of each other, where they wait."""
     return int(options["told_steps"]) - 1
-
-
-DEFAULTS = asdict(HogwildConfig())

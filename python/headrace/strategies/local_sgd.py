@@ -21,7 +21,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from headrace.comm.base import Collective
 from headrace.errors import UserError
-from headrace.strategies.own_steps import OwnSteps
+from headrace.strategies.own_steps import OwnSteps, Places, put, replaced
 from headrace.strategies.reducers import Reducer, ordered
 from headrace.strategies.sparse import coalesced, tables_of, with_rows
 
@@ -122,7 +122,7 @@ class LocalSGD(OwnSteps):
         self.reducer.settle(True)
         for name, change in changes.items():
             if change.is_sparse:
-                self._take_rows(name, params[name], change)
+                put(params, {name: self._rows_after(name, params[name], change)})
                 continue
             self._start[name] += self._outer_step(name, change)
             params[name].copy_(self._start[name])
@@ -136,17 +136,14 @@ class LocalSGD(OwnSteps):
             yield
             return
         changes = self._mean_changes(params, ordered())
-        own = {name: params[name][_rows_of(change)].clone() for name, change in changes.items()}
-        for name, change in changes.items():
-            if change.is_sparse:
-                self._take_rows(name, params[name], change)
-            else:
-                params[name].copy_(self._start[name] + change)
-        try:
+        means: Places = {
+            name: self._rows_after(name, params[name], change)
+            if change.is_sparse
+            else (..., self._start[name] + change)
+            for name, change in changes.items()
+        }
+        with replaced(params, means):
             yield
-        finally:
-            for name, change in changes.items():
-                params[name][_rows_of(change)] = own[name]
 
     def finish(self, params: dict[str, Tensor]) -> None:
         """A last round, where steps were made since the last one."""
@@ -205,18 +202,13 @@ class LocalSGD(OwnSteps):
         u = self._outer[name] = change.clone() if held is None else rounds.outer_momentum * held + change
         return rounds.outer_lr * (rounds.outer_momentum * u + change if rounds.nesterov else u)
 
-    def _take_rows(self, name: str, param: Tensor, change: Tensor) -> None:
-        """Rows as all ranks had them after the last round, and the mean change."""
+    def _rows_after(self, name: str, param: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        """Ids of rows, and these as all ranks had them after the last round, plus the mean change."""
         ids = change._indices()[0]
         base = param[ids]
         if name in self._rows:
             base[torch.searchsorted(ids, self._rows[name].ids)] = self._rows[name].values
-        param[ids] = base + change._values()
-
-
-def _rows_of(change: Tensor) -> Any:
-    """The index of what a change is of: some rows, or everything."""
-    return change._indices()[0] if change.is_sparse else ...
+        return ids, base + change._values()
 
 
 class Rows(NamedTuple):
@@ -235,25 +227,7 @@ def touch(known: Rows | None, ids: Tensor, param: Tensor) -> Rows:
     return Rows(every, torch.cat([known.values, param[new]])[order])
 
 
-def local_sgd(reducer: Reducer, collective: Collective, **options: Any) -> LocalSGD:
-    """The strategy from the fields of Rounds.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    check(**options)
-    return LocalSGD(reducer, collective, Rounds(**options))
-
-
-def check(**options: Any) -> None:
-    """See `Rounds.check`."""
-    Rounds(**options).check()
-
-
 def lead(options: Mapping[str, Any]) -> int:
     """Steps of the longest round, but for the last, in which ranks meet."""
     longest = options["max_steps"] if options["growth"] > 1 else options["steps"]
     return int(longest) - 1
-
-
-DEFAULTS = asdict(Rounds())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, nn
+
+Places = Mapping[str, tuple[Any, Tensor]]  # by parameter: an index (rows, or ... for all of it), and values there
 
 
 class OwnSteps:
@@ -33,3 +36,20 @@ class OwnSteps:
 
     def close(self) -> None:
         """Let go of the parameters."""
+
+
+def put(params: Mapping[str, Tensor], values: Places) -> None:
+    """Write values into parameters."""
+    for name, (where, value) in values.items():
+        params[name][where] = value
+
+
+@contextlib.contextmanager
+def replaced(params: Mapping[str, Tensor], values: Places) -> Iterator[None]:
+    """Inside, parameters have these values; afterwards their own again."""
+    own = {name: (where, params[name][where].clone()) for name, (where, _) in values.items()}
+    put(params, values)
+    try:
+        yield
+    finally:
+        put(params, own)

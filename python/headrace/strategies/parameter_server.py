@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,7 +33,6 @@ from headrace.strategies.bound import Decision
 from headrace.strategies.equipment import Equipment
 from headrace.strategies.own_steps import OwnSteps
 from headrace.strategies.pushes import Pushes, check_pushes
-from headrace.strategies.reducers import Reducer
 from headrace.strategies.server_options import ServerOptions
 from headrace.strategies.shard import Shard
 from headrace.strategies.shard_layout import Layout, Part, deal
@@ -240,21 +238,6 @@ class ParameterServer(OwnSteps):
         self._state = state or None
 
 
-def parameter_server(reducer: Reducer, collective: Collective, equipment: Equipment, **options: Any) -> ParameterServer:
-    """The strategy from the fields of ServerOptions; a reducer is not used.
-
-    Raises:
-        UserError: a value out of range.
-    """
-    check(**options)
-    return ParameterServer(collective, equipment, ServerOptions(**options))
-
-
-def check(**options: Any) -> None:
-    """See `ServerOptions.check`."""
-    ServerOptions(**options).check()
-
-
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """See `check_pushes`."""
     check_pushes(around.compression)
@@ -264,7 +247,3 @@ def lead(options: Mapping[str, Any]) -> int | None:
     """The bound, or the largest that it may become; None: there is none."""
     bound = int(options["bound_max"] if options["tune"] else options["bound"])
     return bound if bound >= 0 else None
-
-
-DEFAULTS = asdict(ServerOptions())
-SSP_DEFAULTS = DEFAULTS | {"bound": 4}
