@@ -15,22 +15,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from bench.studies.clicks import ClickTask
 from bench.studies.equal_bytes import Plan, due
 from bench.studies.equal_bytes_report import write
 from bench.studies.exchange_cells import EF, FIRST, Cell
 from bench.studies.images import ROOT, mnist
-from bench.studies.lines import Lines, read
+from bench.studies.lines import read
 from bench.studies.rank_images import NetTask
 from bench.studies.ranks import Ranked
-from bench.studies.running import Call, add_arguments, go_on
-from headrace.errors import UserError
+from bench.studies.running import add_arguments, command, named, study
 
 RESULTS = ROOT / "docs" / "results" / "study_adaptive.jsonl"
 RANKS, ROWS, INTERVAL = 4, 60_000, 20
@@ -83,16 +80,6 @@ def makers(data: Path | None, rows: int) -> Mapping[str, Callable[[], Ranked]]:
     }
 
 
-def study(made: Plan, tasks: Sequence[Ranked], args: argparse.Namespace) -> None:
-    """Go on with it, as the arguments say."""
-    torch.set_num_threads(args.threads)
-    lines = Lines(args.results)
-    try:
-        go_on(lines, lambda: due(made, tasks, lines), Call(args.minutes, args.runs, args.run_seconds, args.threads))
-    finally:
-        lines.close()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Go on with the study, then write its report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -100,16 +87,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser, RESULTS, limit="the task's own limit", data="mnist_test")
     parser.set_defaults(rows=ROWS)
     args = parser.parse_args(argv)
-    names, made = args.tasks.split(","), plan(args.results)
-    if unknown := set(names) - set(makers(args.data, args.rows)):
-        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}")
+    made, makes = plan(args.results), makers(args.data, args.rows)
+    names = named(args.tasks, makes)
     if not args.report:
-        study(made, [makers(args.data, args.rows)[name]() for name in names], args)
+        study(args, partial(due, made, [makes[name]() for name in names]))
     write(made, read(args.results), args.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)

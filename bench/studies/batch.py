@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-
-import torch
+from functools import partial
 
 from bench.studies.clicks import ClickTask
 from bench.studies.found import TUNING_SEED
 from bench.studies.images import ROOT, mnist
 from bench.studies.lines import Lines, read
 from bench.studies.optimizers import SEEDS, chosen, with_seed
-from bench.studies.running import Call, add_arguments, go_on
+from bench.studies.running import add_arguments, command, study
 from bench.studies.space import tried
 from bench.studies.task import DENSE, TABLES, Setting, Task
-from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS
 from headrace.optim.scaling import scaled, sqrt
 
@@ -94,23 +92,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser, RESULTS, limit="ten times the task's", data="mnist_test")
     args = parser.parse_args(argv)
     if not args.report:
-        torch.set_num_threads(args.threads)
         rows = args.rows
         task: Task = mnist(args.data) if args.task == "mnist" else ClickTask(rows=rows, held=max(1000, rows // 10))
         epochs = args.epochs or {"mnist": 20, "criteo": 1}[args.task]
-        lines = Lines(args.results)
-        call = Call(args.minutes, args.runs, args.run_seconds or 10 * task.limit_s, args.threads)
-        try:
-            go_on(lines, lambda: due(task, epochs, lines), call)
-        finally:
-            lines.close()
+        args.run_seconds = args.run_seconds or 10 * task.limit_s
+        study(args, partial(due, task, epochs))
     from bench.studies.batch_report import write
 
     write(read(args.results), args.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)

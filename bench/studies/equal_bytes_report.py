@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.studies.equal_bytes import Plan, of_task, rate_of, results
-from bench.studies.exchange_found import Result, interval
+from bench.studies.exchange_found import Result, signed_mean
 from bench.studies.figures import figure_of, save
 from bench.studies.found import final, final_loss, spread
 from bench.studies.lines import Line
@@ -68,21 +68,12 @@ def _row(result: Result) -> str:
         result.cell.label, result.cell.rule, spread(result.losses) + f" ({result.diverged} diverged)" * (
             result.diverged > 0
         ),
-        _about(result.against_dense) if result.runs is not result.dense else "",
+        signed_mean(result.against_dense) if result.runs is not result.dense else "",
         spread(metrics), f"{sent:,.0f}" if sent else "", f"{100 * sent / alone:.3g} %" if sent and alone else "",
         result.cell.compression.get("options", {}).get("error", ""),
         f"{result.codec_ms:.1f}" if result.codec_ms else "", str(len(result.runs) or ""),
     ]  # fmt: skip
     return "| " + " | ".join(cells) + " |"
-
-
-def _about(values: Sequence[float]) -> str:
-    """Mean and interval."""
-    if not values:
-        return ""
-    around = interval(values)
-    mean = f"{statistics.fmean(values):+.2f}"
-    return mean if around is None else f"{mean} ({around[0]:+.2f} to {around[1]:+.2f})"
 
 
 def _pairs(found: Sequence[Sequence[Result]]) -> list[str]:
@@ -94,7 +85,7 @@ def _pairs(found: Sequence[Sequence[Result]]) -> list[str]:
                      if s in fixed.runs]  # fmt: skip
             values = [100.0 * (own / base - 1.0) for own, base in pairs if own is not None and base is not None]
             if values:
-                said.append(f"- {other.cell.label}, against {fixed.cell.label}: {_about(values)} %.")
+                said.append(f"- {other.cell.label}, against {fixed.cell.label}: {signed_mean(values)} %.")
     return ["Test loss against the fixed codec at its bytes, same seed, with the 95 % interval:", "", *said, ""]
 
 

@@ -28,11 +28,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
-
-import torch
 
 from bench.studies.clicks import ClickTask
 from bench.studies.exchange_cells import BASE, DENSE_RUN, RATES, Cell, cells, missing
@@ -42,9 +40,8 @@ from bench.studies.lines import Lines, read
 from bench.studies.optimizers import SEEDS, chosen, with_seed
 from bench.studies.ranks import Exchange, Ranked
 from bench.studies.resnet import ResNetTask
-from bench.studies.running import Call, add_arguments, go_on
+from bench.studies.running import add_arguments, command, named, study
 from bench.studies.task import Setting, Task
-from headrace.errors import UserError
 
 RESULTS = ROOT / "docs" / "results" / "study_exchange.jsonl"
 WARMUP = 0.1
@@ -123,26 +120,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_arguments(parser, RESULTS, limit="the task's own limit", data="cifar10_jpeg")
     parser.set_defaults(rows=ROWS)
     args = parser.parse_args(argv)
-    names = args.tasks.split(",")
-    if unknown := set(names) - set(makers(args.data, args.rows)):
-        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}")
+    makes = makers(args.data, args.rows)
+    names = named(args.tasks, makes)
     if not args.report:
-        torch.set_num_threads(args.threads)
         if missing():
             print(f"left out, not in STRATEGIES: {', '.join(missing())}")
-        tasks = [makers(args.data, args.rows)[name]() for name in names]
-        lines = Lines(args.results)
-        try:
-            go_on(lines, lambda: due(tasks, lines), Call(args.minutes, args.runs, args.run_seconds, args.threads))
-        finally:
-            lines.close()
+        tasks = [makes[name]() for name in names]
+        study(args, partial(due, tasks))
     from bench.studies.exchange_report import write
 
     write(read(args.results), args.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)

@@ -105,6 +105,15 @@ def interval(values: Sequence[float]) -> tuple[float, float] | None:
     return mean - half, mean + half
 
 
+def signed_mean(values: Sequence[float]) -> str:
+    """Mean and interval, as reports show them; nothing of no values."""
+    if not values:
+        return ""
+    around = interval(values)
+    mean = f"{statistics.fmean(values):+.2f}"
+    return mean if around is None else f"{mean} ({around[0]:+.2f} to {around[1]:+.2f})"
+
+
 def milliseconds(sent: float, codec_ms: float, megabits: float) -> float:
     """Of exchange a step by formula: encoding and decoding, then bytes over a link of so many Mbit/s."""
     return codec_ms + 8.0 * sent / (1000.0 * megabits)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,11 +28,11 @@ from bench.studies.exchange_found import (
     CONFIDENCE,
     WITHIN,
     Result,
-    interval,
     milliseconds,
     pays_below,
     results,
     sections,
+    signed_mean,
 )
 from bench.studies.found import TUNING_SEED, final, final_loss, spread
 from bench.studies.lines import Line
@@ -138,7 +137,7 @@ def _row(result: Result) -> str:
         result.cell.feedback,
         str(result.ranks),
         (spread(result.losses) + (f" ({result.diverged} diverged)" if result.diverged else "")).strip(),
-        "" if is_dense else _difference(result),
+        "" if is_dense else signed_mean(result.against_dense),
         "" if is_dense else result.verdict,
         spread(metrics),
         f"{sent:,.0f}" if sent is not None else "",
@@ -154,15 +153,6 @@ def _row(result: Result) -> str:
 def _dense_of(result: Result) -> Result | None:
     """The dense runs of its ranks."""
     return replace(result, cell=DENSE_RUN, runs=result.dense) if result.dense else None
-
-
-def _difference(result: Result) -> str:
-    values = result.against_dense
-    if not values:
-        return ""
-    around = interval(values)
-    mean = f"{statistics.fmean(values):+.2f}"
-    return mean if around is None else f"{mean} ({around[0]:+.2f} to {around[1]:+.2f})"
 
 
 def _reasons(found: Sequence[Result]) -> list[str]:

@@ -19,19 +19,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.studies.adaptive import study
-from bench.studies.equal_bytes import Plan
+from bench.studies.equal_bytes import Plan, due
 from bench.studies.equal_bytes_report import write
 from bench.studies.exchange_cells import FIRST, NONE, Cell
 from bench.studies.images import ROOT, mnist
 from bench.studies.lines import read
 from bench.studies.rank_images import NetTask
 from bench.studies.ranks import Ranked
-from bench.studies.running import add_arguments
-from headrace.errors import UserError
+from bench.studies.running import add_arguments, command, study
 
 RESULTS = ROOT / "docs" / "results" / "study_lars_qsgd.jsonl"
 RANKS, BATCH, EPOCHS, BITS, INTERVAL = 4, 1024, 12, 3, 10
@@ -80,12 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     made = plan(args.results, args.bits)
     if not args.report:
-        study(made, [Ranked(NetTask(mnist(args.data), batch=BATCH, epochs=args.epochs))], args)
+        study(args, partial(due, made, [Ranked(NetTask(mnist(args.data), batch=BATCH, epochs=args.epochs))]))
     write(made, read(args.results), args.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)

@@ -19,13 +19,11 @@ from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
-import torch
-
 from bench.studies.clicks import ClickTask
 from bench.studies.found import TUNING_SEED, final_loss
 from bench.studies.images import ROOT, cifar10, mnist
 from bench.studies.lines import Line, Lines, read
-from bench.studies.running import Call, add_arguments, go_on
+from bench.studies.running import add_arguments, command, named, study
 from bench.studies.space import BUDGET, space_of, tried
 from bench.studies.task import DENSE, REFUSED, Setting, Task
 from headrace.errors import UserError
@@ -142,26 +140,15 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Go on with the study, then write its report."""
     args = parsed(argv)
-    tasks, names = makers(args.data, args.rows), args.tasks.split(",")
-    if unknown := set(names) - set(tasks):
-        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}; there are {', '.join(tasks)}")
+    tasks = makers(args.data, args.rows)
+    names = named(args.tasks, tasks)
     if not args.report:
-        torch.set_num_threads(args.threads)
-        lines, seeds = Lines(args.results), range(1, args.seeds + 1)
-        try:
-            go_on(
-                lines, lambda: plan(tasks, names, args.rules.split(","), lines, args.configurations, seeds),
-                Call(args.minutes, args.runs, args.run_seconds, args.threads),
-            )  # fmt: skip
-        finally:
-            lines.close()
+        rules, seeds = args.rules.split(","), range(1, args.seeds + 1)
+        study(args, lambda lines: plan(tasks, names, rules, lines, args.configurations, seeds))
     from bench.studies.optimizers_report import write
 
     write(read(args.results), args.results.with_suffix(".md"))
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)

@@ -7,14 +7,17 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.studies.lines import Line, Lines, run_of
 from bench.studies.task import Setting, Task, Watch
+from headrace.errors import UserError
 
 NOISY_LOAD = 2.5
 
@@ -91,6 +94,32 @@ def go_on(lines: Lines, due: Callable[[], Iterator[tuple[Task, Setting]]], call:
         made += 1
         _say(_told(task, setting, line))
     return made
+
+
+def study(args: argparse.Namespace, due: Callable[[Lines], Iterator[tuple[Task, Setting]]]) -> None:
+    """Go on with a study as its arguments (see `add_arguments`) say; `due(lines)` names what is left."""
+    torch.set_num_threads(args.threads)
+    lines = Lines(args.results)
+    try:
+        go_on(lines, lambda: due(lines), Call(args.minutes, args.runs, args.run_seconds, args.threads))
+    finally:
+        lines.close()
+
+
+def named(names: str, tasks: Collection[str]) -> list[str]:
+    """Tasks as they were given, by commas; ends the program where there is no such task."""
+    given = names.split(",")
+    if unknown := set(given) - set(tasks):
+        raise SystemExit(f"no such task: {', '.join(sorted(unknown))}; there are {', '.join(tasks)}")
+    return given
+
+
+def command(main: Callable[[], None]) -> None:
+    """Run a program; what its user can mend is one line."""
+    try:
+        main()
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def _told(task: Task, setting: Setting, line: Line) -> str:

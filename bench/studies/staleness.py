@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 from bench.studies.images import ROOT
 from bench.studies.lines import Line, Lines, read
+from bench.studies.running import command
 from bench.studies.task import finite
 from headrace.comm.simulated import SimulatedClock, SimulatedCluster
-from headrace.errors import UserError
 from headrace.optim import create as create_optimizer
 from headrace.optim.schedules import Rates
 from headrace.strategies import REDUCERS, Equipment, create
@@ -293,7 +293,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    command(main)
