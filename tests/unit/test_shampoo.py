@@ -123,14 +123,22 @@ def test_tensors_without_a_gradient_keep_their_own_time(name: str) -> None:
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", BOTH)
-def test_many_small_tensors_are_decomposed_in_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    true = matrix_roots.eigh
-    monkeypatch.setattr(matrix_roots, "eigh", lambda a: (calls.append(len(a)), true(a))[1])
-    params = [nn.Parameter(torch.randn(8, 8)) for _ in range(20)]
-    step(made(name, params), params, 0)
-    assert calls == [20, 20]
+@pytest.mark.parametrize("n", [5, 7, 11, 33])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_matrix_has_the_same_bits_whatever_lies_beside_it(n: int, dtype: torch.dtype) -> None:
+    """Else the weights would depend on which rank decomposes what."""
+    x = torch.randn(6, n, n, generator=torch.Generator().manual_seed(n), dtype=dtype)
+    matrices, bases = x @ x.mT, torch.linalg.qr(x).Q
+    for of_batch, args in (
+        (matrix_roots.inverse_roots, (4.0, 1e-6, "eigh")),
+        (matrix_roots.inverse_roots, (4.0, 1e-6, "newton")),
+        (matrix_roots.eigenbases, ()),
+        (matrix_roots.refined_bases, (bases,)),
+    ):
+        made, _ = of_batch(matrices, *args)
+        for rows in ([1], [2, 5], [3, 0, 1, 4]):
+            part, _ = of_batch(matrices[rows], *(arg[rows] if isinstance(arg, torch.Tensor) else arg for arg in args))
+            assert torch.equal(part, made[rows])
 
 
 def test_memory_layouts_other_than_rows_are_as_good() -> None:

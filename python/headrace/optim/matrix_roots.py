@@ -1,15 +1,44 @@
-"""Inverse roots and eigenbases of batches of symmetric positive semidefinite matrices."""
+"""Inverse roots and eigenbases of batches of symmetric positive semidefinite matrices.
+
+On CPUs every matrix is worked on by itself, in memory of its own: the last bits of MKL's eigenvectors, factors and
+products depend on where a matrix of odd size lies, in a batch on its place, and so on how many ranks share the work.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
+
 import torch
 from torch import Tensor
+
+OfBatch = TypeVar("OfBatch", bound=Callable[..., tuple[Tensor, Tensor]])
 
 NEWTON_STEPS = 100
 NEWTON_TOLERANCE = 1e-6  # of |M - I|_F; for float64 1e-12
 NEWTON_ACCEPTED = 1e-2  # an iteration that ends (stalls, or is out of steps) above this has failed
 
 
+def _each_by_itself(of_batch: OfBatch) -> OfBatch:
+    """The same for one matrix after the other, on CPUs; tensors among the arguments are of [N, n, n], too."""
+
+    @wraps(of_batch)
+    def of_each(matrices: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+        if matrices.device.type != "cpu" or len(matrices) == 0:
+            return of_batch(matrices, *args)
+        rows = [[_own(arg, i) for arg in (matrices, *args)] for i in range(len(matrices))]
+        first, second = zip(*(of_batch(*row) for row in rows), strict=True)
+        return torch.cat(first), torch.cat(second)
+
+    return cast(OfBatch, of_each)
+
+
+def _own(arg: object, row: int) -> object:
+    return arg[row : row + 1].clone() if isinstance(arg, Tensor) else arg
+
+
+@_each_by_itself
 def inverse_roots(matrices: Tensor, exponent: float, eps: float, method: str) -> tuple[Tensor, Tensor]:
     """(A + eps max_eigenvalue(A) I)^(-1/exponent); the identity where A = 0.
 
@@ -97,6 +126,7 @@ def eigh(matrices: Tensor) -> tuple[Tensor, Tensor]:
         return torch.cat([v for v, _ in parts]), torch.cat([q for _, q in parts])
 
 
+@_each_by_itself
 def eigenbases(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvectors [N, n, n] in columns, and which are good [N]."""
     good = matrices.isfinite().flatten(1).all(1)
@@ -105,6 +135,7 @@ def eigenbases(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return vectors, good & vectors.isfinite().flatten(1).all(1)
 
 
+@_each_by_itself
 def refined_bases(matrices: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
     """One step of orthogonal iteration from `bases`: QR of A Q, columns of large eigenvalues first.
 
