@@ -1,6 +1,6 @@
 """`make study-batch`: accuracy against batch at a fixed number of epochs, for SGD with momentum, Adam, LARS and LAMB.
 
-    .venv/bin/python -m bench.studies.batch [--task mnist] [--epochs 20] [--minutes 110] [--report]
+    .venv/bin/python -m bench.studies.batch [--task mnist] [--epochs 20] [--batches 64,256] [--minutes 110] [--report]
 
 At the base batch (256 rows) each rule is tuned over the learning rates of its space. At any other batch the best of
 them is scaled by the rule's own scaling (momentum and LARS linear, Adam and LAMB square root: headrace.optim.scaling)
@@ -22,7 +22,7 @@ from bench.studies.images import ROOT, mnist
 from bench.studies.lines import Lines, read
 from bench.studies.optimizers import SEEDS, chosen, with_seed
 from bench.studies.running import add_arguments, command, study
-from bench.studies.space import tried
+from bench.studies.space import rounded, tried
 from bench.studies.task import DENSE, TABLES, Setting, Task
 from headrace.optim import OPTIMIZERS
 from headrace.optim.scaling import scaled, sqrt
@@ -44,11 +44,6 @@ def setting_of(task: Task, rule: str, batch: int, epochs: int, options: dict[str
         rule=rule, part=DENSE, options=options, beside=beside, batch=batch, epochs=epochs, seed=TUNING_SEED,
         schedule={"name": "linear", "warmup_epochs": WARMUP * epochs},
     )  # fmt: skip
-
-
-def rounded(value: float) -> float:
-    """Three digits."""
-    return float(f"{value:.3g}")
 
 
 def tuning(task: Task, rule: str, batch: int, epochs: int, lines: Lines) -> list[Setting]:
@@ -89,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="mnist", choices=("mnist", "criteo"))
     parser.add_argument("--epochs", type=int, default=0, help="of every run; 0: 20 for mnist, 1 for criteo")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help=f"rows of a step, {BASE} among them")
     add_arguments(parser, RESULTS, limit="ten times the task's", data="mnist_test")
     args = parser.parse_args(argv)
     if not args.report:
@@ -96,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         task: Task = mnist(args.data) if args.task == "mnist" else ClickTask(rows=rows, held=max(1000, rows // 10))
         epochs = args.epochs or {"mnist": 20, "criteo": 1}[args.task]
         args.run_seconds = args.run_seconds or 10 * task.limit_s
-        study(args, partial(due, task, epochs))
+        study(args, partial(due, task, epochs, batches=[int(batch) for batch in args.batches.split(",")]))
     from bench.studies.batch_report import write
 
     write(read(args.results), args.results.with_suffix(".md"))

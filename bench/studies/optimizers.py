@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from bench.studies.clicks import ClickTask
-from bench.studies.found import TUNING_SEED, final_loss
+from bench.studies.found import COMPARED, TUNING_SEED, final_loss, quickest
 from bench.studies.images import ROOT, cifar10, mnist
 from bench.studies.lines import Line, Lines, read
 from bench.studies.running import add_arguments, command, named, study
-from bench.studies.space import BUDGET, space_of, tried
+from bench.studies.space import BUDGET, rounded, space_of, tried
 from bench.studies.task import DENSE, REFUSED, Setting, Task
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS
@@ -33,6 +33,7 @@ from headrace.optim.spec import ACCEPTS_SPARSE
 RESULTS = ROOT / "docs" / "results" / "study_optimizers.jsonl"
 SEEDS = (1, 2, 3)
 BEST = 5
+MOST_BEYOND = 3
 Entry = tuple[str, str]
 AnySetting = TypeVar("AnySetting", bound=Setting)
 
@@ -59,6 +60,32 @@ def settings(task: Task, entry: Entry, budget: int = BUDGET) -> list[Setting]:
     ]  # fmt: skip
 
 
+def extended(task: Task, entry: Entry, lines: Lines, budget: int = BUDGET) -> list[Setting]:
+    """The settings of an entry and, as far as runs say so, those beyond the ends of its learning rates."""
+    some = settings(task, entry, budget)
+    for _ in range(MOST_BEYOND):
+        found = _found(task, some, lines)
+        best = chosen(found) if len(found) == len(some) else None
+        further = None if best is None else beyond(best, some)
+        if further is None:
+            break
+        some.append(further)
+    return some
+
+
+def beyond(best: Setting, some: Sequence[Setting]) -> Setting | None:
+    """The best setting with the next learning rate, where its own is the least or the greatest of several."""
+    rates = {float(setting.options["lr"]) for setting in some if "lr" in setting.options}
+    if len(rates) < 2 or best.options["lr"] not in (min(rates), max(rates)):
+        return None
+    factor = 10**0.5 if best.options["lr"] == max(rates) else 10**-0.5
+    return replace(best, options=dict(best.options) | {"lr": rounded(best.options["lr"] * factor)})
+
+
+def _found(task: Task, some: Sequence[Setting], lines: Lines) -> list[tuple[Setting, Line]]:
+    return [(setting, line) for setting in some if (line := lines.get(task, setting)) is not None]
+
+
 def chosen(found: Sequence[tuple[AnySetting, Line]]) -> AnySetting | None:
     """Of tuning's runs the setting with the least final validation loss."""
     losses = [(loss, setting) for setting, line in found if (loss := final_loss(line)) is not None]
@@ -72,28 +99,31 @@ def with_seed(setting: AnySetting, seed: int) -> AnySetting:
 
 def due(task: Task, rules: Sequence[str], lines: Lines, budget: int, seeds: Sequence[int]) -> Iterator[Setting]:
     """What is left to run, in order; what follows may change with every new line."""
-    tuning = {entry: settings(task, entry, budget) for entry in entries(task, rules)}
-    known = {
-        entry: [(s, line) for s in some if (line := lines.get(task, s)) is not None] for entry, some in tuning.items()
-    }
+    tuning = {entry: extended(task, entry, lines, budget) for entry in entries(task, rules)}
+    known = {entry: _found(task, some, lines) for entry, some in tuning.items()}
     refused = {entry for entry, found in known.items() if any(line["outcome"] == REFUSED for _, line in found)}
-    for turn in range(budget):
+    for turn in range(budget + MOST_BEYOND):
         for entry, some in tuning.items():
             if entry not in refused and turn < len(some) and lines.get(task, some[turn]) is None:
                 yield some[turn]
     for seed in seeds:
-        for found in known.values():
-            best = chosen(found)
-            if best is not None and lines.get(task, with_seed(best, seed)) is None:
-                yield with_seed(best, seed)
+        for (rule, _), found in known.items():
+            for best in (chosen(found), first_at_target(task, found) if rule in COMPARED else None):
+                if best is not None and lines.get(task, with_seed(best, seed)) is None:
+                    yield with_seed(best, seed)
+
+
+def first_at_target(task: Task, found: Sequence[tuple[Setting, Line]]) -> Setting | None:
+    """Of tuning's runs the setting that was the first at the task's target."""
+    first = quickest([line for _, line in found], task.name)
+    return next((setting for setting, line in found if line is first), None)
 
 
 def best_rules(task: Task, rules: Sequence[str], lines: Lines, budget: int, seeds: Sequence[int]) -> list[str]:
     """The rules of the least final validation losses, in the mean over the seeds that were run."""
     ranking: dict[str, float] = {}
     for entry in entries(task, rules):
-        found = [(s, line) for s in settings(task, entry, budget) if (line := lines.get(task, s)) is not None]
-        setting = chosen(found)
+        setting = chosen(_found(task, extended(task, entry, lines, budget), lines))
         if setting is None or entry[1] != DENSE:
             continue
         ran = [lines.get(task, with_seed(setting, seed)) for seed in seeds]

@@ -37,7 +37,12 @@ class Space:
 
 def rates(centre: float) -> tuple[float, ...]:
     """8 learning rates, the fifth of them `centre`."""
-    return tuple(float(f"{centre * 10 ** (k / 2):.3g}") for k in range(-4, 4))
+    return tuple(rounded(centre * 10 ** (k / 2)) for k in range(-4, 4))
+
+
+def rounded(value: float) -> float:
+    """Three digits."""
+    return float(f"{value:.3g}")
 
 
 _REDUCED = Space({"lr": rates(0.1)}, schedule=CONSTANT)
@@ -49,7 +54,7 @@ SPACES: Mapping[str, Space] = {
     "natural_gradient": Space(
         {"lr": (0.03, 0.1, 0.3, 1.0), "damping": (1e-3, 1e-2)}, fixed={"cg_iterations": 10, "max_kl": 0.1}
     ),
-    "kfac": Space({"lr": (0.01, 0.03, 0.1, 0.3), "damping": (3e-3, 3e-2)}),
+    "kfac": Space({"lr": (0.003, 0.01, 0.03, 0.1), "damping": (0.03, 0.1, 0.3)}),
     "sag": _REDUCED,
     "saga": _REDUCED,
     "svrg": _REDUCED,

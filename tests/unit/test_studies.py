@@ -92,8 +92,9 @@ def test_a_killed_study_goes_on(tmp_path: Path) -> None:
             file.write(b'{"run": {"task"')
 
 
-def test_a_study_from_its_first_run_to_its_report(data: Path, tmp_path: Path) -> None:
+def test_a_study_from_its_first_run_to_its_report(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In two calls: no run is made twice; the report is of the chosen settings."""
+    monkeypatch.setattr(optimizers, "MOST_BEYOND", 0)
     results = tmp_path / "study_optimizers.jsonl"
     argv = ["--tasks", "mnist", "--rules", "momentum,adam", "--configurations", "2", "--seeds", "1"]
     argv += ["--data", str(data), "--results", str(results)]
@@ -225,15 +226,17 @@ class Fake:
 
 
 def test_runs_go_in_rounds_over_all_rules(tmp_path: Path) -> None:
-    """First settings of all rules, then the second ones; a refused rule once; then the best with the seeds."""
+    """First settings of all rules, then the second ones; a refused rule once; beyond the ends of the rates while the
+    best is there; then the best with the seeds."""
     task, lines = Fake(lambda s: 0.0316), Lines(tmp_path / "x.jsonl")
     rules = ["sgd", "sag", "adam"]
     made = go_on(lines, lambda: ((task, s) for s in optimizers.due(task, rules, lines, 3, (1, 2))), Call(60.0))
     runs = [(line["run"]["rule"], line["run"]["options"].get("lr"), line["run"]["seed"]) for line in lines.all]
-    assert made == 11 and runs == [
+    assert made == 15 and runs == [
         ("sgd", 0.1, 0), ("sag", 0.1, 0), ("adam", 0.001, 0), ("sgd", 0.0316, 0), ("adam", 0.000316, 0),
         ("sgd", 0.316, 0), ("adam", 0.00316, 0),
-        ("sgd", 0.0316, 1), ("adam", 0.00316, 1), ("sgd", 0.0316, 2), ("adam", 0.00316, 2),
+        ("sgd", 0.00999, 0), ("adam", 0.00999, 0), ("adam", 0.0316, 0), ("adam", 0.0999, 0),
+        ("sgd", 0.0316, 1), ("adam", 0.0316, 1), ("sgd", 0.0316, 2), ("adam", 0.0316, 2),
     ]  # fmt: skip
     assert optimizers.best_rules(task, rules, lines, 3, (1, 2)) == ["sgd", "adam"]
     assert go_on(lines, lambda: iter([(task, setting("sgd", options={"lr": 1.0}))]), Call(minutes=1 / 61)) == 0
@@ -275,7 +278,7 @@ def line(rule: str, lr: float, seed: int, tests: list[float], **more: Any) -> di
 
 def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     lines = [
-        line("adam", 1e-3, 0, [0.5, 0.9]), line("adam", 0.0316, 0, [0.5, 0.6]), line("adam", 0.0316, 9, [0.99, 0.99]),
+        line("adam", 1e-3, 0, [0.5, 0.9]), line("adam", 0.0316, 0, [0.97, 0.6]), line("adam", 0.0316, 9, [0.99, 0.99]),
         line("adam", 1e-4, 0, [0.4, 0.5]),
         line("adam", 1e-3, 1, [0.96, 0.97]), line("adam", 1e-3, 2, [0.98, 0.99], noisy=True),
         line("adam", 1e-3, 3, [0.94, 0.95]),
@@ -286,15 +289,17 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     ]  # fmt: skip
     optimizers_report.write(lines, tmp_path / "s.md")
     text = (tmp_path / "s.md").read_text()
-    rows = {row.split(" | ")[0][2:]: row for row in text.splitlines() if row.startswith("| ")}
     table = text.split("Second order")[0]
     assert (
         "| adam | 3 | lr 0.001, batch 128 | 0.0300 ± 0.0200 | 0.9700 ± 0.0200 | 3 | 1.50 (2 of 3) | 3.0 (2 of 3) | "
         "3.00 | 1,000 |" in table
     )
     assert "| sgd | 2 (1 diverged) | lr 3.16, batch 128 † |  |  |  |  |  |  | 1,000 |" in table
-    assert rows["shampoo"].endswith("|  |  |  |  |  |  |")
-    assert "| kfac | 1 | 1.00 | 2.0 | 1.00 | 2.0 | 1.00 | 2.0 |" in text
+    second = text.split("Second order")[1]
+    assert "| shampoo |  | loss at the end |  |  |  |  |  |  |  |" in second
+    assert "| kfac | lr 0.1 | loss at the end | 1 | 1.00 | 2.0 | 1.00 | 2.0 | 1.00 | 2.0 |" in second
+    assert "| adam | lr 0.0316 | the target | 1 | 1.00 | 2.0 | 1.00 | 2.0 | 1.00 | 2.0 |" in second
+    assert "| kfac |  | the target |  |  |  |  |  |  |  |" in second
     assert "- sag: refused (1 tried): no room\n" in text and "1 of the 12 runs began on a busy machine" in text
     first = (tmp_path / "s_mnist.svg").read_bytes()
     optimizers_report.write(lines, tmp_path / "s.md")
