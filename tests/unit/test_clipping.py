@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contract.collective_exam import on_ranks
 from torch import Tensor, nn
 
+from headrace.comm.local import LocalCollective
 from headrace.errors import UserError
-from headrace.optim.clipping import CLIPPINGS, ClippingConfig, clip, clip_gradients, global_norm
+from headrace.optim.clipping import CLIPPINGS, Clipped, ClippingConfig, Shards, clip, clip_gradients, global_norm
 
 SHAPES = {"table": (9, 4), "top.weight": (5, 3), "top.bias": (5,), "conv": (2, 3, 2, 2), "scale": ()}
 LIMITS = {"value": 0.5, "norm": 2.0, "adaptive": 0.3}
@@ -138,3 +140,41 @@ def test_mistakes_are_told() -> None:
     for bad in (0.0, -1.0, float("nan")):
         with pytest.raises(UserError, match="limit above 0"):
             ClippingConfig(rule="norm", limit=bad)
+
+
+@pytest.mark.parametrize("limit", [1.0, 100.0])
+def test_ranks_that_hold_rows_of_a_table_clip_by_the_norm_of_all(limit: float) -> None:
+    """Three ranks with 3 rows of the table each, and the rest on all of them: as one that has everything."""
+    whole = made()
+    told = clip(whole, ClippingConfig(rule="norm", limit=limit))
+
+    def part(collective: LocalCollective) -> tuple[Clipped, dict[str, Tensor]]:
+        params = made()
+        rows = slice(3 * collective.rank, 3 * collective.rank + 3)
+        own = nn.Parameter(params["table"].detach()[rows])
+        own.grad = grads(params)["table"][rows]
+        params["table"] = own
+        return clip(params, ClippingConfig(rule="norm", limit=limit), Shards(frozenset({"table"}), collective)), grads(
+            params
+        )
+
+    parts = on_ranks(3, part)
+    for clipped, found in parts:
+        assert clipped.clipped == told.clipped == (limit == 1.0) and clipped.norm == pytest.approx(told.norm, rel=1e-12)
+        for name in SHAPES:
+            if name != "table":
+                torch.testing.assert_close(found[name], grads(whole)[name])
+    torch.testing.assert_close(torch.cat([found["table"] for _, found in parts]), grads(whole)["table"])
+
+
+def test_one_rank_that_clips_is_told_to_all() -> None:
+    """By value only the rank with the large number changes anything."""
+
+    def part(collective: LocalCollective) -> bool:
+        table = nn.Parameter(torch.zeros(2, 2))
+        table.grad = torch.full((2, 2), 0.1 if collective.rank else 9.0)
+        return clip(
+            {"table": table}, ClippingConfig(rule="value", limit=1.0), Shards(frozenset({"table"}), collective)
+        ).clipped
+
+    assert on_ranks(2, part) == [True, True]

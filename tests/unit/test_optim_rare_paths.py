@@ -26,7 +26,7 @@ from headrace.optim.kfac_step import LayersOptimizer
 from headrace.optim.lbfgs import LBFGS, _search
 from headrace.optim.line_search import Trial
 from headrace.optim.master_weights import MasterWeights
-from headrace.optim.matrix_roots import refined_bases
+from headrace.optim.matrix_roots import eigh, refined_bases
 from headrace.optim.row_gradients import is_linear
 from headrace.optim.sarah import SARAH
 from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt
@@ -100,6 +100,18 @@ def test_a_kfac_factor_that_rounding_made_indefinite_is_inverted_without_its_neg
     matrix = turn @ torch.diag(torch.tensor([2.0, -1e-3], dtype=torch.float64)) @ turn.T
     expected = turn @ torch.diag(torch.tensor([1 / 2.0001, 1e4], dtype=torch.float64)) @ turn.T
     torch.testing.assert_close(solve(pack(matrix), INVERSE, 1e-4), expected)
+
+
+def test_a_matrix_without_eigenvectors_takes_those_of_no_other_of_its_batch() -> None:
+    x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    matrices = x @ x.mT
+    wanted, _ = torch.linalg.eigh(matrices)
+    matrices[1, 2, 0] = math.nan  # LAPACK gives up the whole batch
+    values, vectors = eigh(matrices)
+    assert values[1].isnan().all() and vectors[1].isnan().all()
+    for i in (0, 2):
+        torch.testing.assert_close(values[i], wanted[i])
+        torch.testing.assert_close((vectors[i] * values[i]) @ vectors[i].T, matrices[i])
 
 
 def test_a_matrix_with_one_number_that_is_none_has_no_refined_basis_and_harms_no_other() -> None:

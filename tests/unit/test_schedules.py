@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from headrace.errors import UserError
 from headrace.optim.plateau import Plateau
-from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, Schedule, ScheduleConfig
+from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, Rates, Schedule, ScheduleConfig, set_rates
 
 TOTAL = 40
 Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
@@ -160,6 +160,7 @@ def test_only_schedules_that_follow_validation_have_state() -> None:
         ({"name": "plateau", "options": {"factor": 1.0}}, "between 0 and 1"),
         ({"name": "plateau", "options": {"end": -1e-9}}, "end must be a number of at least 0"),
         ({"name": "linear", "options": {"end": -0.1}}, "end must be a number of at least 0"),
+        ({"name": "polynomial", "options": {"power": 0.0}}, "power must be above 0"),
         ({"name": "polynomial", "options": {"end": math.nan}}, "end must be a number of at least 0"),
         ({"name": "cosine", "options": {"end": math.inf}}, "end must be a number of at least 0"),
         ({"name": "inverse_sqrt", "options": {"timescale": -5}}, "timescale must be a number of at least 0"),
@@ -170,3 +171,16 @@ def test_only_schedules_that_follow_validation_have_state() -> None:
 def test_mistakes_are_told(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         ScheduleConfig(**settings)
+
+
+def test_rates_scale_what_groups_began_with_and_set_the_momentum_of_rules_that_have_one() -> None:
+    params = [torch.nn.Parameter(torch.zeros(1)) for _ in range(3)]
+    sgd = torch.optim.SGD([{"params": params[:1], "lr": 0.2, "momentum": 0.5}, {"params": params[1:2]}], lr=0.4)
+    adam = torch.optim.Adam(params[2:], lr=0.1, betas=(0.9, 0.99))
+    for factor, momentum in ((0.5, None), (0.25, 0.8), (1.0, 0.7)):
+        for optimizer in (sgd, adam):
+            set_rates(optimizer, Rates(factor, momentum))
+        assert [group["lr"] for group in sgd.param_groups] == [0.2 * factor, 0.4 * factor]
+        assert [group["momentum"] for group in sgd.param_groups] == [momentum or 0.5, 0.0]
+        assert adam.param_groups[0]["lr"] == 0.1 * factor
+        assert adam.param_groups[0]["betas"] == (momentum or 0.9, 0.99) and "momentum" not in adam.param_groups[0]
