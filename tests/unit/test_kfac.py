@@ -395,6 +395,7 @@ def test_a_layer_that_is_never_called_takes_the_fallback_and_a_resumed_run_knows
             saved = copy.deepcopy(b.state_dict())
             b = optim.create("kfac", half.model, fallback="adamw", fallback_lr=0.02)
             b.load_state_dict(saved)
+            assert b.state_dict()["left"] == ["factors"]
         whole.step(a, ids)
         half.step(b, ids)
         adam.grad = whole.model.get_parameter("factors.weight").grad

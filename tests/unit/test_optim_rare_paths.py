@@ -33,7 +33,7 @@ from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inver
 from headrace.optim.shampoo import _over_tensors
 from headrace.optim.trust_ratio import excluded
 from headrace.testing.optim_exam import make
-from headrace.testing.problems import least_squares, perceptron
+from headrace.testing.problems import Problem, least_squares, perceptron, squared_errors
 
 RULES = [
     name
@@ -350,6 +350,32 @@ def test_lbfgs_forgets_pairs_that_lead_upwards() -> None:
     state["rho"][-1] = math.nan
     problem.step(lbfgs, rows)
     assert lbfgs.last["pairs"] == 0 and len(state["s"]) == 1
+
+
+def test_lbfgs_forgets_pairs_whose_direction_led_nowhere() -> None:
+    problem = least_squares(16, 3, condition=10.0)
+    lbfgs = optim.create("lbfgs", problem.model, line_search="none", max_trials=2)
+    rows = torch.arange(16)
+    for _ in range(2):
+        problem.step(lbfgs, rows)
+    state = next(iter(lbfgs.state.values()))
+    assert len(state["s"]) == 2
+    before = [p.detach().clone() for p in problem.model.parameters()]
+    lbfgs.param_groups[0]["lr"] = 1e300  # the loss there is infinite, also after a tenth of it
+    problem.step(lbfgs, rows)
+    assert not state["s"] and all(torch.equal(p, q) for p, q in zip(problem.model.parameters(), before, strict=True))
+
+
+def test_hessian_free_damps_more_where_conjugate_gradients_find_nothing() -> None:
+    """At a minimum nothing is below q(0); a gradient that only rounding left is no reason to trust the model more."""
+    model = nn.Linear(3, 1, bias=False).double()
+    with torch.no_grad():
+        model.weight.zero_()
+    problem = Problem(model, torch.eye(3, dtype=torch.float64), torch.zeros(3, 1, dtype=torch.float64), squared_errors)
+    optimizer = optim.create("hessian_free", model, damping=0.4)
+    problem.step(optimizer, torch.arange(3))
+    state = next(iter(optimizer.state.values()))
+    assert state["damping"] == pytest.approx(0.6) and not model.weight.any()
 
 
 def test_masters_are_an_optimizer_of_torch() -> None:
