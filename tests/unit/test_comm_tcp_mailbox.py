@@ -394,3 +394,23 @@ def test_what_was_sent_arrives_though_its_sender_closes_at_once() -> None:
         return [m.head for m in found if m and bool((m.body == m.head).all())], told
 
     assert on_ranks(2, fn)[1] == (list(range(20)), "rank 0 closed its mailbox")
+
+
+def test_a_rank_that_left_is_heard_to_its_end_though_others_have_heard_of_it_before() -> None:
+    """Rank 1's last message to rank 0 is slow; rank 2 knows long before that rank 1 is gone."""
+
+    def fn(c: Any) -> Any:
+        box = tcp_mailbox(c)
+        if c.rank == 1:
+            frames = box._peers[0]._frames
+            send = frames.send_bytes
+            frames.send_bytes = lambda body: (time.sleep(0.3), send(body))  # type: ignore[method-assign]
+            box.send(0, "a", "last")
+            box.close()
+            return None
+        told = [message.kind] if c.rank == 0 and (message := box.receive("a", 20.0)) else []
+        return [*told, ends(lambda: box.receive("a", 20.0)), ends(lambda: box.send(2 - c.rank, "a", "x"))]
+
+    left, _, right = on_ranks(3, fn)
+    assert left == ["last", *["rank 1 closed its mailbox"] * 2]
+    assert right == ["rank 1 closed its mailbox"] * 2

@@ -90,6 +90,7 @@ class TcpMailbox:
         self._key, self.limits = key, limits
         self.boxes = Boxes(limits.inbox_bytes)
         self._peers: dict[int, _Peer] = {}
+        self._ended: tuple[str, int] | None = None
         self._changed = threading.Condition()
         self._session = secrets.token_hex(16)
         self._known = threading.Event()
@@ -128,8 +129,9 @@ class TcpMailbox:
 
     def close(self) -> None:
         """See `Mailbox.close`; what was sent before is still written, for `linger_s` at most."""
+        reason, origin = self._ended or (f"rank {self.rank} closed its mailbox", self.rank)
         self.boxes.fail("this mailbox was closed")
-        self._leave(f"rank {self.rank} closed its mailbox")
+        self._leave(reason, origin)
         deadline = time.monotonic() + self.limits.linger_s
         for peer in list(self._peers.values()):
             peer.writer.join(max(deadline - time.monotonic(), 0.0))
@@ -140,12 +142,20 @@ class TcpMailbox:
         """End for this rank, and by that for all; the first reason stays."""
         if self.boxes.reason is None:
             self.boxes.fail(reason)
-            self._leave(reason)
+            self._leave(reason, self.rank)
 
-    def _leave(self, reason: str) -> None:
-        """Tell the peers after all that was sent before."""
+    def end(self, reason: str, origin: int) -> None:
+        """End for this rank because `origin` left. The others hear that from `origin` itself, after what it sent them:
+        from here it could come before."""
+        self._ended = self._ended or (reason, origin)
+        self.boxes.fail(reason)
         for peer in list(self._peers.values()):
-            peer.bye(json.dumps(["", "", reason, _BYE]).encode())
+            peer.wake()
+
+    def _leave(self, reason: str, origin: int) -> None:
+        """Tell the peers after all that was sent before: why, and who began."""
+        for peer in list(self._peers.values()):
+            peer.bye(json.dumps(["", "", [reason, origin], _BYE]).encode())
 
     def _connect(self, everyone: list[list[Any]]) -> None:
         if len({max_body for *_, max_body in everyone}) > 1:
@@ -234,11 +244,16 @@ class _Peer:
         """Queue a message; waits for room."""
         nbytes = len(text) + body.numel()
         with self._changed:
-            self._changed.wait_for(lambda: self._over or self._has_room(nbytes))
-            if self._over:
+            self._changed.wait_for(lambda: self._is_over() or self._has_room(nbytes))
+            if self._is_over():
                 raise CollectiveError(self._mailbox.boxes.reason or f"rank {self._rank} is gone")
             self._queue.append((text, body))
             self._waiting += nbytes
+            self._changed.notify_all()
+
+    def wake(self) -> None:
+        """Who waits for room looks anew at whether there is a way on."""
+        with self._changed:
             self._changed.notify_all()
 
     def bye(self, text: bytes) -> None:
@@ -256,6 +271,9 @@ class _Peer:
             self._queue.appendleft(None)
             self._changed.notify_all()
         self._frames.close()
+
+    def _is_over(self) -> bool:
+        return self._over or self._mailbox.boxes.reason is not None
 
     def _has_room(self, nbytes: int) -> bool:
         return not self._waiting or self._waiting + nbytes <= self._mailbox.limits.queue_bytes
@@ -286,7 +304,7 @@ class _Peer:
                 text = self._frames.receive_bytes()
                 box, kind, head, length = json.loads(text)
                 if length == _BYE:
-                    return self._lost(str(head))
+                    return self._told(*head)
                 message = Message(self._rank, str(kind), head, self._body(length))
                 self._mailbox.boxes.put(str(box), message, len(text) + length)
         except Exception as error:  # whatever it is (no memory, no JSON), nobody may wait for this thread
@@ -300,6 +318,12 @@ class _Peer:
         for begin in range(0, length, PIECE):
             self._frames.receive_into(view[begin : begin + PIECE])
         return body
+
+    def _told(self, reason: str, origin: int) -> None:
+        """This peer left; where another was why, that one's own last word is still to come."""
+        if origin == self._rank:
+            self._mailbox.end(str(reason), origin)
+        self.end()
 
     def _lost(self, reason: str) -> None:
         self._mailbox.fail(reason)  # first: the end of the connection is news to the other thread, and says less
