@@ -13,7 +13,7 @@ from bench.studies.task import DIVERGED, REFUSED, TABLES, TIME
 TUNING_SEED = 0
 COMPARED = ("adam", "kfac", "shampoo")  # second order beside Adam: tuned for the target, too
 # Of the metric; the last is the one that rules are compared by.
-TARGETS = {"mnist": (0.9, 0.95, 0.97), "criteo": (0.74, 0.76, 0.77), "cifar10": (0.35, 0.4, 0.45)}
+TARGETS = {"mnist": (0.9, 0.95, 0.97), "criteo": (0.75, 0.76, 0.765), "cifar10": (0.35, 0.4, 0.45)}
 
 
 def final_loss(line: Line) -> float | None:
