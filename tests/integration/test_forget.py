@@ -74,6 +74,7 @@ def one_line_less(source: Path, days: int) -> list[Path]:
     ]  # fmt: skip
 
 
+@pytest.mark.campaign
 def test_wrong_settings_then_the_right_ones(spark: SparkSession, lake: Path, tmp_path: Path) -> None:
     """The run names the remedy; it works; what was in quarantine is there no more; a third reading changes nothing."""
     one, two = one_line_less(tmp_path / "in", 2)
@@ -125,6 +126,7 @@ def test_one_file_of_a_batch_and_changed_content(spark: SparkSession, lake: Path
     assert sorted(row["key"] for row in table(lake, "bronze/criteo")) == [(2 << 40) + at for at in range(5)]
 
 
+@pytest.mark.campaign
 def test_forgetting_is_finished_by_the_next_run(
     spark: SparkSession, lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,6 +54,7 @@ def featurize(spark: SparkSession, lake: Path, **settings: Any) -> dict[str, Any
     return featurize_graph.run(spark, cfg, Report("featurize-graph", out=io.StringIO())).results
 
 
+@pytest.mark.campaign
 @pytest.mark.usefixtures("several_partitions")
 def test_ids_hold_where_the_names_would_be_sorted_again(
     spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch

@@ -37,7 +37,8 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.mark.parametrize("broken", ["edge_index.npy", pytest.param("more_edges.parquet", marks=pytest.mark.campaign)])
+@pytest.mark.campaign
+@pytest.mark.parametrize("broken", ["edge_index.npy", "more_edges.parquet"])
 def test_an_open_batch_of_arrays_is_finished_before_text(
     spark: SparkSession, lake: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:

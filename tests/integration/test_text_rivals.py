@@ -70,6 +70,7 @@ def judged(lake: Path) -> Any:
     return commit_metadata(path, latest_version(path))["judged"]
 
 
+@pytest.mark.campaign
 def test_a_batch_extracted_between_the_judges_read_and_its_commit_is_kept_and_judged(
     spark: SparkSession, lake: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,6 +61,6 @@ def test_a_peers_last_word_stays_the_reason_where_a_writer_was_waiting_for_it() 
         time.sleep(0.5 if len(calls) == 1 else 0.0)  # the other thread is faster
 
     box._peers[1]._frames.close = slowly  # type: ignore[method-assign]
-    frames.send_bytes(text("", "", "rank 2 failed: boom", -1))
-    assert ends(lambda: box.receive("a", 20)) == "rank 2 failed: boom"
+    frames.send_bytes(text("", "", ["rank 1 failed: boom", 1], -1))
+    assert ends(lambda: box.receive("a", 20)) == "rank 1 failed: boom"
     box.close()
