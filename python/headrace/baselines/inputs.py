@@ -14,7 +14,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -113,18 +113,25 @@ def look_at(batch: pa.RecordBatch, width: int) -> _Found:
     import pyarrow.compute as pc
 
     label, features = batch.column(0), batch.column(1)
-    found = _Found(rows=batch.num_rows)
-    numbers, counts = np.unique(label.to_numpy(zero_copy_only=False).astype(np.float64), return_counts=True)
-    whole = _whole(numbers)
-    found.labels = Counter(dict(zip(numbers[whole].tolist(), counts[whole].tolist(), strict=True)))
-    found.faults["label"] = int(counts[~whole].sum())
-    found.strange = tuple(numbers[~whole][:_SHOWN].tolist())
+    found = _of_labels(label.to_numpy(zero_copy_only=False).astype(np.float64))
     found.faults["no vector"] = features.null_count
     if batch.num_columns > 2:
         weights = batch.column(2).to_numpy(zero_copy_only=False).astype(np.float64)
         found.faults["weight"] = int(np.count_nonzero(~(weights >= 0) | np.isinf(weights)))
     _look_at_features(entries_of(features.filter(pc.is_valid(features))), width, found)
     return found
+
+
+def _of_labels(labels: _Numbers) -> _Found:
+    """So many rows, and what their labels are."""
+    numbers, counts = np.unique(labels, return_counts=True)
+    whole = _whole(numbers)
+    return _Found(
+        rows=len(labels),
+        labels=Counter(dict(zip(numbers[whole].tolist(), counts[whole].tolist(), strict=True))),
+        faults=Counter(label=int(counts[~whole].sum())),
+        strange=tuple(numbers[~whole][:_SHOWN].tolist()),
+    )
 
 
 def _whole(labels: _Numbers) -> npt.NDArray[np.bool_]:
@@ -202,7 +209,9 @@ def refuse_one_class(account: Account, column: str, split: str) -> None:
         raise UserError(f"{column}: all {account.rows:,} rows of {split} are of class {only}", "take rows of both")
 
 
-def check_columns(frame: DataFrame, encoding: Encoding, label: str = "label", split: str = "split") -> dict[str, Any]:
+def check_columns(
+    frame: DataFrame, encoding: Encoding, label: str = "label", split: str = "split"
+) -> dict[str, Account]:
     """Check a table of dense columns and category ids, all its splits in one pass.
 
     Args:
@@ -212,51 +221,64 @@ def check_columns(frame: DataFrame, encoding: Encoding, label: str = "label", sp
         split: the column that names the split.
 
     Returns:
-        By split that has rows, its Account.
+        By split that has rows.
 
     Raises:
         UserError: with column, what is wrong, rows.
     """
-    from pyspark.sql import functions as F
 
-    def count(condition: Any) -> Any:
-        return F.count(F.when(condition, 1))
+    def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
 
-    sums = [F.count(F.lit(1)).alias("rows")]
-    for name in encoding.columns:
-        value, size = F.col(name), encoding.sizes.get(name)
-        wrong = F.isnan(value) | (F.abs(value) == float("inf")) if size is None else (value < 0) | (value >= size)
-        sums += [count(value.isNull() | wrong).alias(f"bad_{name}")]
-        sums += [F.min(value).alias(f"low_{name}"), F.max(value).alias(f"high_{name}")]
-    grouped = frame.groupBy(split, F.col(label).cast("double").alias("_label")).agg(*sums).collect()
-    found: dict[str, list[Any]] = {}
-    for row in grouped:
-        found.setdefault(row[split], []).append(row)
-    return {name: _account(rows, encoding, label, name) for name, rows in found.items()}
+        found: dict[str, _Found] = {}
+        for batch in batches:
+            found = _merged(found, look_at_columns(batch, encoding))
+        yield pa.RecordBatch.from_arrays([pa.array([pickle.dumps(found)], pa.binary())], names=["found"])
+
+    parts = frame.select(split, label, *encoding.columns).mapInArrow(look, "found binary")
+    nothing: dict[str, _Found] = {}
+    total = parts.rdd.map(lambda row: pickle.loads(row[0])).treeAggregate(nothing, _merged, _merged)
+    return {name: _account(found, encoding, label, name) for name, found in total.items()}
 
 
-def _account(rows: list[Any], encoding: Encoding, label: str, split: str) -> Account:
-    """One split's account from its rows by label."""
-    total = _Found(rows=sum(row["rows"] for row in rows))
-    for row in rows:
-        total = total.add(_label(row["_label"], row["rows"]))
+def look_at_columns(batch: pa.RecordBatch, encoding: Encoding) -> dict[str, _Found]:
+    """What one Arrow batch shows by split: its columns are split, label, and those of the encoding."""
+    names = batch.column(0).to_numpy(zero_copy_only=False)
+    labels = batch.column(1).to_numpy(zero_copy_only=False).astype(np.float64)
+    columns = [each.to_numpy(zero_copy_only=False).astype(np.float64) for each in batch.columns[2:]]
+    cells = np.stack(columns, axis=1)
+    sizes = np.array([encoding.sizes.get(name, np.inf) for name in encoding.columns])
+    least = np.where(np.isinf(sizes), -np.inf, 0)
+    bad = ~np.isfinite(cells) | (cells < least) | (cells >= sizes)
+    return {
+        str(name): _of_columns(labels[names == name], cells[names == name], bad[names == name]) for name in set(names)
+    }
+
+
+def _of_columns(labels: _Numbers, cells: _Numbers, bad: npt.NDArray[np.bool_]) -> _Found:
+    found = _of_labels(labels)
+    found.low = np.where(bad, np.inf, cells).min(axis=0)
+    found.high = np.where(bad, -np.inf, cells).max(axis=0)
+    found.named = (~bad).sum(axis=0).astype(np.float64)
+    return found
+
+
+def _merged(one: dict[str, _Found], other: dict[str, _Found]) -> dict[str, _Found]:
+    return one | {name: one[name].add(found) if name in one else found for name, found in other.items()}
+
+
+def _account(total: _Found, encoding: Encoding, label: str, split: str) -> Account:
+    """One split's account."""
     _refuse_labels(label, total, split)
+    assert total.low is not None and total.high is not None and total.named is not None
     constants = []
-    for name in encoding.columns:
-        if bad := sum(row[f"bad_{name}"] for row in rows):
+    for at, name in enumerate(encoding.columns):
+        if bad := total.rows - int(total.named[at]):
             size = encoding.sizes.get(name)
             what = "NaN, infinite or missing" if size is None else f"no ids from 0 to {size - 1:,}"
             raise UserError(
                 f"{name}: {bad:,} of {total.rows:,} rows of {split} are {what}", "headrace featurize-ctr anew"
             )
-        if min(row[f"low_{name}"] for row in rows) == max(row[f"high_{name}"] for row in rows):
+        if total.low[at] == total.high[at]:
             constants.append(name)
     return Account(total.rows, _classes(total.labels), tuple(constants))
-
-
-def _label(value: float | None, rows: int) -> _Found:
-    """So many rows of one label, not yet counted as rows."""
-    number = float("nan") if value is None else value
-    if _whole(np.array([number]))[0]:
-        return _Found(labels=Counter({number: rows}))
-    return _Found(faults=Counter(label=rows), strange=(number,))

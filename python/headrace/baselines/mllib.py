@@ -25,7 +25,7 @@ _LINEAR = {
     "reg_param": 1e-4,
     "max_iter": 100,
     "tol": 1e-6,
-    "standardization": True,
+    "standardization": False,  # with it, rare categories would hardly be penalized at all
     "fit_intercept": True,
     "aggregation_depth": 2,
     "max_block_size_in_mb": 0.0,

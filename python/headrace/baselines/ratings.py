@@ -6,6 +6,7 @@ by item, and never left out without a word.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -164,7 +165,7 @@ def _by_seen(model: Any, kind: str, seen: DataFrame) -> list[tuple[int, DataFram
     counts = seen.groupBy(kind).agg(F.count(F.lit(1)).alias("n"))
     factors = model.userFactors if kind == "user" else model.itemFactors
     ids = factors.select(F.col("id").alias(kind)).join(counts, kind, "left").fillna(0, ["n"])
-    power = F.ceil(F.log(F.lit(float(_GROWTH)), F.greatest("n", F.lit(1)))).cast("int")
+    power = F.ceil(F.log(F.greatest("n", F.lit(1))) / math.log(_GROWTH)).cast("int")
     ids = ids.select(kind, "n", power.alias("power"))
     most = {row["power"]: row["most"] for row in ids.groupBy("power").agg(F.max("n").alias("most")).collect()}
     return [(most[power], ids.where(F.col("power") == power).select(kind)) for power in sorted(most)]

@@ -63,7 +63,7 @@ class Scorer:
         scored = self.model.transform(frame).select(
             label, *([weight] if weight else []), array_to_vector(F.array(self._score())).alias("score")
         )
-        weighted = {"weightCol": weight} if weight else {}
+        weighted: dict[str, Any] = {"weightCol": weight} if weight else {}
         fitted = LogisticRegression(featuresCol="score", labelCol=label, maxIter=100, tol=1e-9, **weighted).fit(scored)
         made = Calibration(float(fitted.coefficients[0]), float(fitted.intercept))
         return Scorer(self.model, self.spec, self.columns, made)
@@ -72,7 +72,7 @@ class Scorer:
         from pyspark.ml.functions import vector_to_array
         from pyspark.sql import functions as F
 
-        return vector_to_array("rawPrediction")[1] * F.lit(self.spec.raw_scale)
+        return vector_to_array(F.col("rawPrediction"))[1] * F.lit(self.spec.raw_scale)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def evaluate_classes(model: Any, frame: DataFrame, columns: Columns) -> dict[str
 
     scored = model.transform(frame).select(columns.label, "prediction", "probability").persist()
     try:
-        names = {"accuracy": "accuracy", "logloss": "logLoss", "f1": "f1"}
+        names: dict[str, Any] = {"accuracy": "accuracy", "logloss": "logLoss", "f1": "f1"}
         judge = MulticlassClassificationEvaluator(labelCol=columns.label)
         return {ours: float(judge.setMetricName(theirs).evaluate(scored)) for ours, theirs in names.items()}
     finally:

@@ -226,7 +226,7 @@ def _ranking(cfg: Config, data: _Ratings, model: Any, split: str, earlier: tuple
     from pyspark.sql import functions as F
 
     rows = data.of(split)
-    relevant = rows if data.implicit else rows.where(F.col("rating") >= cfg.liked)
+    relevant = rows if data.implicit else rows.where(F.col("rating") >= F.lit(cfg.liked))
     lists = recommend(model, "user", cfg.k, data.of(*earlier))
     return rank(lists, relevant.select("user", "item"), model.userFactors, cfg.k, cfg.cold_start)
 

@@ -131,10 +131,11 @@ def _fit(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset) -> 
 def _evaluator(data: Dataset) -> Any:
     from pyspark.ml.evaluation import BinaryClassificationEvaluator, MulticlassClassificationEvaluator
 
-    label, weight = data.columns.label, {"weightCol": data.columns.weight} if data.columns.weight else {}
+    read: dict[str, Any] = {"labelCol": data.columns.label}
+    read |= {"weightCol": data.columns.weight} if data.columns.weight else {}
     if data.binary:
-        return BinaryClassificationEvaluator(labelCol=label, numBins=0, **weight)  # 0: of all scores, not of bins
-    return MulticlassClassificationEvaluator(labelCol=label, metricName="logLoss", **weight)
+        return BinaryClassificationEvaluator(numBins=0, **read)  # 0: of all scores, not of bins
+    return MulticlassClassificationEvaluator(**read, **{"metricName": "logLoss"})
 
 
 def _evaluate(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset, fitted: Fitted, stage: Stage) -> None:

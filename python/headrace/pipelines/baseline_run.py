@@ -97,7 +97,7 @@ class BaselineRun:
         self._tracked(self._tracker.finish("FINISHED"))
 
     def _count_costs(self) -> None:
-        shuffled = self._shuffled.bytes()
+        shuffled = self._shuffled.total()
         costs: dict[str, float | None] = {"peak_memory_mb": round(self._memory.megabytes, 1)}
         costs["shuffled_mb"] = None if shuffled is None else round(shuffled / 1e6, 3)
         seconds = {stage.name: round(stage.seconds, 3) for stage in self.report.stages}

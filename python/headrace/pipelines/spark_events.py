@@ -58,7 +58,7 @@ class Shuffled:
         self._spark, self._file = spark, _log_file(spark)
         self._start = self._file.stat().st_size if self._file else 0
 
-    def bytes(self) -> int | None:
+    def total(self) -> int | None:
         """So many; None where there is no event log to read."""
         if self._file is None or not self._settled():
             return None
