@@ -38,7 +38,7 @@ def movielens(path: Path) -> Ratings:
     return {name: values[order] for name, values in columns.items()}
 
 
-def write_ratings(lake: Path, ratings: Ratings, **request: Any) -> Ratings:
+def write_ratings(lake: Path, ratings: Ratings, folds: int = 5, **request: Any) -> Ratings:
     """Write both tables: the last tenth by time tests, the tenth before validates; gives the rows with their split."""
     rows = len(ratings["user"])
     split = np.repeat(["train", "validation", "test"], [rows - 2 * (rows // 10), rows // 10, rows // 10])
@@ -50,11 +50,11 @@ def write_ratings(lake: Path, ratings: Ratings, **request: Any) -> Ratings:
             "rating": ratings["rating"].astype(np.float32),
             "weight": ratings.get("weight", np.ones(rows)).astype(np.float32),
             "timestamp": ratings["timestamp"].astype(np.int64),
-            "fold": (np.random.default_rng(0).permutation(rows) % 5).astype(np.int32),
+            "fold": (np.random.default_rng(0).permutation(rows) % folds).astype(np.int32),
             "split": split,
         }
     )
-    asked = {"dataset": "made", "folds": 5, "implicit": "none"} | request
+    asked = {"dataset": "made", "folds": folds, "implicit": "none"} | request
     _write(lake, "silver/ratings", table, "split", {"request": asked, "ids_version": 1})
     numbers = [("user", int(n)) for n in np.unique(ratings["user"])] + [
         ("item", int(n)) for n in np.unique(ratings["item"])

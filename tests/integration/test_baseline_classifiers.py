@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,14 +14,17 @@ import polars as pl
 import pytest
 from distributed.ctr_lake import SIZES, make_ctr_lake
 
-from headrace.baselines import BASELINES, CLASSIFIER, having
+from headrace.baselines import BASELINES, CLASSIFIER, Columns, having
+from headrace.baselines.inputs import check_vectors
 from headrace.baselines.spec import LOGISTIC
 from headrace.catalog.spec import load
+from headrace.errors import UserError
 from headrace.pipelines import baseline_classifier, baseline_logistic
-from headrace.pipelines.baseline_data import InputConfig
-from headrace.pipelines.baseline_settings import ModelOptions
+from headrace.pipelines.baseline_data import InputConfig, open_rows
+from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig
 from headrace.report import Report
 from headrace.train import metrics
+from headrace.train.spool import ENTRIES
 from headrace.train.tracking import TrackingConfig
 
 if TYPE_CHECKING:
@@ -123,3 +128,118 @@ def test_one_hot_and_buckets_without_collisions_give_the_same_model(spark: Spark
     assert hashed.results["objective"] == pytest.approx(exact.results["objective"], rel=1e-6)
     assert hashed.results["test_auc"] == pytest.approx(exact.results["test_auc"], abs=1e-4)
     assert few.results["objective"] > exact.results["objective"]
+
+
+def libsvm(path: Path, rows: int, seed: int, negative: str = "-1") -> Path:
+    """A file of rows with six features, of which the first decides and the last is always 1."""
+    rng = np.random.default_rng(seed)
+    x = np.round(rng.normal(size=(rows, 5)), 3)
+    y = np.where(rng.random(rows) < 1 / (1 + np.exp(-3 * x[:, 0])), "+1", negative)
+    cells = [" ".join(f"{at + 1}:{value}" for at, value in enumerate(row) if value) for row in x]
+    path.write_text("".join(f"{label} {row} 6:1\n" for label, row in zip(y, cells, strict=True)))
+    return path
+
+
+def test_libsvm_files_and_a_grid(spark: SparkSession, tmp_path: Path) -> None:
+    given = InputConfig(
+        libsvm=str(libsvm(tmp_path / "a", 400, 1)), libsvm_test=str(libsvm(tmp_path / "b", 100, 2)), negative=-1
+    )
+    tuning = TuningConfig(share=0.3, grid={"reg_param": [1e-3, 10.0], "elastic_net_param": [1.0]})
+    report = fit(spark, tmp_path, "lbfgs", input=given, tune="train_validation", tuning=tuning, seed=4)
+    told = report.results["tuning"]
+    assert told["metric"] == "areaUnderROC" and told["points"][0]["value"] > 0.85
+    assert told["points"][1]["value"] == 0.5  # so large a penalty leaves no weight
+    assert told["best"] == {"reg_param": 1e-3, "elastic_net_param": 1.0}
+    assert report.results["options"]["reg_param"] == 1e-3 and report.results["test_auc"] > 0.85
+    assert "1 features have one value in all training rows: features[5]" in report.warnings[0]
+    kept = [json.loads(line) for line in (Path(report.paths["run"]) / ENTRIES).read_text().splitlines()]
+    metrics_of = [entry["values"] for entry in kept if entry["op"] == "metrics"]
+    assert [values["tune/areaUnderROC"] for values in metrics_of if "tune/areaUnderROC" in values] == [
+        point["value"] for point in told["points"]
+    ]
+    assert {"test/auc", "costs/peak_memory_mb", "train/loss"} <= {name for values in metrics_of for name in values}
+    assert kept[0]["experiment"] == "headrace-ctr" and kept[-1]["status"] == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"libsvm": "a"}, r"label: \d+ of \d+ rows of train .*: -1\n.*--input.negative -1"),
+        ({"libsvm": "nowhere"}, "there is no such file"),
+        ({"libsvm": "broken"}, "broken is not in LIBSVM's format"),
+        ({"libsvm": "short", "libsvm_test": "a"}, "is not in LIBSVM's format"),
+    ],
+)
+def test_libsvm_files_that_cannot_be_read(
+    spark: SparkSession, tmp_path: Path, settings: dict[str, str], said: str
+) -> None:
+    libsvm(tmp_path / "a", 20, 1)
+    (tmp_path / "broken").write_text("1 1:0.5\n0 2:1 1:3\n")
+    (tmp_path / "short").write_text("1 1:0.5\n0 2:1\n" * 10)
+    given = InputConfig(**{name: str(tmp_path / file) for name, file in settings.items()})
+    with pytest.raises(UserError, match=f"(?s){said}"):
+        open_rows(spark, str(tmp_path), given, BASELINES["lbfgs"], 0, Report("baseline", out=io.StringIO()))
+
+
+def test_tables_of_vectors_of_three_classes_and_what_is_refused_of_them(spark: SparkSession, tmp_path: Path) -> None:
+    from pyspark.ml.linalg import Vectors
+    from pyspark.sql import functions as F
+
+    rows = []
+    for at in range(90):
+        x = [float(at % 3 == each) + (at % 7) / 10 for each in range(3)]
+        vector = Vectors.dense(x) if at % 2 else Vectors.sparse(3, [0, 1, 2], x)
+        rows.append((at % 3, vector, 1.0 + at % 2, "test" if at > 60 else "train"))
+    frame = spark.createDataFrame(rows, ["y", "x", "w", "part"]).coalesce(1)
+    table = str(tmp_path / "table")
+    frame.write.format("delta").save(table)
+    shared = {"features": "x", "label": "y", "split": "part", "delta": table}
+    report = fit(spark, tmp_path, "lbfgs", input=InputConfig(weight="w", **shared))
+    assert report.results["test_accuracy"] == 1.0 and "test_auc" not in report.results
+    assert report.results["table"] == f"{table}@0"
+
+    def refused(name: str = "lbfgs", **changes: Any) -> str:
+        given = InputConfig(**shared | changes)
+        with pytest.raises(UserError) as error:
+            open_rows(spark, str(tmp_path), given, BASELINES[name], 0, Report("baseline", out=io.StringIO()))
+        return str(error.value)
+
+    assert "classes go up to 2, and this model tells two apart" in refused("gbt")
+    assert "has no column 'z'" in refused(label="z")
+    assert "w: of type double, no vector" in refused(features="w")
+    assert "x: of type vector, no number" in refused(label="x")
+    assert "w: holds 1.0, 2.0" in refused(split="w")
+    only = str(tmp_path / "only")
+    frame.where(F.col("y") == 1).write.format("delta").save(only)
+    assert "rows of train are of class 1" in refused(delta=only)
+    new = str(tmp_path / "new")
+    frame.where((F.col("part") == "test") | (F.col("y") < 2)).write.format("delta").save(new)
+    assert "rows of test are of class 2, which no training row has" in refused(delta=new)
+
+
+def test_partitions_without_rows_are_nothing_special(spark: SparkSession) -> None:
+    rows = spark.createDataFrame([(0.0, [1.0, 2.0]), (1.0, [3.0, 2.0])], "label double, features array<double>")
+    found = check_vectors(rows.repartition(6), Columns(), 2, "train")
+    assert (found.rows, found.classes, found.constants) == (2, {0: 1, 1: 1}, ("features[1]",))
+    with pytest.raises(UserError, match="there are no rows of train"):
+        check_vectors(rows.limit(0), Columns(), 2, "train")
+
+
+def test_an_option_out_of_range_is_said_as_it_was_typed(spark: SparkSession, tmp_path: Path) -> None:
+    given = InputConfig(libsvm=str(libsvm(tmp_path / "a", 50, 1, "0")))
+    with pytest.raises(UserError, match=r"--model\.reg_param -1\.0 is out of range"):
+        fit(spark, tmp_path, "lbfgs", input=given, options={"reg_param": -1.0})
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / ENTRIES).read_text().splitlines()[-1])["status"] == "FAILED"
+
+
+@pytest.mark.timeout(600)
+def test_in_a_process_of_its_own_bytes_shuffled_are_counted(tmp_path: Path) -> None:
+    libsvm(tmp_path / "a", 200, 1, "0")
+    command = [sys.executable, "-m", "headrace.pipelines.cli", "baseline-logistic", "--lake", str(tmp_path / "lake")]
+    command += ["--input.libsvm", str(tmp_path / "a"), "--tracking.enabled", "false", "--model.max_iter", "5"]
+    command += ["--session.master", "local[2]", "--session.driver_memory", "1g"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=580, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads(done.stdout.splitlines()[-1])["results"]
+    assert results["shuffled_mb"] is not None and results["shuffled_mb"] > 0

@@ -135,5 +135,6 @@ ALS = BaselineSpec(
         "num_user_blocks": 10,
         "num_item_blocks": 10,
         "block_size": 4096,
+        "checkpoint_interval": 5,  # MLlib's 10 iterations between checkpoints can be deeper than a thread's stack
     },
 )

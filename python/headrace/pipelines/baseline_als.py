@@ -22,7 +22,7 @@ from headrace.catalog.spec import load
 from headrace.errors import UserError
 from headrace.features.split import SPLITS
 from headrace.options import known
-from headrace.pipelines.baseline_fit import Fitted, Tuning, fit
+from headrace.pipelines.baseline_fit import Tuning, fit
 from headrace.pipelines.baseline_run import BaselineRun
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig, check_model, search_of
 from headrace.train.tracking import TrackingConfig
@@ -128,17 +128,17 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     with BaselineRun(spark, cfg, NAME, report) as kept:
         kept.start({"model": NAME, "launcher": "spark", "input": name}, data.tables)
         with report.stage("train") as stage, _checkpoints(spark, cfg):
-            fitted = _fit(kept, cfg, data)
+            model = _fit(kept, cfg, data)
             stage.rows_in = stage.rows_out = data.accounts["train"].rows
         with report.stage("evaluate") as stage:
             judged = [split for split in SPLITS[1:] if split in data.accounts]
             for split in judged:
-                _evaluate(kept, cfg, data, fitted.model, split)
+                _evaluate(kept, cfg, data, model, split)
             stage.rows_in = stage.rows_out = sum(data.accounts[split].rows for split in judged)
         if cfg.recommend:
-            _recommend(spark, kept, cfg, data, fitted.model)
+            _recommend(spark, kept, cfg, data, model)
         with report.stage("record"):
-            kept.finish(fitted.model, {"table": name})
+            kept.finish({"table": name})
     kept.close()
     return report
 
@@ -178,13 +178,22 @@ def _as_read(frame: DataFrame, made_by: Mapping[str, Any], options: dict[str, An
 
 @contextlib.contextmanager
 def _checkpoints(spark: SparkSession, cfg: Config) -> Iterator[None]:
-    """Where factors are put down every ten iterations, so that the plan does not grow without end."""
+    """Where factors are put down every few iterations, so that the plan does not grow without end."""
+    before = spark.sparkContext.getCheckpointDir()
     with scratch(cfg.lake, "baseline-als") as place:
         spark.sparkContext.setCheckpointDir(place)
-        yield
+        try:
+            yield
+        finally:
+            if before is not None:  # Spark has no way to have none again
+                spark.sparkContext.setCheckpointDir(before)
 
 
-def _fit(kept: BaselineRun, cfg: Config, data: _Ratings) -> Fitted:
+def _fit(kept: BaselineRun, cfg: Config, data: _Ratings) -> Any:
+    """The model as it was saved: a fitted one drags all iterations since its last checkpoint behind it, and each use of
+    it would send their plan along."""
+    from pyspark.ml.recommendation import ALSModel
+
     estimator = create(NAME, seed=cfg.seed, **data.options)
     rows, tuning = data.of("train"), None
     if cfg.tune != "none":
@@ -197,7 +206,7 @@ def _fit(kept: BaselineRun, cfg: Config, data: _Ratings) -> Fitted:
         kept.report.say(
             f"  rows of users or items that a fold's training rows have not: {min(cold):,} to {max(cold):,}"
         )
-    return fitted
+    return ALSModel.load(kept.save(fitted.model))
 
 
 def _evaluate(kept: BaselineRun, cfg: Config, data: _Ratings, model: Any, split: str) -> None:

@@ -114,7 +114,8 @@ def run_classifier(spark: SparkSession, cfg: ClassifierConfig, name: str, shown:
         with report.stage("evaluate") as stage:
             _evaluate(kept, cfg, name, data, fitted, stage)
         with report.stage("record"):
-            kept.finish(fitted.model, data.about)
+            kept.save(fitted.model)
+            kept.finish(data.about)
     kept.close()
     return report
 

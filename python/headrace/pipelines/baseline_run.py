@@ -78,21 +78,24 @@ class BaselineRun:
             shown = [f"{name} {value:,.4f}" for name, value in event["metrics"].items() if isinstance(value, float)]
             self.report.say(f"{event['split']}: {', '.join(shown)}")
 
-    def finish(self, model: Any, about: Mapping[str, Any]) -> None:
-        """Save the model, count what it cost, write the reports, send all of it.
+    def save(self, model: Any) -> str:
+        """Save a model of spark.ml as the run's; gives the place as Spark takes it."""
+        folder = self.directory / "model"
+        model.write().save(folder.as_uri())
+        self.report.paths["model"] = str(folder)
+        return folder.as_uri()
+
+    def finish(self, about: Mapping[str, Any]) -> None:
+        """After the model was saved: count what it cost, write the reports, send all of it.
 
         Args:
-            model: of spark.ml.
             about: facts for the report besides settings and results.
         """
-        folder = self.directory / "model"
-        model.write().overwrite().save(folder.as_uri())
         self._count_costs()
         for text in warnings_of(self._last.get("test") or self._last.get("validation") or {}):
             self.report.warn(text)
         self._write_reports(dict(about) | {"headrace": __version__})
-        self._tracker.artifact(folder)
-        self.report.paths["model"] = str(folder)
+        self._tracker.artifact(self.directory / "model")
         self._ended = True
         self._tracked(self._tracker.finish("FINISHED"))
 
