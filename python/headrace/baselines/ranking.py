@@ -30,14 +30,14 @@ class Ranking:
     Args:
         k: length of the lists.
         users: that the means are over.
-        cold_users: users with something to find that the model does not know: with cold "count" among `users`, with an
-            empty list.
+        unknown_users: users with something to find that the model does not know: with cold "count" among `users`, with
+            an empty list.
         precision: at k; so are the others. None without users.
     """
 
     k: int
     users: int
-    cold_users: int
+    unknown_users: int
     precision: float | None = None
     recall: float | None = None
     ndcg: float | None = None
@@ -76,13 +76,13 @@ def _judged(joined: DataFrame, k: int, cold: str) -> Ranking:
     from pyspark.ml.evaluation import RankingEvaluator
     from pyspark.sql import functions as F
 
-    cold_users = joined.where("cold").count()
+    unknown = joined.where("cold").count()
     counted = joined.where(~F.col("cold")) if cold == "exclude" else joined
     users = counted.count()
     if not users:
-        return Ranking(k, users, cold_users)
+        return Ranking(k, users, unknown)
     judge = RankingEvaluator(k=k)
     figures: dict[str, Any] = {
         ours: float(judge.setMetricName(theirs).evaluate(counted)) for ours, theirs in _METRICS.items()
     }
-    return Ranking(k, users, cold_users, **figures)
+    return Ranking(k, users, unknown, **figures)
