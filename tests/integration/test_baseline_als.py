@@ -144,6 +144,8 @@ def test_implicit_preferences_take_the_tables_confidences(spark: SparkSession, l
     users, items = factors(report)
     assert min(float(x.min()) for x in (*users.values(), *items.values())) >= 0
     assert report.results["options"]["alpha"] == 1.0 and "test_rmse" not in report.results
+    test = zip(*(ratings[name][ratings["split"] == "test"].tolist() for name in ("user", "item")), strict=True)
+    assert report.results["test_cold"] == sum(user not in users or item not in items for user, item in test)
     expected = slow_ranking(
         slow_lists(report, ratings, ("train", "validation"), 10), of_split(ratings, "test", 0), 10, "exclude"
     )

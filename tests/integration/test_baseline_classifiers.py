@@ -166,8 +166,8 @@ def test_libsvm_files_and_a_grid(spark: SparkSession, tmp_path: Path) -> None:
     [
         ({"libsvm": "a"}, r"label: \d+ of \d+ rows of train .*: -1\n.*--input.negative -1"),
         ({"libsvm": "nowhere"}, "there is no such file"),
-        ({"libsvm": "broken"}, "broken is not in LIBSVM's format"),
-        ({"libsvm": "short", "libsvm_test": "a"}, "is not in LIBSVM's format"),
+        ({"libsvm": "broken"}, "broken: not in LIBSVM's format"),
+        ({"libsvm": "short", "libsvm_test": "a"}, "short, .*: not in LIBSVM's format"),
     ],
 )
 def test_libsvm_files_that_cannot_be_read(

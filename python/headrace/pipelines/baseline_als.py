@@ -212,15 +212,16 @@ def _fit(kept: BaselineRun, cfg: Config, data: _Ratings) -> Any:
 def _evaluate(kept: BaselineRun, cfg: Config, data: _Ratings, model: Any, split: str) -> None:
     """RMSE and ranking of one split, as one event; the test's figures are the run's."""
     earlier = SPLITS[: SPLITS.index(split)]
-    figures: dict[str, Any] = {"rows": data.accounts[split].rows}
-    if not data.implicit:
-        found = errors(model, data.of(split), data.accounts["train"].mean)
-        chosen = found.rmse_all if cfg.cold_start == "count" else found.rmse_warm
-        figures |= asdict(found) | {"rmse": chosen}
-        kept.report.say(
-            f"{split}: {found.cold:,} of {found.rows:,} rows are of a user ({found.cold_users:,}) or an item "
-            f"({found.cold_items:,}) that no training row has"
-        )
+    found = errors(model, data.of(split), data.accounts["train"].mean)
+    figures: dict[str, Any] = asdict(found)
+    warm, everything = figures.pop("rmse_warm"), figures.pop("rmse_all")
+    if not data.implicit:  # of a preference there is no error
+        chosen = everything if cfg.cold_start == "count" else warm
+        figures |= {"rmse": chosen, "rmse_warm": warm, "rmse_all": everything}
+    kept.report.say(
+        f"{split}: {found.cold:,} of {found.rows:,} rows are of a user ({found.cold_users:,}) or an item "
+        f"({found.cold_items:,}) that no training row has"
+    )
     ranking = _ranking(cfg, data, model, split, earlier)
     named = {"precision", "recall", "ndcg", "map"}
     figures |= {f"{name}_at_k" if name in named else name: value for name, value in asdict(ranking).items()}

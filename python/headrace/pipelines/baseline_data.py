@@ -25,6 +25,14 @@ if TYPE_CHECKING:
     from headrace.report import Report
 
 _CONSTANTS_NAMED = 10
+_SIGNS = (
+    "NumberFormatException",
+    "one-based and in ascending order",
+    "requirement failed",
+    "MatchError",
+    "ArrayIndexOutOfBounds",
+)
+"""What stands in Spark's errors of lines that are not in LIBSVM's format."""
 _NO_LIBSVM = "a line is `label index:value ...`, indices from 1 and rising"
 
 
@@ -140,18 +148,23 @@ def open_rows(
         made = _open_vectors(spark, cfg, seed, report)
     else:
         made = _open_ctr(spark, lake, cfg, spec, report)
-    refuse_one_class(made.accounts["train"], made.columns.label, "train")
-    if not made.binary and MULTICLASS not in spec.traits:
-        top = max(made.accounts["train"].classes)
-        raise UserError(f"{made.columns.label}: classes go up to {top}, and this model tells two apart",
-                        "baseline-logistic --solver lbfgs")  # fmt: skip
-    for name, account in made.accounts.items():
-        if strange := set(account.classes) - set(made.accounts["train"].classes):
-            rows = sum(account.classes[each] for each in strange)
-            raise UserError(f"{made.columns.label}: {rows:,} rows of {name} are of class {min(strange)}, which no "
-                            "training row has", "split the rows otherwise")  # fmt: skip
+    _refuse_classes(made, spec)
     _warn_of_constants(made.accounts["train"], report)
     return made
+
+
+def _refuse_classes(data: Dataset, spec: BaselineSpec) -> None:
+    """Refuse rows of one class, classes that no training row has, and more classes than the model tells apart."""
+    label, train = data.columns.label, data.accounts["train"]
+    refuse_one_class(train, label, "train")
+    for name, account in data.accounts.items():
+        if strange := set(account.classes) - set(train.classes):
+            rows = sum(account.classes[each] for each in strange)
+            raise UserError(f"{label}: {rows:,} rows of {name} are of class {min(strange)}, which no training row has",
+                            "split the rows otherwise")  # fmt: skip
+    if not data.binary and MULTICLASS not in spec.traits:
+        raise UserError(f"{label}: classes go up to {max(train.classes)}, and this model tells two apart",
+                        "baseline-logistic --solver lbfgs")  # fmt: skip
 
 
 def _warn_of_constants(account: Account, report: Report) -> None:
@@ -190,7 +203,7 @@ def _open_ctr(spark: SparkSession, lake: str, cfg: InputConfig, spec: BaselineSp
 def _open_vectors(spark: SparkSession, cfg: InputConfig, seed: int, report: Report) -> Dataset:
     """Rows with vectors, from files or a table."""
     columns = Columns(cfg.features, cfg.label, cfg.weight) if cfg.delta else Columns()
-    with _in_the_users_words(cfg.delta or cfg.libsvm), report.stage("open") as stage:
+    with _in_the_users_words(cfg), report.stage("open") as stage:
         tables = {}
         if cfg.delta:
             table = _pinned(cfg)
@@ -201,7 +214,7 @@ def _open_vectors(spark: SparkSession, cfg: InputConfig, seed: int, report: Repo
         width = _width(frames["train"], columns.features)
         stage.note = f"{name}: {width:,} features"
     accounts = {}
-    with _in_the_users_words(name), report.stage("check") as stage:
+    with _in_the_users_words(cfg), report.stage("check") as stage:
         for split, frame in frames.items():
             accounts[split] = check_vectors(frame, columns, width, split)
         stage.rows_in = stage.rows_out = sum(account.rows for account in accounts.values())
@@ -295,21 +308,19 @@ def _as_vectors(frame: DataFrame, features: str) -> DataFrame:
 
 
 @contextlib.contextmanager
-def _in_the_users_words(source: str) -> Iterator[None]:
-    """What Spark says of files it cannot read."""
+def _in_the_users_words(cfg: InputConfig) -> Iterator[None]:
+    """What Spark says of LIBSVM files that it cannot read."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        text = str(error)
+        text, files = str(error), ", ".join(filter(None, (cfg.libsvm, cfg.libsvm_test)))
+        if not files:
+            raise
         if "PATH_NOT_FOUND" in text:
-            raise UserError(
-                f"{source}: there is no such file", "check --input.libsvm and --input.libsvm_test"
-            ) from None
-        for sign in ("NumberFormatException", "one-based and in ascending order", "requirement failed", "MatchError",
-                     "ArrayIndexOutOfBounds"):  # fmt: skip
-            if sign in text:
-                line = next((line for line in text.splitlines() if sign in line), sign)
-                raise UserError(f"{source} is not in LIBSVM's format: {line.strip()[:200]}", _NO_LIBSVM) from None
+            raise UserError(f"{files}: there is no such file", "check --input.libsvm and --input.libsvm_test") from None
+        if sign := next((sign for sign in _SIGNS if sign in text), ""):
+            line = next(line for line in text.splitlines() if sign in line)
+            raise UserError(f"{files}: not in LIBSVM's format: {line.strip()[:200]}", _NO_LIBSVM) from None
         raise

@@ -31,6 +31,15 @@ class Fitted:
     options: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """Values by option, what judges, and how."""
+
+    grid: Mapping[str, Any]
+    evaluator: Any
+    search: Search
+
+
 def fit(
     run: BaselineRun, name: str, estimator: Any, rows: DataFrame, options: Mapping[str, Any], tuning: Tuning | None
 ) -> Fitted:
@@ -59,15 +68,6 @@ def fit(
         _tell_of_objective(run, made)
     run.report.results["options"] = made.options
     return made
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """Values by option, what judges, and how."""
-
-    grid: Mapping[str, Any]
-    evaluator: Any
-    search: Search
 
 
 def _tell_of_points(run: BaselineRun, found: Tuned) -> None:
