@@ -39,7 +39,8 @@ QUICK = {"max_iter": 15, "reg_param": 0.01, "factor_size": 2, "max_depth": 3}
 def fit(spark: SparkSession, lake: Path, name: str, **settings: Any) -> Report:
     """Run the verb that offers a baseline."""
     report = Report("baseline", out=io.StringIO())
-    quick = {option: value for option, value in QUICK.items() if option in BASELINES[name].defaults}
+    free = set(BASELINES[name].defaults) - set(settings.get("tuning", TuningConfig()).grid)
+    quick = {option: value for option, value in QUICK.items() if option in free}
     options = ModelOptions(options=quick | settings.pop("options", {}))
     shared = {"lake": str(lake), "model": options, "tracking": OFF} | settings
     if LOGISTIC in BASELINES[name].traits:
