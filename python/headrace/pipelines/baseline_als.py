@@ -263,7 +263,7 @@ def _ids(spark: SparkSession, cfg: Config, data: _Ratings) -> dict[str, DataFram
 
     metadata = data.tables["train"].metadata
     dataset = (metadata.get("request") or {}).get("dataset")
-    table = read(spark, load(IDS), cfg.lake, metadata.get("ids_version")).where(F.col("dataset") == dataset)
+    table = read(spark, load(IDS), cfg.lake, metadata.get("ids_version")).where(F.col("dataset") == F.lit(dataset))
     return {
         kind: table.where(F.col("kind") == kind).select(F.col("id").alias(kind), F.col("value").alias(f"{kind}_id"))
         for kind in KINDS

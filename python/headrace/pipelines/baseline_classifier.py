@@ -136,7 +136,7 @@ def _evaluator(data: Dataset) -> Any:
     read |= {"weightCol": data.columns.weight} if data.columns.weight else {}
     if data.binary:
         return BinaryClassificationEvaluator(numBins=0, **read)  # 0: of all scores, not of bins
-    return MulticlassClassificationEvaluator(**read, **{"metricName": "logLoss"})
+    return MulticlassClassificationEvaluator(**read | {"metricName": "logLoss"})
 
 
 def _evaluate(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset, fitted: Fitted, stage: Stage) -> None:
