@@ -23,7 +23,7 @@ from headrace.errors import UserError
 from headrace.features.split import SPLITS
 from headrace.options import known
 from headrace.pipelines.baseline_fit import Tuning, fit
-from headrace.pipelines.baseline_run import BaselineRun
+from headrace.pipelines.baseline_run import BaselineRun, Costs
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig, check_model, search_of
 from headrace.train.tracking import TrackingConfig
 
@@ -122,10 +122,18 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     """
     early(cfg)
     report.results |= {"model": NAME, "optimizer": None}
-    data = _open(spark, cfg, report)
-    name = str(data.tables["train"])
-    report.results["table"] = name
-    with BaselineRun(spark, cfg, NAME, report) as kept:
+    with Costs(spark) as costs:
+        data = _open(spark, cfg, report)
+        report.results["table"] = str(data.tables["train"])
+        kept = BaselineRun(cfg, NAME, report, costs, spark.sparkContext.defaultParallelism)
+        _run(spark, kept, cfg, data)
+    kept.close()
+    return report
+
+
+def _run(spark: SparkSession, kept: BaselineRun, cfg: Config, data: _Ratings) -> None:
+    report, name = kept.report, str(data.tables["train"])
+    with kept:
         kept.start({"model": NAME, "launcher": "spark", "input": name}, data.tables)
         with report.stage("train") as stage, _checkpoints(spark, cfg):
             model = _fit(kept, cfg, data)
@@ -139,8 +147,6 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
             _recommend(spark, kept, cfg, data, model)
         with report.stage("record"):
             kept.finish({"table": name})
-    kept.close()
-    return report
 
 
 def _open(spark: SparkSession, cfg: Config, report: Report) -> _Ratings:

@@ -18,7 +18,7 @@ from headrace.catalog.spec import load
 from headrace.options import known
 from headrace.pipelines.baseline_data import Dataset, InputConfig, check_input, open_rows
 from headrace.pipelines.baseline_fit import Fitted, Tuning, fit
-from headrace.pipelines.baseline_run import BaselineRun
+from headrace.pipelines.baseline_run import BaselineRun, Costs
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig, check_model, search_of
 from headrace.train.tracking import TrackingConfig
 
@@ -104,9 +104,18 @@ def run_classifier(spark: SparkSession, cfg: ClassifierConfig, name: str, shown:
     """Fit, judge and keep the baseline `name`, which the table of runs calls `shown`."""
     spec = BASELINES[name]
     report.results |= {"model": shown, "optimizer": name if name != shown else None}
-    data = open_rows(spark, cfg.lake, cfg.input, spec, cfg.seed, report)
-    report.results |= {"table": data.name, "features": data.width} | data.about
-    with BaselineRun(spark, cfg, shown, report) as kept:
+    with Costs(spark) as costs:
+        data = open_rows(spark, cfg.lake, cfg.input, spec, cfg.seed, report)
+        report.results |= {"table": data.name, "features": data.width} | data.about
+        kept = BaselineRun(cfg, shown, report, costs, spark.sparkContext.defaultParallelism)
+        _run(kept, cfg, name, data)
+    kept.close()
+    return report
+
+
+def _run(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset) -> None:
+    report, shown = kept.report, kept.report.results["model"]
+    with kept:
         kept.start({"model": shown, "solver": name, "launcher": "spark", "input": data.name}, data.tables)
         with report.stage("train") as stage:
             fitted = _fit(kept, cfg, name, data)
@@ -116,8 +125,6 @@ def run_classifier(spark: SparkSession, cfg: ClassifierConfig, name: str, shown:
         with report.stage("record"):
             kept.save(fitted.model)
             kept.finish(data.about)
-    kept.close()
-    return report
 
 
 def _fit(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset) -> Fitted:

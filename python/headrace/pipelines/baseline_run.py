@@ -29,39 +29,60 @@ if TYPE_CHECKING:
 SETTINGS = "baseline.yaml"
 
 
+class Costs:
+    """Memory and bytes shuffled of everything inside a `with`, the checks of the rows included.
+
+    Args:
+        spark: the session.
+    """
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._memory, self._shuffled = PeakMemory(), Shuffled(spark)
+
+    def __enter__(self) -> Costs:
+        self._memory.__enter__()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._memory.__exit__(*exc)
+
+    def figures(self) -> dict[str, float | None]:
+        """Until now; None where it is not known."""
+        shuffled = self._shuffled.total()
+        known = None if shuffled is None else round(shuffled / 1e6, 3)
+        return {"peak_memory_mb": round(self._memory.megabytes, 1), "shuffled_mb": known}
+
+
 class BaselineRun:
     """A context manager around all stages of a run.
 
     Args:
-        spark: the session.
         cfg: the verb's settings, with `lake` and `tracking`.
         name: of the model, in the run's id.
         report: where lines go.
+        costs: of the verb.
+        cores: tasks that Spark runs at once.
 
     Attributes:
         directory: of the run; its name is the run's id.
     """
 
-    def __init__(self, spark: SparkSession, cfg: Any, name: str, report: Report) -> None:
-        self.cfg, self.report = cfg, report
+    def __init__(self, cfg: Any, name: str, report: Report, costs: Costs, cores: int) -> None:
+        self.cfg, self.report, self._costs = cfg, report, costs
         self.directory = Path(cfg.lake).absolute() / "runs" / new_run_id(name)
         self.directory.mkdir(parents=True)
         (self.directory / SETTINGS).write_text(to_yaml(cfg), encoding="utf-8")
         self._log = EventLog(self.directory / "events.jsonl", report.warn)
         self._tracker = Tracker(cfg.tracking, cfg.lake, self.directory, report.warn)
-        self._memory, self._shuffled = PeakMemory(), Shuffled(spark)
         self._last: dict[str, dict[str, Any]] = {}
         self._ended = False
-        cores = spark.sparkContext.defaultParallelism
         report.results |= {"run_id": self.directory.name, "launcher": "spark", "cores": cores}
         report.paths["run"] = str(self.directory)
 
     def __enter__(self) -> BaselineRun:
-        self._memory.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
-        self._memory.__exit__(kind, *exc)
         if not self._ended:
             self._tracked(self._tracker.finish("FAILED" if kind else "KILLED"))
 
@@ -100,9 +121,7 @@ class BaselineRun:
         self._tracked(self._tracker.finish("FINISHED"))
 
     def _count_costs(self) -> None:
-        shuffled = self._shuffled.total()
-        costs: dict[str, float | None] = {"peak_memory_mb": round(self._memory.megabytes, 1)}
-        costs["shuffled_mb"] = None if shuffled is None else round(shuffled / 1e6, 3)
+        costs = self._costs.figures()
         seconds = {stage.name: round(stage.seconds, 3) for stage in self.report.stages}
         costs["train_seconds"] = seconds.get("train")
         self.report.results |= costs
