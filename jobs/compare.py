@@ -1,4 +1,4 @@
-"""Runs beside each other: quality against seconds and bytes: `spark-submit jobs/compare.py --help`."""
+"""Runs beside each other: quality against seconds, memory and bytes: `spark-submit jobs/compare.py --help`."""
 
 from headrace.pipelines.cli import job
 

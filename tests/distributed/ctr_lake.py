@@ -13,6 +13,7 @@ from deltalake import CommitProperties, write_deltalake
 
 from headrace.catalog.spec import load
 from headrace.pipelines import train_ctr
+from headrace.pipelines.ctr_splits import pin_splits
 from headrace.pipelines.train_config import LoopSettings, ModelConfig, TrackingConfig
 from headrace.report import Report
 from headrace.train.job import TrainJob
@@ -53,7 +54,7 @@ def small_config(lake: Path, **changes: Any) -> train_ctr.Config:
 def small_job(cfg: train_ctr.Config, directory: Path, **changes: Any) -> TrainJob:
     """What the ranks of a run run, to be launched without the driver's part of it."""
     with Report("train-ctr", progress="none").stage("pin") as stage:
-        tables = train_ctr.pin_splits(cfg, stage)
+        tables = pin_splits(cfg.lake, cfg.table_version, stage)
     directory.mkdir()
     return dataclasses.replace(train_ctr.make_job(cfg, tables, directory), **changes)
 

@@ -14,10 +14,11 @@ from headrace.pipelines import cli
 from headrace.pipelines.compare import table
 
 
-def write_run(lake, name, **results):
+def write_run(lake, name, stages=(), **results):
     folder = lake / "runs" / name
     folder.mkdir(parents=True)
-    (folder / "report.json").write_text(json.dumps({"verb": "train-ctr", "results": results}))
+    told = [{"name": stage, "seconds": seconds} for stage, seconds in stages]
+    (folder / "report.json").write_text(json.dumps({"verb": "train-ctr", "stages": told, "results": results}))
 
 
 def test_help_lists_every_verb_and_a_typo_names_the_nearest(capsys):
@@ -92,7 +93,27 @@ def test_an_unexpected_error_keeps_its_trace_in_a_file(tmp_path, capsys, monkeyp
     assert shown.count("\n") == 2
 
 
-def test_a_run_without_a_figure_shows_a_dash():
-    lines = table([{"run_id": "a", "test_auc": 0.5}]).splitlines()
-    assert lines[1].split()[0] == "a"
-    assert lines[1].split().count("-") == 9
+def test_a_run_without_a_figure_shows_a_dash_and_a_figure_of_no_run_is_left_out():
+    lines = table([{"run_id": "a", "test_auc": 0.5}, {"run_id": "b", "test_rmse": 0.9}]).splitlines()
+    assert lines[0].split("  ")[0].strip() == "run" and "logloss" not in lines[0]
+    assert lines[1].split() == ["a", "0.5000", "-"]
+    assert lines[2].split() == ["b", "-", "0.9000"]
+
+
+def test_deep_models_and_baselines_stand_in_one_table_and_one_picture(tmp_path, capsys):
+    write_run(
+        tmp_path, "a", model="deepfm", optimizer="adam", ranks=2, test_auc=0.7, train_seconds=9.0, megabytes_sent=3.0
+    )
+    baseline = {"model": "logistic", "optimizer": "lbfgs", "test_auc": 0.71, "train_seconds": 4.0, "shuffled_mb": 0.5}
+    write_run(tmp_path, "b", stages=[("pin", 1.0), ("train", 4.0)], peak_memory_mb=900.0, **baseline)
+    write_run(tmp_path, "c", model="als", test_rmse=0.93, test_ndcg_at_k=0.2, stages=[("train", 2.0), ("train", 1.5)])
+    assert cli.main(["compare", str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    lines = shown.err.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["b", "a", "c"]
+    assert "pin 1.0, train 4.0" in lines[1] and "train 3.5" in lines[3] and " 900 " in lines[1]
+    assert (tmp_path / "runs" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    assert cli.main(["compare", str(tmp_path), "--sort", "test_rmse"]) == 0
+    assert capsys.readouterr().err.splitlines()[1].split()[0] == "c"
+    assert cli.main(["compare", str(tmp_path), "--sort", "stages"]) == 0
+    assert capsys.readouterr().err.splitlines()[1].split()[0] == "c"

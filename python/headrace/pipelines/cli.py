@@ -61,6 +61,13 @@ VERBS = {
     "propagate-graph": Verb("propagate_graph", "propagated features (SGC, SIGN) -> gold/graph_hops"),
     "rank-graph": Verb("rank_graph", "PageRank and connected components -> gold/graph_ranks"),
     "train-ctr": Verb("train_ctr", "silver/ctr -> Petastorm -> ranks -> a model in MLflow"),
+    "baseline-logistic": Verb(
+        "baseline_logistic", "logistic regression on Spark: same rows, metrics, MLflow as train-ctr"
+    ),
+    "baseline-classifier": Verb(
+        "baseline_classifier", "MLlib's linear SVM, factorization machine, boosted trees: the same"
+    ),
+    "baseline-als": Verb("baseline_als", "silver/ratings -> ALS -> recommendations for users and items, RMSE, NDCG"),
     "score-ctr": Verb("score_ctr", "a trained model over bronze or raw rows -> gold/ctr_predictions"),
     "rows": Verb("rows", "what became of one input file's rows"),
     "forget": Verb("forget", "files out of the lake again, to be read anew; an open batch given up"),
@@ -72,7 +79,7 @@ VERBS = {
     "codecs": Verb("codecs", "how gradients can be compressed: what is sent, bits, error, options", spark=False),
     "optimizers": Verb("optimizers", "what can train a model: rules, state, options", spark=False),
     "maintain": Verb("maintain", "table care: join small files, list or remove old ones, statistics"),
-    "compare": Verb("compare", "runs beside each other: quality against seconds and bytes", spark=False),
+    "compare": Verb("compare", "runs beside each other: quality against seconds, memory and bytes", spark=False),
     "sync-runs": Verb("sync_runs", "send to the tracking store what it missed while it was down", spark=False),
 }
 
@@ -162,21 +169,23 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 def _with_spark(module: ModuleType, config: dict[str, Any], report: Report) -> Report:
     """Run under Spark; what a module's `early(config)` refuses is refused before Spark takes its seconds to start."""
+    from headrace.pipelines.spark_events import event_log
     from headrace.session import build_session
 
     if hasattr(module, "early"):
         module.early(config[""])
     session = config["session"]
-    conf = dict(session.conf)
-    if session.driver_memory:
-        conf["spark.driver.memory"] = session.driver_memory
     slots = module.slots(config[""]) if hasattr(module, "slots") else 0
-    spark = build_session(f"headrace {report.verb}", master=session.master, conf=conf, slots=slots)
-    try:
-        result: Report = module.run(spark, config[""], report)
-        return result
-    finally:
-        spark.stop()
+    with event_log(getattr(module, "MEASURED", False)) as conf:
+        conf |= session.conf
+        if session.driver_memory:
+            conf["spark.driver.memory"] = session.driver_memory
+        spark = build_session(f"headrace {report.verb}", master=session.master, conf=conf, slots=slots)
+        try:
+            result: Report = module.run(spark, config[""], report)
+            return result
+        finally:
+            spark.stop()
 
 
 def _positional(module: ModuleType, argv: Sequence[str]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Training runs beside each other: quality against seconds and bytes, as a table and a picture."""
+"""Runs beside each other, deep models and baselines: quality against seconds, memory and bytes, as a table and a
+picture."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from headrace.errors import UserError
+from headrace.pipelines.compare_figure import draw
 from headrace.report import Report
 
 POSITIONAL = ("lake",)
@@ -26,22 +28,29 @@ _COLUMNS = (
     _Column("launcher", "launcher", "{}"),
     _Column("ranks", "ranks", "{}"),
     _Column("test AUC", "test_auc", "{:.4f}"),
+    _Column("RMSE", "test_rmse", "{:.4f}"),
+    _Column("NDCG@k", "test_ndcg_at_k", "{:.4f}"),
     _Column("logloss", "test_logloss", "{:.4f}"),
     _Column("NE", "test_ne", "{:.4f}"),
     _Column("seconds", "train_seconds", "{:.1f}"),
     _Column("rows/s", "rows_per_s", "{:,.0f}"),
+    _Column("peak MB", "peak_memory_mb", "{:,.0f}"),
     _Column("sent MB a rank", "megabytes_sent", "{:,.1f}"),
+    _Column("shuffled MB", "shuffled_mb", "{:,.1f}"),
+    _Column("seconds by stage", "stages", "{}"),
 )
+_MORE_IS_BETTER = ("test_auc", "test_ndcg_at_k", "rows_per_s")
 
 
 @dataclass(kw_only=True)
 class Config:
-    """Compare the training runs of a lake.
+    """Compare the runs of a lake, of train-ctr and of baselines.
 
     Args:
         lake: the lake's folder.
         runs: runs to compare, separated by commas; all that ended by default.
-        sort: the column to sort by, best first: test_auc, test_logloss, train_seconds or megabytes_sent.
+        sort: the column to sort by, best first: test_auc, test_rmse, test_logloss, train_seconds, peak_memory_mb,
+            megabytes_sent, shuffled_mb or another one.
         picture: where to write the picture; <lake>/runs/compare.png by default.
     """
 
@@ -60,19 +69,25 @@ def run(spark: None, cfg: Config, report: Report) -> Report:
     rows.sort(key=lambda row: _order(row, cfg.sort))
     report.say(table(rows))
     picture = Path(cfg.picture or Path(cfg.lake) / "runs" / "compare.png")
-    _draw(rows, picture)
+    draw(rows, picture)
     report.results["runs"] = rows
     report.paths["picture"] = str(picture)
     return report
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The runs as lines of text; a figure that a run has not is a dash."""
-    cells = [[column.title for column in _COLUMNS]]
+    """The runs as lines of text; a figure that a run has not is a dash, one that no run has is left out."""
+    shown = [c for c in _COLUMNS if c.key == "run_id" or any(row.get(c.key) is not None for row in rows)]
+    cells = [[column.title for column in shown]]
     for row in rows:
-        cells.append([c.format.format(row[c.key]) if row.get(c.key) is not None else "-" for c in _COLUMNS])
-    widths = [max(len(line[i]) for line in cells) for i in range(len(_COLUMNS))]
+        cells.append([c.format.format(_told(row[c.key])) if row.get(c.key) is not None else "-" for c in shown])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(shown))]
     return "\n".join("  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)) for line in cells)
+
+
+def _told(value: Any) -> Any:
+    """Seconds by stage in a line."""
+    return ", ".join(f"{name} {seconds:.1f}" for name, seconds in value.items()) if isinstance(value, dict) else value
 
 
 def _load(lake: Path, wanted: list[str] | None, report: Report) -> list[dict[str, Any]]:
@@ -84,7 +99,7 @@ def _load(lake: Path, wanted: list[str] | None, report: Report) -> list[dict[str
     rows = []
     for run in wanted or found:
         try:
-            rows.append(json.loads(found[run].read_text(encoding="utf-8"))["results"] | {"run_id": run})
+            rows.append(_row(json.loads(found[run].read_text(encoding="utf-8")), run))
         except (OSError, ValueError, KeyError, TypeError) as error:
             report.warn(f"{found[run]} is no report of a run and is left out: {type(error).__name__}: {error}")
     if not rows:
@@ -92,35 +107,19 @@ def _load(lake: Path, wanted: list[str] | None, report: Report) -> list[dict[str
     return rows
 
 
+def _row(report: dict[str, Any], run: str) -> dict[str, Any]:
+    """A run's results, with its seconds by stage in the order they went."""
+    seconds: dict[str, float] = {}
+    for stage in report.get("stages", []):
+        seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + float(stage["seconds"])
+    return report["results"] | {"run_id": run, "stages": seconds or None}
+
+
 def _order(row: dict[str, Any], key: str) -> tuple[bool, Any]:
-    """Runs without the figure come last; of an AUC, a rate or a name more is better, of the rest less."""
+    """Runs without the figure come last; of some figures more is better, of the rest, and of names, less."""
     value = row.get(key)
     if value is None:
         return True, 0
-    return False, -value if key in ("test_auc", "rows_per_s") else value
-
-
-def _draw(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    costs = (("train_seconds", "seconds"), ("megabytes_sent", "MB sent by a rank"))
-    for axis, (key, label) in zip(axes, costs, strict=True):
-        for row in rows:
-            if row.get(key) is None or row.get("test_auc") is None:
-                continue
-            axis.plot(row[key], row["test_auc"], "o")
-            name = f"{row.get('model', '')} x{row.get('ranks', 1)}"
-            axis.annotate(name, (row[key], row["test_auc"]), textcoords="offset points", xytext=(5, 5), fontsize=8)
-        axis.set_xlabel(label)
-        axis.margins(x=0.25, y=0.1)  # room for the names
-        axis.set_xlim(left=0)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test AUC")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    if key in _MORE_IS_BETTER:
+        return False, -value
+    return False, sum(value.values()) if isinstance(value, dict) else value

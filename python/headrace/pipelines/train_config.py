@@ -6,8 +6,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import secrets
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,11 +255,6 @@ def from_dict(cls: type[Any], values: dict[str, Any]) -> Any:
             value = from_dict(type(nested), value)
         made[name] = value
     return cls(**made)
-
-
-def new_run_id(model: str) -> str:
-    """Sorts by time; not to be guessed twice in a second."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{model}-{secrets.token_hex(2)}"
 
 
 def find_run(lake: str, resume: str) -> Path:

@@ -18,8 +18,9 @@ from headrace.catalog.pinned import PinnedTable, pin
 from headrace.catalog.spec import load
 from headrace.config import to_yaml
 from headrace.errors import UserError
-from headrace.features.split import format_days
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
+from headrace.pipelines.ctr_splits import pin_splits, require_table, sizes_of
+from headrace.pipelines.run_ids import new_run_id
 from headrace.pipelines.train_checks import check_together
 from headrace.pipelines.train_config import (
     AggregationConfig,
@@ -33,7 +34,6 @@ from headrace.pipelines.train_config import (
     StrategyConfig,
     TrackingConfig,
     find_run,
-    new_run_id,
     resumed,
 )
 from headrace.pipelines.train_exchange import tell_of_exchange
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
     from headrace.train.fit_config import FitConfig
     from headrace.train.job import TrainJob
 
-SPLITS = ("train", "validation", "test")
 _STOPPED = 143
 _USERS = re.compile(r"^headrace\.[\w.]+: (?P<problem>.*?)(?:\n  -> (?P<remedy>[^\n]*))?\s*\Z", re.M | re.S)
 
@@ -120,7 +119,7 @@ def early(cfg: Config) -> None:
     """
     directory = find_run(cfg.lake, cfg.resume) if cfg.resume else None
     check(resumed(cfg, directory) if directory else cfg)
-    require_table(cfg)
+    require_table(cfg.lake)
 
 
 def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
@@ -134,7 +133,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     cfg = resumed(cfg, directory) if directory else cfg
     check(cfg)
     with report.stage("pin") as stage:
-        tables = pin_splits(cfg, stage)
+        tables = pin_splits(cfg.lake, cfg.table_version, stage)
     cfg.table_version = tables["train"].version
     cfg.train.batch_size = cfg.train.batch_size or automatic_batch(tables["train"].rows, cfg.data.lanes)
     cfg.threads = cfg.threads or max(1, (os.cpu_count() or 1) // cfg.ranks)
@@ -183,40 +182,6 @@ def check(cfg: Config) -> None:
         )
     fit_config(cfg)
     check_together(cfg)
-
-
-def require_table(cfg: Config) -> None:
-    """Refuse a lake without silver/ctr.
-
-    Raises:
-        UserError: with the command that makes it.
-    """
-    if "://" not in cfg.lake and not os.path.isdir(load("silver/ctr").path(cfg.lake)):
-        raise UserError(f"there is no silver/ctr in --lake {cfg.lake}", f"headrace featurize-ctr --lake {cfg.lake}")
-
-
-def pin_splits(cfg: Config, stage: Any) -> dict[str, PinnedTable]:
-    """The three splits of one version of silver/ctr.
-
-    Raises:
-        UserError: no table, no training rows in it, or days that are still to come.
-    """
-    spec = load("silver/ctr")
-    require_table(cfg)
-    first = pin(spec, cfg.lake, cfg.table_version, {"split": "train"})
-    if days := first.metadata.get("unfinished"):
-        raise UserError(
-            f"{first} is unfinished: day {format_days(days)} is still to come",
-            "run the same headrace featurize-ctr again, or name an earlier version: --table_version",
-        )
-    tables = {"train": first} | {s: pin(spec, cfg.lake, first.version, {"split": s}) for s in SPLITS[1:]}
-    stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
-    stage.note = f"{first}: " + ", ".join(f"{name} {table.rows:,}" for name, table in tables.items())
-    if not first.rows:
-        raise UserError(
-            f"{first} has no training rows", "headrace featurize-ctr with --split.train naming a day with rows"
-        )
-    return tables
 
 
 def automatic_batch(rows: int, lanes: int) -> int:
@@ -294,14 +259,10 @@ def _model_settings(cfg: Config, table: PinnedTable) -> dict[str, Any]:
     """Arguments of `models.create` as JSON."""
     from headrace.train.statistics import dense_statistics
 
-    sizes = table.metadata.get("cardinalities")
-    if not sizes:
-        raise UserError(f"{table} does not say how many ids its columns have", "write it with headrace featurize-ctr")
     tensors = {tensor.name: tensor.columns for tensor in table.spec.tensors}
     options = dataclasses.asdict(cfg.model)
     mean, std = dense_statistics(table) if options.pop("standardize") else (None, None)
-    sizes = {name: int(sizes[name]) for name in tensors["sparse"]}
-    made = {"cardinalities": sizes, "num_dense": len(tensors["dense"]), "seed": cfg.seed}
+    made = {"cardinalities": sizes_of(table), "num_dense": len(tensors["dense"]), "seed": cfg.seed}
     return options | made | {"dense_mean": mean, "dense_std": std}
 
 

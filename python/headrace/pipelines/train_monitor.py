@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headrace.free_options import merged
+from headrace.pipelines.peak_memory import PeakMemory
 from headrace.pipelines.train_exchange import Decisions
 from headrace.report import Report
 from headrace.train.events import Event, EventLog, read_events
@@ -39,15 +40,18 @@ class Monitor:
         self.decisions = Decisions()
         self.tracker = Tracker(cfg.tracking, cfg.lake, directory, report.warn)
         self.of_horovod = cfg.horovod.files(directory)
+        self._memory = PeakMemory()
         self._finished = False
 
     def __enter__(self) -> Monitor:
         tags = {"model": self.cfg.model.name, "launcher": self.cfg.launcher, "ranks": str(self.cfg.ranks)}
         tags |= {"vocabulary_version": str(self.job.about.get("vocabulary_version"))}
         self.tracker.start(merged(self.cfg), tags, self.job.tables)
+        self._memory.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        self._memory.__exit__(kind, *exc)
         self.bar.__exit__(kind, *exc)
         if not self._finished:
             self._tracked(self.tracker.finish("FAILED" if kind else "KILLED"))
@@ -63,6 +67,7 @@ class Monitor:
     def finish(self) -> None:
         """After everything ended well: warnings about the result, pictures, report.html, the model to the store."""
         self._finished = True
+        self.report.results["peak_memory_mb"] = round(self._memory.megabytes, 1)
         self.bar.__exit__(None)
         events = read_events(self.directory / "events.jsonl")
         for text in warnings_of(self.last.get("test") or self.last.get("validation") or {}):

@@ -54,7 +54,7 @@ def figures(events: Iterable[Event]) -> dict[str, Figure]:
     if steps:
         made["loss"] = _lines("training loss", "step", "mean logloss", {"training": steps})
     for name in ("auc", "logloss"):
-        points = [(e["step"], e["metrics"][name]) for e in evaluations if e["split"] == "validation"]
+        points = [(e["step"], e["metrics"].get(name)) for e in evaluations if e["split"] == "validation"]
         points = [(step, value) for step, value in points if value is not None]
         if points:
             made[f"validation_{name}"] = _lines(f"validation {name}", "step", name, {"validation": points})
