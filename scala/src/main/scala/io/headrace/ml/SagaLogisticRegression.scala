@@ -27,8 +27,8 @@ import io.headrace.ml.saga._
  * change, as MLlib's is. `maxIter` counts epochs: component gradients by rows.
  *
  * Rows stay in their partitions, as compressed blocks in memory or on disk; the driver holds a few vectors as long as the
- * coefficients. A fit is a function of rows, their order, partitions and `seed`, whatever executors are lost on the way,
- * as far as the input is: cache or write what is drawn at random.
+ * coefficients. A fit is a function of which rows are in which partition, and of `seed`, to the last bit, whatever
+ * executors are lost on the way. What is drawn at random must be written first: it would be drawn anew.
  */
 final class SagaLogisticRegression(override val uid: String)
     extends Estimator[SagaLogisticRegressionModel]
@@ -158,7 +158,7 @@ final class SagaLogisticRegression(override val uid: String)
       $(tol),
       $(convergence) == "gap",
       $(maxIter),
-      if (isDefined(localPasses)) $(localPasses) else rule.passes,
+      if (isDefined(localPasses)) $(localPasses) else rule.passesOf(shards.rows / shards.size),
       $(stepSize) == "line_search",
       $(seed)
     )

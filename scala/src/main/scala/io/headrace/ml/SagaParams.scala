@@ -70,11 +70,11 @@ trait SagaParams
       ParamValidators.inArray(Array("lipschitz", "line_search"))
     )
 
-  /** Steps of a round's local pass by the partition's rows; where it is not set, the solver's own. */
+  /** Steps of a round's local pass by the partition's rows; where it is not set, by solver and rows. */
   final val localPasses: DoubleParam = new DoubleParam(
     this,
     "localPasses",
-    "steps of a local pass by the partition's rows (> 0); the solver's own where it is not set",
+    "steps of a local pass by the partition's rows (> 0); by solver and rows where it is not set",
     ParamValidators.gt(0.0)
   )
 

@@ -28,6 +28,24 @@ final class CsrBlock(
     builder.result()
   }
 
+  /**
+   * The rows in an order that depends on what they hold alone, by a hash of it. A partition that a shuffle brought, and
+   * that comes again after a loss, has the same rows, not in the same order.
+   */
+  def canonical: CsrBlock = {
+    val hashes  = Array.tabulate(rows)(hash)
+    val builder = new CsrBuilder
+    for (row <- (0 until rows).sortBy(hashes(_))) builder.take(this, row)
+    builder.result()
+  }
+
+  private def hash(row: Int): Long = {
+    var found = Draw.mixed(label(row).hashCode.toLong ^ java.lang.Double.doubleToLongBits(weight(row)))
+    for (at <- start(row) until start(row + 1))
+      found = Draw.mixed(Draw.mixed(found + index(at)) ^ java.lang.Double.doubleToLongBits(value(at)))
+    found
+  }
+
   /** Squared length of a row's features. */
   def squaredNorm(row: Int): Double = {
     var total = 0.0
@@ -65,12 +83,11 @@ final class CsrBuilder {
     weight += weightGiven
   }
 
-  /** Take a block's rows. */
-  def append(block: CsrBlock): Unit =
-    for (row <- 0 until block.rows) {
-      for (at <- block.start(row) until block.start(row + 1)) feature(block.index(at), block.value(at))
-      this.row(block.label(row), block.weight(row))
-    }
+  /** Take a block's row. */
+  def take(block: CsrBlock, from: Int): Unit = {
+    for (at <- block.start(from) until block.start(from + 1)) feature(block.index(at), block.value(at))
+    row(block.label(from), block.weight(from))
+  }
 
   def result(): CsrBlock =
     new CsrBlock(start.result(), index.result(), value.result(), label.result(), weight.result())

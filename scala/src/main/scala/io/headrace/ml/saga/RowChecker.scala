@@ -44,7 +44,7 @@ final class RowChecker(columns: Columns) {
     if (row.features == null) Some(s"column $name has a null")
     else if (row.features.size == 0) Some(s"column $name has a vector of no features")
     else if (length >= 0 && row.features.size != length)
-      Some(s"column $name has vectors of $length and of ${row.features.size} features")
+      Some(RowChecker.unlike(columns, length, row.features.size))
     else {
       length = row.features.size
       var found: Option[String] = None
@@ -60,6 +60,10 @@ object RowChecker {
 
   /** Classes of which a row of coefficients each is bearable. */
   val MostClasses = 100000
+
+  /** What is wrong with vectors of two lengths. */
+  def unlike(columns: Columns, one: Int, other: Int): String =
+    s"column ${columns.features} has vectors of $one and of $other features"
 
   /** Counts of several partitions. */
   def added(parts: Iterable[Map[Int, Long]]): Map[Int, Long] =

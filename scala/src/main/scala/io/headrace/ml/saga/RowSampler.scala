@@ -74,9 +74,13 @@ object RowSampler {
 final case class Draw(seed: Long, round: Int) {
 
   /** A partition's seed; mixed (Steele et al. 2014), so that neighbours are unrelated. */
-  def of(partition: Int): Long = mixed(mixed(mixed(seed) + round) + partition)
+  def of(partition: Int): Long = Draw.mixed(Draw.mixed(Draw.mixed(seed) + round) + partition)
+}
 
-  private def mixed(x: Long): Long = {
+object Draw {
+
+  /** splitmix64's step: a bijection that leaves no bit where it was. */
+  def mixed(x: Long): Long = {
     val a = (x + 0x9e3779b97f4a7c15L) * 0xbf58476d1ce4e5b9L
     val b = (a ^ (a >>> 30)) * 0x94d049bb133111ebL
     b ^ (b >>> 31)

@@ -23,16 +23,25 @@ package io.headrace.ml.saga
  * @param stepFactor
  *   step times L
  * @param passes
- *   steps of a round by the partition's rows, where the user sets none
+ *   steps of a round by the partition's rows, at least, where the user sets none
  */
 sealed abstract class Solver(
     val reweighs: Boolean,
     val renews: Boolean,
     val stepFactor: Double,
     val passes: Double = 2.0
-) extends Serializable
+) extends Serializable {
+
+  /** Passes of a round where partitions have so many rows: more of small ones, whose rounds are mostly overhead. */
+  def passesOf(rows: Long): Double = math.max(passes, math.min(Solver.MostPasses, Solver.FewSteps / rows))
+}
 
 object Solver {
+
+  /** Steps of a pass that cost less than its round does. */
+  private val FewSteps   = 16384.0
+  private val MostPasses = 8.0
+
   case object Sag   extends Solver(reweighs = false, renews = true, stepFactor = 1.0, passes = 8.0)
   case object Saga  extends Solver(reweighs = true, renews = true, stepFactor = 1.0 / 3)
   case object Svrg  extends Solver(reweighs = true, renews = false, stepFactor = 1.0 / 3)

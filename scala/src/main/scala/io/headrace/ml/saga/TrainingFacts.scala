@@ -46,7 +46,7 @@ object TrainingFacts {
     told.flatMap(_._4).headOption.foreach(fault => throw new IllegalArgumentException(fault))
     val lengths = told.map(_._1).filter(_ >= 0).distinct
     val rows    = told.map(_._2).sum
-    require(lengths.length <= 1, s"column ${columns.features} has vectors of ${lengths.mkString(" and of ")} features")
+    require(lengths.length <= 1, RowChecker.unlike(columns, lengths.headOption.getOrElse(0), lengths.last))
     require(rows > 0, s"there are no rows with a weight above zero to learn from (columns ${columns.label}, ${columns.features})")
     TrainingFacts(lengths.head, rows, if (columns.classes) counted(RowChecker.added(told.map(_._3)), columns) else Array.empty)
   }

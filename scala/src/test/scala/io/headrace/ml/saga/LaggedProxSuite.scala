@@ -11,7 +11,7 @@ class LaggedProxSuite extends AnyFunSuite {
   test("many steps at once are as many steps one by one, also over the sign") {
     val random  = new Random(1)
     var crossed = 0
-    for (l1 <- Seq(0.0, 0.03, 1.0); l2 <- Seq(0.0, 1e-12, 1e-3, 0.5, 20.0); _ <- 1 to 300) {
+    for (l1 <- Seq(0.0, 0.03, 1.0); l2 <- Seq(0.0, 1e-12, 1e-3, 0.5, 20.0); _ <- 1 to 100) {
       val prox  = new LaggedProx(0.1, l1, l2)
       val x     = if (random.nextInt(5) == 0) 0.0 else random.nextGaussian() * math.pow(10, random.nextInt(4) - 2.0)
       val drift = random.nextGaussian() * math.pow(10, random.nextInt(4) - 3.0)
@@ -21,7 +21,7 @@ class LaggedProxSuite extends AnyFunSuite {
       if (x * slow < 0) crossed += 1
       assert(math.abs(fast - slow) <= 1e-11 * (1 + math.abs(x) + math.abs(slow)), s"$l1 $l2 $x $drift $count")
     }
-    assert(crossed > 100)
+    assert(crossed > 30)
   }
 
   test("a step is the proximal operator: nothing near it is better") {

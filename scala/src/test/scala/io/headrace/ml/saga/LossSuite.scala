@@ -43,7 +43,8 @@ class LossSuite extends AnyFunSuite {
       assert(math.abs(both(slopeOf(loss, margin, label))) < 1e-9, s"$loss ${margin.toSeq} $label")
       val other = slopeOf(loss, margin.map(_ * 0.3 + 0.1), label)
       assert(both(other) > -1e-9, s"$loss ${margin.toSeq} $label")
-      assert(loss == SquaredLoss || loss.conjugate(slopeOf(loss, margin, label).map(_ => 2.0), label).isPosInfinity || label > 0)
+      val beyond = Array.fill(loss.outputs)(if (label > 0) 2.0 else -2.0) // the slope of no margin
+      assert(loss == SquaredLoss || loss.conjugate(beyond, label).isPosInfinity, s"$loss $label")
     }
   }
 
