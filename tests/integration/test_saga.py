@@ -46,7 +46,12 @@ def estimator(**options: Any) -> Any:
 
 def partitioned(rows: DataFrame, parts: int, by_label: bool) -> DataFrame:
     """In as many partitions; sorted by label these have little in common."""
-    return rows.repartitionByRange(parts, "label", "key") if by_label else rows.repartition(parts)
+    from pyspark.sql import functions as f
+
+    if not by_label:
+        return rows.repartition(parts)
+    keyed = rows.withColumn("key", f.monotonically_increasing_id())  # few labels: else most partitions were empty
+    return keyed.repartitionByRange(parts, "label", "key").drop("key")
 
 
 def check_minimum(model: Any, rows: Rows, how: Settings, least: float) -> None:
@@ -142,7 +147,7 @@ def test_kept_read_back_and_started_from(spark: SparkSession, tmp_path: Path, ag
     assert again.coefficients == model.coefficients and again.intercept == model.intercept
     assert (again.numClasses, again.numFeatures, again.hasSummary) == (2, 127, False)
     warm = made.setInitialModel(again).fit(rows)
-    assert warm.summary.totalIterations <= 3
+    assert warm.summary.rounds[-1].number <= 3
     assert model.summary.certificate.startswith("objective ") and model.summary.warnings
 
 

@@ -80,17 +80,18 @@ final class SagaLogisticRegression(override val uid: String)
     transformSchema(dataset.schema)
     val raw = blocks(rows(dataset)).persist(StorageLevel.MEMORY_AND_DISK)
     try {
-      val facts    = TrainingFacts.of(raw, columns)
-      val outputs  = outputsOf(facts)
-      val moments  = Moments.of(raw.map(_.block).filter(_.rows > 0), facts.features)
-      val scale    = ModelScale.of(moments, $(standardization))
-      val shape    = Shape(facts.features, outputs, $(fitIntercept))
-      val problem  = Problem(lossOf(outputs), Penalty($(regParam) * $(elasticNetParam), $(regParam) * (1 - $(elasticNetParam))), shape)
-      val shards   = scaled(raw, scale.factor).persist(StorageLevel.MEMORY_AND_DISK)
+      val facts   = TrainingFacts.of(raw, columns)
+      val outputs = outputsOf(facts)
+      val moments = Moments.of(raw.map(_.block).filter(_.rows > 0), facts.features)
+      val scale   = ModelScale.of(moments, $(standardization))
+      val penalty = Penalty($(regParam) * $(elasticNetParam), $(regParam) * (1 - $(elasticNetParam)))
+      val problem = Problem(lossOf(outputs), penalty, Shape(facts.features, outputs, $(fitIntercept)))
+      val rows    = scaled(raw, scale.factor).persist(StorageLevel.MEMORY_AND_DISK)
       try {
-        val outcome = solved(problem, shards, starting(problem, facts, moments, scale))
-        model(problem, facts, scale, outcome)
-      } finally shards.unpersist(blocking = false)
+        val shards = new RddShards(rows)
+        raw.unpersist(blocking = false) // the scaled ones are there
+        model(problem, facts, scale, solved(problem, shards, starting(problem, facts, moments, scale)))
+      } finally rows.unpersist(blocking = false)
     } finally raw.unpersist(blocking = false)
   }
 
@@ -146,8 +147,7 @@ final class SagaLogisticRegression(override val uid: String)
       case None        => facts.prior(problem, moments)
     }
 
-  private def solved(problem: Problem, rows: RDD[Shard], start: Array[Double]): Outcome = {
-    val shards = new RddShards(rows)
+  private def solved(problem: Problem, shards: Shards, start: Array[Double]): Outcome = {
     require(
       !shards.norm.isInfinite && !shards.norm.isNaN,
       s"column ${$(featuresCol)} has numbers whose squares are no finite numbers: scale them"

@@ -20,11 +20,13 @@ object Certificate {
     val penalty = problem.penalty
     if (penalty.l1 == 0 && penalty.l2 == 0) Double.NegativeInfinity
     else {
-      val t    = if (problem.shape.intercept) balance(problem, anchor) else Array.empty[Double]
-      val sums = anchor.dual(t, 1.0)
-      val most = largest(sums, problem.shape.penalized)
-      if (penalty.l2 > 0 || most <= penalty.l1) value(problem, sums)
-      else value(problem, anchor.dual(t, penalty.l1 / most * (1 - Rounding)))
+      val t     = if (problem.shape.intercept) balance(problem, anchor) else Array.empty[Double]
+      val sums  = anchor.dual(t, 1.0)
+      val most  = largest(sums, problem.shape.penalized)
+      val found =
+        if (penalty.l2 > 0 || most <= penalty.l1) value(problem, sums)
+        else value(problem, anchor.dual(t, penalty.l1 / most * (1 - Rounding)))
+      if (found.isNaN) Double.NegativeInfinity else found // a tilt that no number holds
     }
   }
 

@@ -118,7 +118,7 @@ final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, on
   def run(start: Array[Double]): Outcome = {
     var here  = evaluate(if (settings.solver == Solver.Scsg) grown(start) else start, Batch.Whole)
     var last  = here.point
-    var ended = if (sure(here) <= Rounds.Rounding * math.abs(objective(here))) "rounding" else ""
+    var ended = reason(Double.NaN, here)
     note(here, "start")
     while (ended.isEmpty && gradients < settings.maxEpochs.toDouble * shards.rows) {
       number += 1
