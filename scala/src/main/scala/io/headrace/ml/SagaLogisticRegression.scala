@@ -13,10 +13,11 @@ import org.apache.spark.storage.StorageLevel
 import io.headrace.ml.saga._
 
 /**
- * Linear models by variance-reduced stochastic gradients: sag, saga, svrg, sarah, scsg, each on any number of partitions.
+ * Linear models by variance-reduced stochastic gradients (sag, saga, svrg, sarah, scsg) on any number of partitions.
  *
  * {{{
- * min_{b, c}  1 / sum_i w_i * sum_i w_i loss(y_i, b'x_i + c) + regParam (elasticNetParam |b|_1 + (1 - elasticNetParam) / 2 |b|_2^2)
+ * min_{b, c}  sum_i w_i loss(y_i, b'x_i + c) / sum_i w_i
+ *             + regParam (elasticNetParam |b|_1 + (1 - elasticNetParam) / 2 |b|_2^2)
  * }}}
  *
  * It is MLlib's objective: with `standardization` features are divided by their standard deviation, the penalty is on
@@ -26,8 +27,8 @@ import io.headrace.ml.saga._
  * [[saga.Certificate]] for the gap that `tol` is of. Without penalty there is no gap; then `tol` is of the objective's
  * change, as MLlib's is. `maxIter` counts epochs: component gradients by rows.
  *
- * Rows stay in their partitions, as compressed blocks in memory or on disk; the driver holds a few vectors as long as the
- * coefficients. A fit is a function of which rows are in which partition, and of `seed`, to the last bit, whatever
+ * Rows stay in their partitions, as compressed blocks in memory or on disk; the driver holds a few vectors as long as
+ * the coefficients. A fit is a function of which rows are in which partition, and of `seed`, to the last bit, whatever
  * executors are lost on the way. What is drawn at random must be written first: it would be drawn anew.
  */
 final class SagaLogisticRegression(override val uid: String)
@@ -39,28 +40,28 @@ final class SagaLogisticRegression(override val uid: String)
 
   private var initial: Option[SagaLogisticRegressionModel] = None
 
-  def setFeaturesCol(value: String): this.type            = set(featuresCol, value)
-  def setLabelCol(value: String): this.type               = set(labelCol, value)
-  def setWeightCol(value: String): this.type              = set(weightCol, value)
-  def setPredictionCol(value: String): this.type          = set(predictionCol, value)
-  def setRawPredictionCol(value: String): this.type       = set(rawPredictionCol, value)
-  def setProbabilityCol(value: String): this.type         = set(probabilityCol, value)
-  def setThresholds(value: Array[Double]): this.type      = set(thresholds, value)
-  def setRegParam(value: Double): this.type               = set(regParam, value)
-  def setElasticNetParam(value: Double): this.type        = set(elasticNetParam, value)
-  def setStandardization(value: Boolean): this.type       = set(standardization, value)
-  def setFitIntercept(value: Boolean): this.type          = set(fitIntercept, value)
-  def setMaxIter(value: Int): this.type                   = set(maxIter, value)
-  def setTol(value: Double): this.type                    = set(tol, value)
-  def setSeed(value: Long): this.type                     = set(seed, value)
-  def setSolver(value: String): this.type                 = set(solver, value)
-  def setLoss(value: String): this.type                   = set(loss, value)
-  def setFamily(value: String): this.type                 = set(family, value)
-  def setConvergence(value: String): this.type            = set(convergence, value)
-  def setStepSize(value: String): this.type               = set(stepSize, value)
-  def setLocalPasses(value: Double): this.type            = set(localPasses, value)
-  def setShuffle(value: Boolean): this.type               = set(shuffle, value)
-  def setNumPartitions(value: Int): this.type             = set(numPartitions, value)
+  def setFeaturesCol(value: String): this.type       = set(featuresCol, value)
+  def setLabelCol(value: String): this.type          = set(labelCol, value)
+  def setWeightCol(value: String): this.type         = set(weightCol, value)
+  def setPredictionCol(value: String): this.type     = set(predictionCol, value)
+  def setRawPredictionCol(value: String): this.type  = set(rawPredictionCol, value)
+  def setProbabilityCol(value: String): this.type    = set(probabilityCol, value)
+  def setThresholds(value: Array[Double]): this.type = set(thresholds, value)
+  def setRegParam(value: Double): this.type          = set(regParam, value)
+  def setElasticNetParam(value: Double): this.type   = set(elasticNetParam, value)
+  def setStandardization(value: Boolean): this.type  = set(standardization, value)
+  def setFitIntercept(value: Boolean): this.type     = set(fitIntercept, value)
+  def setMaxIter(value: Int): this.type              = set(maxIter, value)
+  def setTol(value: Double): this.type               = set(tol, value)
+  def setSeed(value: Long): this.type                = set(seed, value)
+  def setSolver(value: String): this.type            = set(solver, value)
+  def setLoss(value: String): this.type              = set(loss, value)
+  def setFamily(value: String): this.type            = set(family, value)
+  def setConvergence(value: String): this.type       = set(convergence, value)
+  def setStepSize(value: String): this.type          = set(stepSize, value)
+  def setLocalPasses(value: Double): this.type       = set(localPasses, value)
+  def setShuffle(value: Boolean): this.type          = set(shuffle, value)
+  def setNumPartitions(value: Int): this.type        = set(numPartitions, value)
 
   /** Start from a model's coefficients; it is not kept with the estimator. */
   def setInitialModel(model: SagaLogisticRegressionModel): this.type = {
@@ -135,10 +136,10 @@ final class SagaLogisticRegression(override val uid: String)
     }
 
   private def lossOf(outputs: Int): Loss = $(loss) match {
-    case "squared"          => SquaredLoss
-    case "squared_hinge"    => SquaredHingeLoss
-    case _ if outputs == 1  => LogisticLoss
-    case _                  => SoftmaxLoss(outputs)
+    case "squared"         => SquaredLoss
+    case "squared_hinge"   => SquaredHingeLoss
+    case _ if outputs == 1 => LogisticLoss
+    case _                 => SoftmaxLoss(outputs)
   }
 
   private def starting(problem: Problem, facts: TrainingFacts, moments: Moments, scale: ModelScale): Array[Double] =
@@ -172,8 +173,8 @@ final class SagaLogisticRegression(override val uid: String)
       outcome: Outcome
   ): SagaLogisticRegressionModel = {
     val (coefficients, intercepts) = scale.original(problem, outcome.point)
-    val classes = if ($(loss) == "squared") 0 else facts.classes
-    val made    = new SagaLogisticRegressionModel(uid, coefficients, intercepts, classes)
+    val classes                    = if ($(loss) == "squared") 0 else facts.classes
+    val made                       = new SagaLogisticRegressionModel(uid, coefficients, intercepts, classes)
     val summary = new SagaTrainingSummary(outcome, scale.warnings ++ facts.warnings, facts.rows, $(tol))
     copyValues(made.setParent(this)).setSummary(summary)
   }

@@ -1,7 +1,7 @@
 package io.headrace.ml
 
 import org.apache.spark.ml.Model
-import org.apache.spark.ml.linalg.{DenseVector, Matrix, Vector, Vectors}
+import org.apache.spark.ml.linalg.{Matrix, Vector, Vectors}
 import org.apache.spark.ml.param.ParamMap
 import org.apache.spark.ml.util.{MLReadable, MLReader, MLWritable, MLWriter}
 import org.apache.spark.sql.{DataFrame, Dataset}
@@ -73,7 +73,7 @@ final class SagaLogisticRegressionModel private[ml] (
       !isDefined(thresholds) || $(thresholds).length == numClasses,
       s"thresholds has ${$(thresholds).length} numbers for $numClasses classes"
     )
-    val scorer = new SagaScorer(coefficientMatrix, interceptVector, numClasses, get(thresholds))
+    val scorer        = new SagaScorer(coefficientMatrix, interceptVector, numClasses, get(thresholds))
     val probabilities = $(loss) == "logistic"
     val features      = col($(featuresCol))
     val columns       = Seq(
@@ -100,7 +100,10 @@ final class SagaLogisticRegressionModel private[ml] (
     s"SagaLogisticRegressionModel: uid=$uid, loss=${$(loss)}, numClasses=$numClasses, numFeatures=$numFeatures"
 
   private def one(): Unit =
-    require(coefficientMatrix.numRows == 1, s"there are ${coefficientMatrix.numRows} rows: see coefficientMatrix, interceptVector")
+    require(
+      coefficientMatrix.numRows == 1,
+      s"there are ${coefficientMatrix.numRows} rows: see coefficientMatrix, interceptVector"
+    )
 }
 
 object SagaLogisticRegressionModel extends MLReadable[SagaLogisticRegressionModel] {
@@ -146,7 +149,7 @@ private final class SagaScorer(
 
   private def margins(features: Vector): Array[Double] = {
     require(features.size == coefficients.numCols, s"${features.size} features, the model has ${coefficients.numCols}")
-    val found = coefficients.multiply(features)
-    (found: DenseVector).values.indices.map(k => found(k) + intercepts(k)).toArray
+    val found = coefficients.multiply(features).values
+    Array.tabulate(found.length)(k => found(k) + intercepts(k))
   }
 }

@@ -103,14 +103,14 @@ trait SagaParams
     seed            -> 0L
   )
 
-  def getSolver: String       = $(solver)
-  def getLoss: String         = $(loss)
-  def getFamily: String       = $(family)
-  def getConvergence: String  = $(convergence)
-  def getStepSize: String     = $(stepSize)
-  def getLocalPasses: Double  = $(localPasses)
-  def getShuffle: Boolean     = $(shuffle)
-  def getNumPartitions: Int   = $(numPartitions)
+  def getSolver: String      = $(solver)
+  def getLoss: String        = $(loss)
+  def getFamily: String      = $(family)
+  def getConvergence: String = $(convergence)
+  def getStepSize: String    = $(stepSize)
+  def getLocalPasses: Double = $(localPasses)
+  def getShuffle: Boolean    = $(shuffle)
+  def getNumPartitions: Int  = $(numPartitions)
 
   private[ml] def isNamed(column: Param[String]): Boolean = isDefined(column) && $(column).nonEmpty
 
@@ -118,7 +118,9 @@ trait SagaParams
   private[ml] def made: Seq[(String, org.apache.spark.sql.types.DataType)] = {
     val raw         = if ($(loss) == "squared") Nil else Seq(rawPredictionCol -> VectorType)
     val probability = if ($(loss) == "logistic") Seq(probabilityCol -> VectorType) else Nil
-    (raw ++ probability :+ (predictionCol -> DoubleType)).collect { case (name, kind) if isNamed(name) => $(name) -> kind }
+    (raw ++ probability :+ (predictionCol -> DoubleType)).collect {
+      case (name, kind) if isNamed(name) => $(name) -> kind
+    }
   }
 
   /** The schema with predictions; what a fit needs is checked where `fitting`. */
@@ -130,7 +132,9 @@ trait SagaParams
       if (isNamed(weightCol)) numeric(schema, $(weightCol), "weightCol")
     }
     for ((name, _) <- made) require(!schema.fieldNames.contains(name), s"column $name is there already")
-    StructType(schema.fields ++ made.map { case (name, kind) => StructField(name, kind, nullable = kind == VectorType) })
+    StructType(schema.fields ++ made.map { case (name, kind) =>
+      StructField(name, kind, nullable = kind == VectorType)
+    })
   }
 
   private def numeric(schema: StructType, name: String, param: String): Unit = {

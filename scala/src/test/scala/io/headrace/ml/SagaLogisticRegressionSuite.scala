@@ -58,10 +58,17 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
         .fit(rows)
       val told = s"$classes classes, standardization $standardization, intercept $intercept"
       assert(ours.summary.ended == "gap" || ours.summary.ended == "rounding", told)
-      assert(near(Vectors.dense(ours.coefficientMatrix.toArray), Vectors.dense(lib.coefficientMatrix.toArray), 1e-3), told)
+      assert(
+        near(Vectors.dense(ours.coefficientMatrix.toArray), Vectors.dense(lib.coefficientMatrix.toArray), 1e-3),
+        told
+      )
       assert(near(ours.interceptVector, lib.interceptVector, 1e-3), told)
       val limits = Array.tabulate(classes)(k => 0.2 + 0.3 * k)
-      val both   = ours.setThresholds(limits).setPredictionCol("p").setRawPredictionCol("r").setProbabilityCol("q")
+      val both   = ours
+        .setThresholds(limits)
+        .setPredictionCol("p")
+        .setRawPredictionCol("r")
+        .setProbabilityCol("q")
         .transform(lib.setThresholds(limits).transform(rows))
       for (row <- both.select("rawPrediction", "r", "probability", "q").collect()) {
         assert(near(row.getAs[Vector](1), row.getAs[Vector](0), 1e-2), told)
@@ -89,12 +96,21 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
         .fit(rows)
       val told = one.toString.take(120)
       assert(math.abs(model.summary.objective / one.get("objective").asDouble - 1) < 1e-8, told)
-      assert(near(Vectors.dense(model.coefficientMatrix.rowIter.flatMap(_.toArray).toArray), Vectors.dense(numbers(one.get("coefficients"))), 1e-3), told)
+      assert(
+        near(
+          Vectors.dense(model.coefficientMatrix.rowIter.flatMap(_.toArray).toArray),
+          Vectors.dense(numbers(one.get("coefficients"))),
+          1e-3
+        ),
+        told
+      )
       assert(near(model.interceptVector, Vectors.dense(numbers(one.get("intercepts"))), 1e-3), told)
     }
   }
 
-  test("dense and sparse vectors, any partitions, dealt or as they come: one minimum; the same fit twice: the same bits") {
+  test(
+    "dense and sparse vectors, any partitions, dealt or as they come: one minimum; the same fit twice: the same bits"
+  ) {
     val rows   = generated(2).sortBy(_._1)
     val sparse = rows.map { case (label, weight, x) => (label, weight, x.toSparse: Vector) }
     val first  = estimator.fit(frame(rows, 1))
@@ -122,7 +138,8 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
   test("kept and read back, in a pipeline too; copies keep where to start") {
     val rows   = frame(generated(3), 2)
     val folder = Files.createTempDirectory("saga").toString
-    val model  = new Pipeline().setStages(Array(estimator.setSolver("svrg").setThresholds(Array(0.1, 0.2, 0.3)))).fit(rows)
+    val model  =
+      new Pipeline().setStages(Array(estimator.setSolver("svrg").setThresholds(Array(0.1, 0.2, 0.3)))).fit(rows)
     model.write.overwrite().save(folder)
     val again = PipelineModel.load(folder)
     assert(again.transform(rows).collect().toSeq == model.transform(rows).collect().toSeq)
@@ -150,7 +167,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
   }
 
   test("rows that no model can be learnt from are refused with their column and what is wrong") {
-    val good                                 = generated(2)
+    val good = generated(2)
     def says(rows: Rows, words: String*)(how: SagaLogisticRegression => SagaLogisticRegression = identity): Unit = {
       val error = intercept[IllegalArgumentException](how(estimator).fit(frame(rows, 3)))
       for (word <- words) assert(error.getMessage.contains(word), error.getMessage)
@@ -165,20 +182,33 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     says(good :+ ((1.0, -1.0, one)), "column weight", "-1")()
     says(good :+ ((1.0, Double.NaN, one)), "column weight", "NaN")()
     says(good :+ ((1.0, 1.0, Vectors.sparse(8, Array(3), Array(Double.NaN)))), "column features", "NaN at feature 3")()
-    says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, Double.PositiveInfinity)))), "Infinity at feature 7")()
+    says(
+      good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, Double.PositiveInfinity)))),
+      "Infinity at feature 7"
+    )()
     says(good :+ ((1.0, 1.0, Vectors.dense(1.0))), "column features", "8", "1")()
-    says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, 1e300)))), "column features", "squares")(_.setStandardization(false))
+    says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, 1e300)))), "column features", "squares")(
+      _.setStandardization(false)
+    )
     says(Nil, "no rows")()
     says(good.map(row => (row._1, 0.0, row._3)), "no rows")()
     says(good, "thresholds has 3")(_.setThresholds(Array(0.1, 0.2, 0.3)))
     val rows = frame(good, 2)
-    assert(intercept[IllegalArgumentException](estimator.fit(rows.drop("label"))).getMessage.contains("no column label"))
-    assert(intercept[IllegalArgumentException](estimator.setFeaturesCol("weight").fit(rows)).getMessage.contains("not a vector"))
-    assert(intercept[IllegalArgumentException](estimator.setPredictionCol("label").fit(rows)).getMessage.contains("is there already"))
+    assert(
+      intercept[IllegalArgumentException](estimator.fit(rows.drop("label"))).getMessage.contains("no column label")
+    )
+    assert(
+      intercept[IllegalArgumentException](estimator.setFeaturesCol("weight").fit(rows)).getMessage
+        .contains("not a vector")
+    )
+    assert(
+      intercept[IllegalArgumentException](estimator.setPredictionCol("label").fit(rows)).getMessage
+        .contains("is there already")
+    )
   }
 
   test("a constant feature has coefficient 0, with a warning; rows of weight zero count for nothing") {
-    val rows  = generated(2).map { case (label, weight, x) => (label, weight, Vectors.dense(x.toArray.updated(2, 0.1))) }
+    val rows = generated(2).map { case (label, weight, x) => (label, weight, Vectors.dense(x.toArray.updated(2, 0.1))) }
     val model = estimator.fit(frame(rows ++ rows.take(20).map(row => (1 - row._1, 0.0, row._3)), 2))
     assert(model.coefficients(2) == 0.0 && model.summary.warnings.exists(_.contains("1 constant features")))
     assert(near(model.coefficients, estimator.fit(frame(rows, 2)).coefficients, 1e-4))

@@ -9,8 +9,8 @@ package io.headrace.ml.saga
  * min P >= D(s) = - sum_i w_i l_i*(s_i) / sum_i w_i - R*(-G)
  * }}}
  *
- * The slopes at a point are the natural choice. Two things can be in the way. Their sum is zero only where the intercept
- * is best: they are tilted ([[Loss.tilt]]) by the t that makes it zero. And without l2 R* is infinite where some |G_j|
+ * The slopes at a point are the natural choice. Two things can be in the way. Their sum is zero only where the
+ * intercept is best: they are tilted ([[Loss.tilt]]) by the t that makes it zero. And without l2 R* is infinite where some |G_j|
  * exceeds l1: they are scaled down, as l* allows. With neither l1 nor l2 only G = 0 has a bound: there is none.
  */
 object Certificate {
@@ -65,7 +65,7 @@ object Certificate {
   private def solve(matrix: Array[Array[Double]], right: Array[Double]): Array[Double] = {
     val n = right.length
     for (col <- 0 until n) {
-      val pivot = (col until n).maxBy(row => math.abs(matrix(row)(col)))
+      val pivot         = (col until n).maxBy(row => math.abs(matrix(row)(col)))
       val (row, number) = (matrix(pivot), right(pivot))
       matrix(pivot) = matrix(col); right(pivot) = right(col)
       matrix(col) = row; right(col) = number

@@ -3,19 +3,18 @@ package io.headrace.ml.saga
 /**
  * Proximal steps on one coordinate whose gradient stays the same, many at once: what sparse rows need.
  *
- * One step is x <- soft(x - c, t) / (1 + delta) with the drift c = step * gradient, t = step * l1, delta = step * l2. It
- * is a monotone map of a line, so its iterates are monotone, and affine on each of three pieces: x > c + t, x < c - t,
- * and between them, where it is 0. On the right piece, with q = c + t, k steps give
+ * One step is x <- soft(x - c, t) / (1 + delta) with the drift c = step * gradient, t = step * l1, delta = step * l2.
+ * It is a monotone map of a line, so its iterates are monotone, and affine on each of three pieces: x > c + t,
+ * x < c - t, and between them, where it is 0. On the right piece, with q = c + t, k steps give
  *
  * {{{
  * x_k = x / (1 + delta)^k - q s_k,    s_k = sum_{i=1..k} (1 + delta)^-i = (1 - (1 + delta)^-k) / delta
  * }}}
  *
  * If q <= 0 they never leave it. Else they descend, and leave with the first k for which x_k <= q, that is
- * (1 + delta)^(k+1) >= 1 + x delta / q; there x_k is in (0, q], one step more brings 0 or a negative number, and what is
- * on the left piece then stays on it, as c > t. The left piece mirrors the right one. No product of factors is kept
- * along a pass: nothing overflows or underflows however long it is. Lengths below [[LaggedProx.Tabled]] come from a
- * table (scikit-learn's SAGA keeps the like of all lengths, which no lag over the sign needs here).
+ * (1 + delta)^(k+1) >= 1 + x delta / q; there x_k is in (0, q], one step more brings 0 or a negative number, and what
+ * is on the left piece then stays on it, as c > t. The left piece mirrors the right one. No product of factors is kept
+ * along a pass: nothing overflows or underflows however long it is. Powers and sums of short lags come from a table.
  */
 final class LaggedProx(val step: Double, l1: Double, l2: Double) {
   private val threshold = step * l1

@@ -44,22 +44,22 @@ abstract class LocalPass(
     gradient: Array[Double],
     table: Array[Double]
 ) {
-  protected val shape: Shape           = problem.shape
-  protected val outputs: Int           = shape.outputs
-  protected val block: CsrBlock        = shard.block
-  protected val record: Array[Double]  = table.clone
-  protected val point: Array[Double]   = start.clone
-  protected val mean: Array[Double]    = Array.tabulate(shape.length)(at => gradient(at) - plan.pull * start(at))
-  protected val last: Array[Int]       = new Array[Int](shape.features)
-  protected val margin: Array[Double]  = new Array[Double](outputs)
-  protected val slope: Array[Double]   = new Array[Double](outputs)
-  protected val change: Array[Double]  = new Array[Double](outputs)
-  private val trial                    = new Array[Double](outputs)
-  protected var curvature: Double      = plan.curvature
-  protected var gradients: Long        = 0L
-  protected var step: Double           = 0.0
-  protected var lagged: LaggedProx     = _
-  private var interceptShrink          = 1.0
+  protected val shape: Shape          = problem.shape
+  protected val outputs: Int          = shape.outputs
+  protected val block: CsrBlock       = shard.block
+  protected val record: Array[Double] = table.clone
+  protected val point: Array[Double]  = start.clone
+  protected val mean: Array[Double]   = Array.tabulate(shape.length)(at => gradient(at) - plan.pull * start(at))
+  protected val last: Array[Int]      = new Array[Int](shape.features)
+  protected val margin: Array[Double] = new Array[Double](outputs)
+  protected val slope: Array[Double]  = new Array[Double](outputs)
+  protected val change: Array[Double] = new Array[Double](outputs)
+  private val trial                   = new Array[Double](outputs)
+  protected var curvature: Double     = plan.curvature
+  protected var gradients: Long       = 0L
+  protected var step: Double          = 0.0
+  protected var lagged: LaggedProx    = _
+  private var interceptShrink         = 1.0
   setStep()
 
   /** The partition's steps of a round, on rows drawn by (seed, round, partition). */

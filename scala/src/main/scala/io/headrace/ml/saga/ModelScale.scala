@@ -16,7 +16,8 @@ final case class ModelScale(factor: Array[Double]) {
     val constant = factor.indices.filter(factor(_) == 0)
     if (constant.isEmpty) Nil
     else {
-      val shown = constant.take(ModelScale.Shown).mkString(", ") + (if (constant.length > ModelScale.Shown) ", ..." else "")
+      val shown =
+        constant.take(ModelScale.Shown).mkString(", ") + (if (constant.length > ModelScale.Shown) ", ..." else "")
       Seq(s"${constant.length} constant features have coefficient 0: $shown")
     }
   }

@@ -6,16 +6,16 @@ import org.apache.spark.rdd.RDD
  * Spread of every feature.
  *
  * @param deviation
- *   the weighted standard deviation as MLlib has it (unbiased: sum w (x - mean)^2 / (sum w - sum w^2 / sum w)); exactly 0
- *   where all rows have the same value
+ *   the weighted standard deviation as MLlib has it, the root of sum w (x - mean)^2 / (sum w - sum w^2 / sum w); exactly
+ *   0 where all rows have the same value
  * @param weight
  *   sum of weights
  * @param label
  *   weighted mean of labels
  */
-final case class Moments(deviation: Array[Double], constant: Array[Boolean], weight: Double, label: Double)
+final case class Moments(deviation: Array[Double], weight: Double, label: Double)
 
-/** Two passes over blocks in memory: sums of squares are taken around the mean, so that a large mean costs no digits. */
+/** Passes over blocks in memory: sums of squares are taken around the mean, so that a large mean costs no digits. */
 object Moments {
   def of(blocks: RDD[CsrBlock], features: Int): Moments = {
     val sums     = OrderedSum.of(blocks.map(firsts(_, features)), 2 * features + 4)(Anchor.add).get
@@ -34,7 +34,7 @@ object Moments {
       val absent = math.max(0.0, weight - squares(features + at)) * mean(at) * mean(at)
       if (constant(at) || free <= 0) 0.0 else math.sqrt((squares(at) + absent) / free)
     }
-    Moments(spread, constant, weight, sums(2 * features + 2) / weight)
+    Moments(spread, weight, sums(2 * features + 2) / weight)
   }
 
   /** sum w x and non-zero rows by feature; sum w, sum w^2, sum w label, rows. */

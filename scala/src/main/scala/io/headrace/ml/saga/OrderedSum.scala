@@ -8,8 +8,8 @@ import org.apache.spark.rdd.RDD
 /**
  * Sums over partitions in the order of partitions.
  *
- * Spark's own `treeAggregate` adds what comes first: two runs differ in their last bits, and a fit that takes a branch by
- * them in more. Here small sums come to the driver all at once; of large ones groups of neighbours are added by
+ * Spark's own `treeAggregate` adds what comes first: two runs differ in their last bits, and a fit that takes a branch
+ * by them in more. Here small sums come to the driver all at once; of large ones groups of neighbours are added by
  * tasks first, so that the driver gets one vector however many partitions there are.
  */
 object OrderedSum {

@@ -75,8 +75,8 @@ final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String
  * x+ = b + k / (k + 3) (b - b of the round before),   b = x + sigma (T(x) - x)
  * }}}
  *
- * where it is evaluated: this renews table and gradient. It is distributed SVRG (De, Goldstein 2016; Konecny et al. 2016,
- * FSVRG) in that passes are anchored at a full gradient, CentralVR in that tables of scalars stay with their partition
+ * where it is evaluated: this renews table and gradient. It is distributed SVRG (De, Goldstein 2016; Konecny et al.
+ * 2016, FSVRG) in that passes are anchored at a full gradient, CentralVR in that tables of scalars stay with their partition
  * and follow the pass (sag, saga), and AIDE (Reddi et al. 2016) in that rounds are extrapolated. If x is the minimum no
  * pass moves, whatever partitions hold.
  *

@@ -17,8 +17,8 @@ object Shard {
 
   /**
    * With `norm` = sum_i share_i |x_i|^2 and `largest` = max_i share_i |x_i|^2 / chance_i, where |x_i|^2 counts the
-   * intercept as a feature of one: times the loss's curvature they bound the Lipschitz constants of the mean gradient and
-   * of a drawn row's, as it is weighed.
+   * intercept as a feature of one: times the loss's curvature they bound the Lipschitz constants of the mean gradient
+   * and of a drawn row's, as it is weighed.
    */
   def of(partition: Int, block: CsrBlock, intercept: Boolean): Shard = {
     val norms   = Array.tabulate(block.rows)(row => block.squaredNorm(row) + (if (intercept) 1.0 else 0.0))

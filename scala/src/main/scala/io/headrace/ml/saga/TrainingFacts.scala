@@ -47,14 +47,24 @@ object TrainingFacts {
     val lengths = told.map(_._1).filter(_ >= 0).distinct
     val rows    = told.map(_._2).sum
     require(lengths.length <= 1, RowChecker.unlike(columns, lengths.headOption.getOrElse(0), lengths.last))
-    require(rows > 0, s"there are no rows with a weight above zero to learn from (columns ${columns.label}, ${columns.features})")
-    TrainingFacts(lengths.head, rows, if (columns.classes) counted(RowChecker.added(told.map(_._3)), columns) else Array.empty)
+    require(
+      rows > 0,
+      s"there are no rows with a weight above zero to learn from (columns ${columns.label}, ${columns.features})"
+    )
+    TrainingFacts(
+      lengths.head,
+      rows,
+      if (columns.classes) counted(RowChecker.added(told.map(_._3)), columns) else Array.empty
+    )
   }
 
   private def counted(found: Map[Int, Long], columns: Columns): Array[Long] = {
     val names  = found.keys.toSeq.sorted
     val absent = (0 to names.last).find(!found.contains(_))
-    require(names.length > 1, s"column ${columns.label} has one class only, ${names.head}: there is nothing to tell apart")
+    require(
+      names.length > 1,
+      s"column ${columns.label} has one class only, ${names.head}: there is nothing to tell apart"
+    )
     require(
       absent.isEmpty,
       s"column ${columns.label} has classes up to ${names.last} but no row of class ${absent.getOrElse(0)}: number them without holes"

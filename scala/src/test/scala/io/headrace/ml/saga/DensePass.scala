@@ -12,8 +12,8 @@ object DensePass {
       order: Seq[Int]
   ): Array[Double] = {
     val (outputs, features) = (problem.shape.outputs, problem.shape.features)
-    val total = rows.map(_.weight).sum
-    val step  = plan.solver.stepFactor / (problem.loss.curvature * shard.largest)
+    val total               = rows.map(_.weight).sum
+    val step                = plan.solver.stepFactor / (problem.loss.curvature * shard.largest)
 
     def slopeAt(point: Array[Double], row: GeneratedRows.Dense): Array[Double] = {
       val margin = Array.tabulate(outputs) { k =>

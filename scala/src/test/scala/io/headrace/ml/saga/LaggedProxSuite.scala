@@ -28,9 +28,9 @@ class LaggedProxSuite extends AnyFunSuite {
     val random = new Random(2)
     val prox   = new LaggedProx(0.3, 0.7, 0.4)
     for (_ <- 1 to 200) {
-      val (x, gradient) = (random.nextGaussian(), random.nextGaussian() * 3)
+      val (x, gradient)   = (random.nextGaussian(), random.nextGaussian() * 3)
       def cost(y: Double) = gradient * y + 0.7 * math.abs(y) + 0.2 * y * y + (y - x) * (y - x) / 0.6
-      val found = prox.one(x, 0.3 * gradient)
+      val found           = prox.one(x, 0.3 * gradient)
       for (by <- Seq(1e-4, -1e-4, 0.1, -0.1)) assert(cost(found) <= cost(found + by))
     }
   }

@@ -26,10 +26,14 @@ class LocalPassSuite extends AnyFunSuite {
         val problem  = Problem(loss, penalty, shape)
         val found    = Evaluation.of(problem, block, start, Array.fill(count)(true))
         val others   = Array.fill(shape.length)(random.nextGaussian() * 0.05) // what other partitions add
-        val gradient = Evaluation.gradient(shape, block, found.table).map(_ / block.weightSum).zip(others).map(two => two._1 + two._2)
-        val plan     = PassPlan(solver, 3.0, loss.curvature, search = false, pull)
-        val fast     = LocalPass.of(problem, shard, plan, start, gradient, found.table).run(inOrder(order), order.length)
-        val slow     = DensePass.run(problem, rows, shard, plan, start, gradient, order)
+        val gradient = Evaluation
+          .gradient(shape, block, found.table)
+          .map(_ / block.weightSum)
+          .zip(others)
+          .map(two => two._1 + two._2)
+        val plan = PassPlan(solver, 3.0, loss.curvature, search = false, pull)
+        val fast = LocalPass.of(problem, shard, plan, start, gradient, found.table).run(inOrder(order), order.length)
+        val slow = DensePass.run(problem, rows, shard, plan, start, gradient, order)
         for (at <- slow.indices)
           assert(math.abs(fast.point(at) - slow(at)) < 1e-9, s"$solver $loss $penalty pull $pull at $at")
       }
@@ -47,7 +51,8 @@ class LocalPassSuite extends AnyFunSuite {
       val gradient = Evaluation.gradient(shape, block, found.table).map(_ / block.weightSum)
       for (solver <- Solver.byName.values) {
         val plan = PassPlan(solver, 5.0, LogisticLoss.curvature, search = false, 0.0)
-        val end  = LocalPass.of(problem, Shard.of(0, block, true), plan, minimum, gradient, found.table).drawn(Draw(1, 1))
+        val end  =
+          LocalPass.of(problem, Shard.of(0, block, true), plan, minimum, gradient, found.table).drawn(Draw(1, 1))
         for (at <- minimum.indices) assert(math.abs(end.point(at) - minimum(at)) < 1e-9, s"$solver $penalty")
       }
     }

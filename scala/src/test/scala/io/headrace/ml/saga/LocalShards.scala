@@ -14,24 +14,30 @@ final class LocalShards(blocks: Seq[CsrBlock], intercept: Boolean) extends Shard
     val found = blocks.zipWithIndex.map { case (block, at) =>
       Evaluation.of(problem, block, point, batch.of(at, block.rows))
     }
-    val sums = blocks.zip(found).map { case (block, one) => Anchor.packed(problem.shape, block, one) }.reduce(Anchor.add)
-    Anchor.of(problem.shape, point, sums, new Anchor.Held {
-      override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] =
-        shards.indices
-          .map { at =>
-            val shard = shards(at)
-            val end = LocalPass.of(problem, shard, plan, point, gradient, found(at).table).drawn(draw)
-            Anchor.packed(end, shard.block.weightSum / weight)
-          }
-          .reduce(Anchor.add)
+    val sums =
+      blocks.zip(found).map { case (block, one) => Anchor.packed(problem.shape, block, one) }.reduce(Anchor.add)
+    Anchor.of(
+      problem.shape,
+      point,
+      sums,
+      new Anchor.Held {
+        override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] =
+          shards.indices
+            .map { at =>
+              val shard = shards(at)
+              val end   = LocalPass.of(problem, shard, plan, point, gradient, found(at).table).drawn(draw)
+              Anchor.packed(end, shard.block.weightSum / weight)
+            }
+            .reduce(Anchor.add)
 
-      override def dual(t: Array[Double], scale: Double): Array[Double] =
-        shards.indices
-          .map(at => Evaluation.dual(problem, blocks(at), found(at).table, t, scale))
-          .reduce(Anchor.add)
-          .map(_ / weight)
+        override def dual(t: Array[Double], scale: Double): Array[Double] =
+          shards.indices
+            .map(at => Evaluation.dual(problem, blocks(at), found(at).table, t, scale))
+            .reduce(Anchor.add)
+            .map(_ / weight)
 
-      override def release(): Unit = ()
-    })
+        override def release(): Unit = ()
+      }
+    )
   }
 }

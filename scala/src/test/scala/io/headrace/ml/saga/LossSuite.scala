@@ -9,7 +9,8 @@ class LossSuite extends AnyFunSuite {
     val random = new Random(1)
     Seq.fill(200) {
       val margin = Array.fill(loss.outputs)(random.nextGaussian() * 3)
-      val label  = if (loss == SquaredLoss) random.nextGaussian() else random.nextInt(GeneratedRows.classesOf(loss)).toDouble
+      val label  =
+        if (loss == SquaredLoss) random.nextGaussian() else random.nextInt(GeneratedRows.classesOf(loss)).toDouble
       (margin, label)
     }
   }
@@ -26,7 +27,7 @@ class LossSuite extends AnyFunSuite {
       val slope = slopeOf(loss, margin, label)
       for (k <- margin.indices) {
         def moved(by: Double) = margin.updated(k, margin(k) + by)
-        val found = (loss.value(moved(step), label) - loss.value(moved(-step), label)) / (2 * step)
+        val found             = (loss.value(moved(step), label) - loss.value(moved(-step), label)) / (2 * step)
         assert(math.abs(found - slope(k)) < 1e-6 * (1 + math.abs(slope(k))), s"$loss ${margin.toSeq} $label")
         val bend = (slopeOf(loss, moved(step), label)(k) - slopeOf(loss, moved(-step), label)(k)) / (2 * step)
         assert(bend <= loss.curvature * (1 + 1e-6), s"$loss ${margin.toSeq} $label")

@@ -1,15 +1,16 @@
 package io.headrace.ml.saga
 
-/** The minimum by accelerated proximal gradients (FISTA with restarts), on all rows at once: slow, and independent of rounds. */
+/** The minimum by accelerated proximal gradients (FISTA with restarts) on all rows: slow, and independent of rounds. */
 object Reference {
   def minimum(problem: Problem, blocks: Seq[CsrBlock], steps: Int = 20000): Array[Double] = {
     val weight = blocks.map(_.weightSum).sum
-    val norm   = blocks.map(block => (0 until block.rows).map(row => block.weight(row) * (block.squaredNorm(row) + 1)).sum).sum
-    val step   = weight / (problem.loss.curvature * norm)
-    var point  = new Array[Double](problem.shape.length)
-    var far    = point
-    var age    = 0
-    var left   = steps
+    val norm   =
+      blocks.map(block => (0 until block.rows).map(row => block.weight(row) * (block.squaredNorm(row) + 1)).sum).sum
+    val step  = weight / (problem.loss.curvature * norm)
+    var point = new Array[Double](problem.shape.length)
+    var far   = point
+    var age   = 0
+    var left  = steps
     while (left > 0) {
       val slope = gradient(problem, blocks, far).map(_ / weight)
       val next  = problem.proximalStep(far, slope, step)

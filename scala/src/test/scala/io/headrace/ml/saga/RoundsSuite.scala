@@ -15,7 +15,9 @@ class RoundsSuite extends AnyFunSuite {
   }
 
   for (loss <- GeneratedRows.losses)
-    test(s"$loss: the minimum at 1, 2, 4, 16 partitions sorted by label, for every solver and penalty, and the bound holds") {
+    test(
+      s"$loss: the minimum at 1, 2, 4, 16 partitions sorted by label, for every solver and penalty, and the bound holds"
+    ) {
       val rows  = GeneratedRows.rows(count, features, GeneratedRows.classesOf(loss), seed = 8)
       val shape = Shape(features, loss.outputs, intercept = true)
       for (penalty <- GeneratedRows.penalties.filter(_ != Penalty(0, 0))) {
@@ -27,7 +29,10 @@ class RoundsSuite extends AnyFunSuite {
           val tol  = if (penalty.l2 > 0) 1e-7 else 1e-6 // without l2 a bound is as good as the root of the distance
           val out  = run(problem, GeneratedRows.split(rows, parts, sorted = true), settings(solver, tol))
           val last = out.rounds.last
-          assert(out.ended == "gap", s"$told: ended by ${out.ended} after ${last.epochs} epochs, gap ${last.objective - last.bound}")
+          assert(
+            out.ended == "gap",
+            s"$told: ended by ${out.ended} after ${last.epochs} epochs, gap ${last.objective - last.bound}"
+          )
           assert(last.bound <= least * (1 + 1e-12), told)
           assert(Reference.objective(problem, whole, out.point) <= least * (1 + 1e-7) + 1e-15, told)
         }
@@ -45,10 +50,10 @@ class RoundsSuite extends AnyFunSuite {
   }
 
   test("without penalty it ends by change; a line search and scsg's batches end where the others do") {
-    val rows    = GeneratedRows.rows(count, features, 2, seed = 10)
-    val blocks  = GeneratedRows.split(rows, 4, sorted = false)
-    val free    = Problem(LogisticLoss, Penalty(0, 0), Shape(features, 1, intercept = true))
-    val least   = Reference.objective(free, blocks, Reference.minimum(free, blocks))
+    val rows   = GeneratedRows.rows(count, features, 2, seed = 10)
+    val blocks = GeneratedRows.split(rows, 4, sorted = false)
+    val free   = Problem(LogisticLoss, Penalty(0, 0), Shape(features, 1, intercept = true))
+    val least  = Reference.objective(free, blocks, Reference.minimum(free, blocks))
     for ((solver, search) <- Seq(Solver.Saga -> true, Solver.Scsg -> false, Solver.Sarah -> true)) {
       val out = run(free, blocks, settings(solver, 1e-9, search))
       assert(out.ended == "change" || out.ended == "rounding", s"$solver")
