@@ -89,7 +89,7 @@ final class SagaLogisticRegression(override val uid: String)
       val problem = Problem(lossOf(outputs), penalty, Shape(facts.features, outputs, $(fitIntercept)))
       val rows    = scaled(raw, scale.factor).persist(StorageLevel.MEMORY_AND_DISK)
       try {
-        val shards = new RddShards(rows)
+        val shards = new RddShards(rows, facts.features)
         raw.unpersist(blocking = false) // the scaled ones are there
         model(problem, facts, scale, solved(problem, shards, starting(problem, facts, moments, scale)))
       } finally rows.unpersist(blocking = false)

@@ -46,6 +46,14 @@ final class CsrBlock(
     found
   }
 
+  /** sum_i w_i x_ij^2 by feature. */
+  def secondMoments(features: Int): Array[Double] = {
+    val into = new Array[Double](features)
+    for (row <- 0 until rows; at <- start(row) until start(row + 1))
+      into(index(at)) += weight(row) * value(at) * value(at)
+    into
+  }
+
   /** Squared length of a row's features. */
   def squaredNorm(row: Int): Double = {
     var total = 0.0

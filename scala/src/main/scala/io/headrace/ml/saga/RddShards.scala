@@ -17,8 +17,10 @@ import org.apache.spark.storage.StorageLevel
  *
  * @param shards
  *   at most one a partition; persisted by the caller
+ * @param features
+ *   of a row
  */
-final class RddShards(shards: RDD[Shard]) extends Shards {
+final class RddShards(shards: RDD[Shard], features: Int) extends Shards {
   private val aggregated = new AtomicLong
   private val sent       = new AtomicLong
 
@@ -26,6 +28,10 @@ final class RddShards(shards: RDD[Shard]) extends Shards {
     .map(shard => Array(shard.block.rows.toDouble, shard.block.weightSum, shard.norm * shard.block.weightSum))
     .collect()
   private val weight = counts.map(_(1)).sum
+  private val whole  = {
+    val moments = RddShards.moments(shards, features)
+    shards.sparkContext.broadcast(Whole(weight, OrderedSum.of(moments, features)(Anchor.add).get))
+  }
 
   override def rows: Long       = counts.map(_(0).toLong).sum
   override def size: Int        = counts.length
@@ -44,7 +50,7 @@ final class RddShards(shards: RDD[Shard]) extends Shards {
 
     override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] = {
       val slope = broadcast(gradient)
-      try summed(RddShards.passes(shards, tables, problem, plan, draw, place, slope, weight), gradient.length)
+      try summed(RddShards.passes(shards, tables, problem, plan, draw, place, slope, whole), gradient.length)
       finally slope.destroy()
     }
 
@@ -74,6 +80,8 @@ private object RddShards {
   def tables(shards: RDD[Shard], problem: Problem, place: Broadcast[Array[Double]], batch: Batch): RDD[Evaluation] =
     shards.map(shard => Evaluation.of(problem, shard.block, place.value, batch.of(shard.partition, shard.block.rows)))
 
+  def moments(shards: RDD[Shard], features: Int): RDD[Array[Double]] = shards.map(_.block.secondMoments(features))
+
   def passes(
       shards: RDD[Shard],
       tables: RDD[Evaluation],
@@ -82,11 +90,11 @@ private object RddShards {
       draw: Draw,
       place: Broadcast[Array[Double]],
       gradient: Broadcast[Array[Double]],
-      weight: Double
+      whole: Broadcast[Whole]
   ): RDD[Array[Double]] =
     zipped(shards, tables) { (shard, found) =>
       val pass = LocalPass.of(problem, shard, plan, place.value, gradient.value, found.table)
-      Anchor.packed(pass.drawn(draw), shard.block.weightSum / weight)
+      Anchor.packed(problem.shape, shard.block, place.value, pass.drawn(draw), whole.value)
     }
 
   def duals(

@@ -68,7 +68,7 @@ final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String
  * Rounds of local passes over partitions: any of the [[Solver]]s inside, the exact optimum outside.
  *
  * A round starts at a point x with every row's slope there on record in its partition, and the gradient F'(x) over all
- * of them. Every partition takes a pass ([[LocalPass]]) corrected by that gradient, the ends are averaged by weight to
+ * of them. Every partition takes a pass ([[LocalPass]]) corrected by that gradient, the ends are averaged ([[Whole]]) to
  * T(x), and the next point is
  *
  * {{{

@@ -26,6 +26,16 @@ trait Shards {
 final case class Traffic(aggregated: Long, broadcast: Long)
 
 /**
+ * What a partition's part in a mean is of: of intercepts its part of the weight, of a feature's coefficients its part of
+ * the second moment. A partition that has few non-zeros of a feature knows nothing of its curvature and goes far along
+ * it; by weight alone it would outvote the one that knows (Konecny et al. 2016, FSVRG, scale such steps alike).
+ *
+ * @param moments
+ *   sum_i w_i x_ij^2 by feature
+ */
+final case class Whole(weight: Double, moments: Array[Double])
+
+/**
  * A point that was evaluated.
  *
  * @param loss
@@ -46,11 +56,11 @@ final class Anchor(
     held: Anchor.Held
 ) {
 
-  /** A pass in every partition from here; the mean of where they ended, by their weight. */
+  /** A pass in every partition from here; the mean of where they ended, by coordinate ([[Whole]]). */
   def pass(plan: PassPlan, draw: Draw): PassEnd = {
     val sums   = held.pass(plan, gradient, draw)
     val length = point.length
-    PassEnd(sums.take(length), sums(length), sums(length + 1).toLong)
+    PassEnd(Array.tabulate(length)(at => point(at) + sums(at)), sums(length), sums(length + 1).toLong)
   }
 
   /** Mean of tilted, scaled slopes times features, and behind it the mean of l*. */
@@ -79,9 +89,20 @@ object Anchor {
     Evaluation.gradient(shape, block, evaluation.table) ++
       Array(evaluation.loss, evaluation.weight, evaluation.rows.toDouble) ++ evaluation.tiltRate
 
-  /** What a partition sends of a pass: where it ended and its curvature, both times its weight, then its count. */
-  def packed(end: PassEnd, share: Double): Array[Double] =
-    end.point.map(_ * share) ++ Array(end.curvature * share, end.gradients.toDouble)
+  /**
+   * What a partition sends of a pass: how far each coordinate went times its part in it, its curvature times its weight,
+   * and its count.
+   */
+  def packed(shape: Shape, block: CsrBlock, start: Array[Double], end: PassEnd, whole: Whole): Array[Double] = {
+    val share = block.weightSum / whole.weight
+    val own   = block.secondMoments(shape.features)
+    val moved = Array.tabulate(shape.length) { at =>
+      val feature = at / shape.outputs
+      val known   = at < shape.penalized && whole.moments(feature) > 0
+      (if (known) own(feature) / whole.moments(feature) else share) * (end.point(at) - start(at))
+    }
+    moved ++ Array(end.curvature * share, end.gradients.toDouble)
+  }
 
   /** Of the sum of what partitions sent. */
   def of(shape: Shape, point: Array[Double], sums: Array[Double], held: Held): Anchor = {

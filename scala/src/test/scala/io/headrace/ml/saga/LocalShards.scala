@@ -5,6 +5,8 @@ final class LocalShards(blocks: Seq[CsrBlock], intercept: Boolean) extends Shard
   private val shards = blocks.zipWithIndex.map { case (block, at) => Shard.of(at, block, intercept) }
   private val weight = blocks.map(_.weightSum).sum
 
+  private def whole(features: Int) = Whole(weight, blocks.map(_.secondMoments(features)).reduce(Anchor.add))
+
   override def rows: Long       = blocks.map(_.rows.toLong).sum
   override def size: Int        = blocks.size
   override def norm: Double     = shards.map(shard => shard.norm * shard.block.weightSum / weight).sum
@@ -24,9 +26,8 @@ final class LocalShards(blocks: Seq[CsrBlock], intercept: Boolean) extends Shard
         override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] =
           shards.indices
             .map { at =>
-              val shard = shards(at)
-              val end   = LocalPass.of(problem, shard, plan, point, gradient, found(at).table).drawn(draw)
-              Anchor.packed(end, shard.block.weightSum / weight)
+              val end = LocalPass.of(problem, shards(at), plan, point, gradient, found(at).table).drawn(draw)
+              Anchor.packed(problem.shape, blocks(at), point, end, whole(problem.shape.features))
             }
             .reduce(Anchor.add)
 
