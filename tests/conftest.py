@@ -121,6 +121,18 @@ def ml100k() -> Path:
 
 
 @pytest.fixture(scope="session")
+def a9a_folder() -> Path:
+    """Folder of LIBSVM's Adult: 32,561 and 16,281 rows of 123 features, labels -1 and 1."""
+    return _real("a9a")
+
+
+@pytest.fixture(scope="session")
+def agaricus_folder() -> Path:
+    """Folder of LIBSVM's mushrooms, which are separable: 6,513 and 1,611 rows of 127 features, labels 0 and 1."""
+    return _real("agaricus")
+
+
+@pytest.fixture(scope="session")
 def mnist_test() -> Path:
     """Folder of MNIST's 10,000 test images and their classes."""
     return _real("mnist_test")

@@ -1,0 +1,72 @@
+package io.headrace.ml.saga
+
+/**
+ * How a point lies in memory: the coefficients of feature 0 for all outputs, of feature 1, ..., then the intercepts.
+ *
+ * @param outputs
+ *   margins of a row: 1, or one a class
+ */
+final case class Shape(features: Int, outputs: Int, intercept: Boolean) {
+
+  /** Coefficients, which the penalty is on. */
+  def penalized: Int = features * outputs
+
+  /** All numbers of a point. */
+  def length: Int = penalized + (if (intercept) outputs else 0)
+
+  /** The margins of a block's row at a point. */
+  def margins(block: CsrBlock, row: Int, point: Array[Double], into: Array[Double]): Unit = {
+    var k = 0
+    while (k < outputs) {
+      into(k) = if (intercept) point(penalized + k) else 0.0
+      k += 1
+    }
+    var at = block.start(row)
+    while (at < block.start(row + 1)) {
+      val base = block.index(at) * outputs
+      k = 0
+      while (k < outputs) {
+        into(k) += block.value(at) * point(base + k)
+        k += 1
+      }
+      at += 1
+    }
+  }
+
+  /** Add scale times the gradient of a row with this slope. */
+  def scatter(block: CsrBlock, row: Int, slope: Array[Double], scale: Double, into: Array[Double]): Unit = {
+    var k = 0
+    while (intercept && k < outputs) {
+      into(penalized + k) += scale * slope(k)
+      k += 1
+    }
+    var at = block.start(row)
+    while (at < block.start(row + 1)) {
+      val base = block.index(at) * outputs
+      k = 0
+      while (k < outputs) {
+        into(base + k) += scale * block.value(at) * slope(k)
+        k += 1
+      }
+      at += 1
+    }
+  }
+}
+
+/**
+ * The objective P(x) = F(x) + R(x), F(x) = sum_i w_i loss_i(x) / sum_i w_i, R the penalty on coefficients.
+ *
+ * It is MLlib's: `penalty` is Penalty(regParam * elasticNetParam, regParam * (1 - elasticNetParam)).
+ */
+final case class Problem(loss: Loss, penalty: Penalty, shape: Shape) {
+  require(loss.outputs == shape.outputs, s"a loss of ${loss.outputs} outputs, a point of ${shape.outputs}")
+
+  def penaltyAt(point: Array[Double]): Double = penalty.value(point, shape.penalized)
+
+  /** prox_R(point - step * gradient); the intercepts have no penalty. */
+  def proximalStep(point: Array[Double], gradient: Array[Double], step: Double): Array[Double] =
+    Array.tabulate(shape.length) { at =>
+      val moved = point(at) - step * gradient(at)
+      if (at < shape.penalized) penalty.prox(moved, step) else moved
+    }
+}

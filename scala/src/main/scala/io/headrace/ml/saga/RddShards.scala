@@ -1,0 +1,111 @@
+package io.headrace.ml.saga
+
+import java.util.concurrent.atomic.AtomicLong
+
+import scala.reflect.ClassTag
+
+import org.apache.spark.broadcast.Broadcast
+import org.apache.spark.rdd.RDD
+import org.apache.spark.storage.StorageLevel
+
+/**
+ * Partitions of an RDD.
+ *
+ * The tables at a point are an RDD of their own, made of the blocks and the broadcast point and of nothing else: a lost
+ * executor's tables come back from them with the same bits, and no lineage grows over rounds. What a pass draws is a
+ * function of (seed, round, partition).
+ *
+ * @param shards
+ *   at most one a partition; persisted by the caller
+ * @param features
+ *   of a row
+ */
+final class RddShards(shards: RDD[Shard], features: Int) extends Shards {
+  private val aggregated = new AtomicLong
+  private val sent       = new AtomicLong
+
+  private val counts = shards
+    .map(shard => Array(shard.block.rows.toDouble, shard.block.weightSum, shard.norm * shard.block.weightSum))
+    .collect()
+  private val weight = counts.map(_(1)).sum
+  private val whole  = {
+    val moments = RddShards.moments(shards, features)
+    shards.sparkContext.broadcast(Whole(weight, OrderedSum.of(moments, features)(Anchor.add).get))
+  }
+
+  override def rows: Long       = counts.map(_(0).toLong).sum
+  override def size: Int        = counts.length
+  override def norm: Double     = counts.map(_(2)).sum / weight
+  override def traffic: Traffic = Traffic(aggregated.get, sent.get)
+
+  override def evaluate(problem: Problem, point: Array[Double], batch: Batch): Anchor = {
+    val place  = broadcast(point)
+    val tables = RddShards.tables(shards, problem, place, batch).persist(StorageLevel.MEMORY_AND_DISK)
+    val parts  = RddShards.zipped(shards, tables)((shard, found) => Anchor.packed(problem.shape, shard.block, found))
+    Anchor.of(problem.shape, point, summed(parts, point.length), new Held(problem, place, tables))
+  }
+
+  private final class Held(problem: Problem, place: Broadcast[Array[Double]], tables: RDD[Evaluation])
+      extends Anchor.Held {
+
+    override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] = {
+      val slope = broadcast(gradient)
+      try summed(RddShards.passes(shards, tables, problem, plan, draw, place, slope, whole), gradient.length)
+      finally slope.destroy()
+    }
+
+    override def dual(t: Array[Double], scale: Double): Array[Double] =
+      summed(RddShards.duals(shards, tables, problem, t, scale), problem.shape.length).map(_ / weight)
+
+    override def release(): Unit = {
+      tables.unpersist(blocking = false)
+      place.destroy()
+    }
+  }
+
+  private def broadcast(numbers: Array[Double]): Broadcast[Array[Double]] = {
+    sent.addAndGet(8L * numbers.length * size)
+    shards.sparkContext.broadcast(numbers)
+  }
+
+  private def summed(parts: RDD[Array[Double]], length: Int): Array[Double] = {
+    val sum = OrderedSum.of(parts, length)(Anchor.add).get
+    aggregated.addAndGet(8L * sum.length * size)
+    sum
+  }
+}
+
+/** What tasks do: closures that hold nothing of the driver's. */
+private object RddShards {
+  def tables(shards: RDD[Shard], problem: Problem, place: Broadcast[Array[Double]], batch: Batch): RDD[Evaluation] =
+    shards.map(shard => Evaluation.of(problem, shard.block, place.value, batch.of(shard.partition, shard.block.rows)))
+
+  def moments(shards: RDD[Shard], features: Int): RDD[Array[Double]] = shards.map(_.block.secondMoments(features))
+
+  def passes(
+      shards: RDD[Shard],
+      tables: RDD[Evaluation],
+      problem: Problem,
+      plan: PassPlan,
+      draw: Draw,
+      place: Broadcast[Array[Double]],
+      gradient: Broadcast[Array[Double]],
+      whole: Broadcast[Whole]
+  ): RDD[Array[Double]] =
+    zipped(shards, tables) { (shard, found) =>
+      val pass = LocalPass.of(problem, shard, plan, place.value, gradient.value, found.table)
+      Anchor.packed(problem.shape, shard.block, place.value, pass.drawn(draw), whole.value)
+    }
+
+  def duals(
+      shards: RDD[Shard],
+      tables: RDD[Evaluation],
+      problem: Problem,
+      t: Array[Double],
+      scale: Double
+  ): RDD[Array[Double]] =
+    zipped(shards, tables)((shard, found) => Evaluation.dual(problem, shard.block, found.table, t, scale))
+
+  def zipped[T: ClassTag](shards: RDD[Shard], tables: RDD[Evaluation])(part: (Shard, Evaluation) => T): RDD[T] =
+    shards.zipPartitions(tables)((own, found) => own.zip(found).map { case (shard, table) => part(shard, table) })
+}

@@ -1,0 +1,228 @@
+package io.headrace.ml
+
+import java.nio.file.{Files, Paths}
+
+import scala.jdk.CollectionConverters._
+
+import com.fasterxml.jackson.databind.{JsonNode, ObjectMapper}
+import org.apache.spark.ml.{Pipeline, PipelineModel}
+import org.apache.spark.ml.classification.LogisticRegression
+import org.apache.spark.ml.linalg.{Vector, Vectors}
+import org.apache.spark.sql.{DataFrame, SparkSession}
+import org.apache.spark.sql.functions.col
+import org.scalatest.BeforeAndAfterAll
+import org.scalatest.funsuite.AnyFunSuite
+
+import io.headrace.ml.saga.{GeneratedRows, OrderedSum, Anchor}
+
+class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
+  private lazy val spark = {
+    val made = SparkSession
+      .builder()
+      .master("local[2]")
+      .config("spark.ui.enabled", "false")
+      .config("spark.sql.shuffle.partitions", "2")
+      .getOrCreate()
+    made.sparkContext.setLogLevel("WARN") // a fit is some hundred jobs
+    made
+  }
+
+  override def afterAll(): Unit = spark.stop()
+
+  private type Rows = Seq[(Double, Double, Vector)]
+
+  private def generated(classes: Int, count: Int = 200): Rows =
+    GeneratedRows.rows(count, 8, classes, seed = 4).map(row => (row.label, row.weight, Vectors.dense(row.x)))
+
+  private def frame(rows: Rows, parts: Int): DataFrame =
+    spark.createDataFrame(spark.sparkContext.parallelize(rows, parts)).toDF("label", "weight", "features")
+
+  private def estimator: SagaLogisticRegression =
+    new SagaLogisticRegression().setWeightCol("weight").setRegParam(0.01).setTol(1e-8).setMaxIter(2000)
+
+  private def near(a: Vector, b: Vector, by: Double): Boolean =
+    a.size == b.size && a.toArray.zip(b.toArray).forall { case (x, y) => math.abs(x - y) <= by * (1 + math.abs(y)) }
+
+  test("coefficients are MLlib's, with and without standardization, two classes and three, with thresholds") {
+    val settings = Seq((2, true, true), (2, false, false), (3, true, true))
+    for ((classes, standardization, intercept) <- settings) {
+      val rows = frame(generated(classes), 3)
+      val ours = estimator.setStandardization(standardization).setFitIntercept(intercept).fit(rows)
+      val lib  = new LogisticRegression()
+        .setWeightCol("weight")
+        .setRegParam(0.01)
+        .setTol(1e-13)
+        .setMaxIter(1000)
+        .setStandardization(standardization)
+        .setFitIntercept(intercept)
+        .fit(rows)
+      val told = s"$classes classes, standardization $standardization, intercept $intercept"
+      assert(ours.summary.ended == "gap" || ours.summary.ended == "rounding", told)
+      assert(
+        near(Vectors.dense(ours.coefficientMatrix.toArray), Vectors.dense(lib.coefficientMatrix.toArray), 1e-3),
+        told
+      )
+      assert(near(ours.interceptVector, lib.interceptVector, 1e-3), told)
+      val limits = Array.tabulate(classes)(k => 0.2 + 0.3 * k)
+      val both   = ours
+        .setThresholds(limits)
+        .setPredictionCol("p")
+        .setRawPredictionCol("r")
+        .setProbabilityCol("q")
+        .transform(lib.setThresholds(limits).transform(rows))
+      for (row <- both.select("rawPrediction", "r", "probability", "q").collect()) {
+        assert(near(row.getAs[Vector](1), row.getAs[Vector](0), 1e-2), told)
+        assert(near(row.getAs[Vector](3), row.getAs[Vector](2), 1e-3), told)
+      }
+      assert(both.where(col("p") =!= col("prediction")).count() <= 1, told)
+    }
+  }
+
+  test("golden vectors") {
+    val golden = new ObjectMapper().readTree(Paths.get("tests/golden/linear_models.json").toFile)
+    def numbers(node: JsonNode): Array[Double] = node.elements.asScala.map(_.asDouble).toArray
+    for (one <- golden.get("models").elements.asScala) {
+      val features = golden.get("features").elements.asScala.map(each => Vectors.dense(numbers(each))).toSeq
+      val labels   = numbers(golden.get(one.get("labels").asText))
+      val weights  = numbers(golden.get("weight"))
+      val rows     = frame(labels.indices.map(at => (labels(at), weights(at), features(at))), 2)
+      val model    = estimator
+        .setLoss(one.get("loss").asText)
+        .setRegParam(one.get("reg_param").asDouble)
+        .setElasticNetParam(one.get("elastic_net_param").asDouble)
+        .setStandardization(one.get("standardization").asBoolean)
+        .setNumPartitions(1)
+        .setLocalPasses(50)
+        .fit(rows)
+      val told = one.toString.take(120)
+      assert(math.abs(model.summary.objective / one.get("objective").asDouble - 1) < 1e-8, told)
+      assert(
+        near(
+          Vectors.dense(model.coefficientMatrix.rowIter.flatMap(_.toArray).toArray),
+          Vectors.dense(numbers(one.get("coefficients"))),
+          1e-3
+        ),
+        told
+      )
+      assert(near(model.interceptVector, Vectors.dense(numbers(one.get("intercepts"))), 1e-3), told)
+    }
+  }
+
+  test(
+    "dense and sparse vectors, any partitions, dealt or as they come: one minimum; the same fit twice: the same bits"
+  ) {
+    val rows   = generated(2).sortBy(_._1)
+    val sparse = rows.map { case (label, weight, x) => (label, weight, x.toSparse: Vector) }
+    val first  = estimator.fit(frame(rows, 1)).summary
+    for ((parts, shuffle) <- Seq((2, true), (4, false), (16, true))) {
+      val how   = estimator.setShuffle(shuffle).setTol(1e-6)
+      val model = how.fit(frame(rows, parts))
+      assert(model.summary.bound <= first.objective, s"$parts $shuffle")
+      assert(model.summary.objective <= first.objective * (1 + 1e-6), s"$parts $shuffle")
+      if (parts < 16) assert(how.fit(frame(sparse, parts)).coefficients == model.coefficients, s"$parts $shuffle")
+    }
+    assert(estimator.setNumPartitions(3).fit(frame(rows, 16).union(frame(Nil, 2))).summary.converged)
+  }
+
+  test("squared and squared hinge losses predict what they mean") {
+    val numbers = frame(generated(1), 2)
+    val ridge   = estimator.setLoss("squared").fit(numbers)
+    val row     = ridge.transform(numbers).select("features", "prediction").head()
+    val dot     = row.getAs[Vector](0).toArray.zip(ridge.coefficients.toArray).map(two => two._1 * two._2).sum
+    assert(math.abs(row.getDouble(1) - dot - ridge.intercept) < 1e-12)
+    assert(ridge.transform(numbers).columns.toSeq == Seq("label", "weight", "features", "prediction"))
+    val machine = estimator.setLoss("squared_hinge").fit(frame(generated(2), 2)).transform(frame(generated(2), 2))
+    assert(machine.columns.drop(3).toSeq == Seq("rawPrediction", "prediction"))
+    assert(machine.where(col("prediction") === col("label")).count() > 130) // of 200 noisy labels
+  }
+
+  test("kept and read back, in a pipeline too; copies keep where to start") {
+    val rows   = frame(generated(3), 2)
+    val folder = Files.createTempDirectory("saga").toString
+    val model  =
+      new Pipeline().setStages(Array(estimator.setSolver("svrg").setThresholds(Array(0.1, 0.2, 0.3)))).fit(rows)
+    model.write.overwrite().save(folder)
+    val again = PipelineModel.load(folder)
+    assert(again.transform(rows).collect().toSeq == model.transform(rows).collect().toSeq)
+    val inner = again.stages(0).asInstanceOf[SagaLogisticRegressionModel]
+    assert(inner.getSolver == "svrg" && !inner.hasSummary && inner.numClasses == 3)
+    estimator.setTol(0.5).write.overwrite().save(folder)
+    assert(SagaLogisticRegression.load(folder).getTol == 0.5)
+    val warm = estimator.setThresholds(Array(0.1, 0.2, 0.3)).setInitialModel(inner)
+    assert(warm.copy(warm.extractParamMap()).fit(rows).summary.rounds.length <= 3)
+  }
+
+  test("parameters are checked") {
+    def refused(set: SagaLogisticRegression => Any): Unit =
+      intercept[IllegalArgumentException](set(new SagaLogisticRegression()))
+    refused(_.setSolver("lbfgs"))
+    refused(_.setLoss("hinge"))
+    refused(_.setFamily("poisson"))
+    refused(_.setConvergence("hope"))
+    refused(_.setStepSize("1"))
+    refused(_.setRegParam(-1))
+    refused(_.setElasticNetParam(1.1))
+    refused(_.setLocalPasses(0))
+    refused(_.setNumPartitions(-1))
+    refused(_.setTol(-1))
+  }
+
+  test("rows that no model can be learnt from are refused with their column and what is wrong") {
+    val good = generated(2)
+    def says(rows: Rows, words: String*)(how: SagaLogisticRegression => SagaLogisticRegression = identity): Unit = {
+      val error = intercept[IllegalArgumentException](how(estimator).fit(frame(rows, 3)))
+      for (word <- words) assert(error.getMessage.contains(word), error.getMessage)
+    }
+    val one = good.head._3
+    says(good :+ ((0.5, 1.0, one)), "column label", "0.5")()
+    says(good :+ ((-1.0, 1.0, one)), "column label", "-1")()
+    says(good :+ ((Double.NaN, 1.0, one)), "column label", "NaN")()
+    says(good :+ ((3.0, 1.0, one)), "column label", "no row of class 2")()
+    says(good :+ ((2.0, 1.0, one)), "column label", "3 classes")(_.setFamily("binomial"))
+    says(good.filter(_._1 == 0), "column label", "one class only")()
+    says(good :+ ((1.0, -1.0, one)), "column weight", "-1")()
+    says(good :+ ((1.0, Double.NaN, one)), "column weight", "NaN")()
+    says(good :+ ((1.0, 1.0, Vectors.sparse(8, Array(3), Array(Double.NaN)))), "column features", "NaN at feature 3")()
+    says(
+      good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, Double.PositiveInfinity)))),
+      "Infinity at feature 7"
+    )()
+    says(good :+ ((1.0, 1.0, Vectors.dense(1.0))), "column features", "8", "1")()
+    says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, 1e300)))), "column features", "squares")(
+      _.setStandardization(false)
+    )
+    says(Nil, "no rows")()
+    says(good.map(row => (row._1, 0.0, row._3)), "no rows")()
+    says(good, "thresholds has 3")(_.setThresholds(Array(0.1, 0.2, 0.3)))
+    val rows = frame(good, 2)
+    assert(
+      intercept[IllegalArgumentException](estimator.fit(rows.drop("label"))).getMessage.contains("no column label")
+    )
+    assert(
+      intercept[IllegalArgumentException](estimator.setFeaturesCol("weight").fit(rows)).getMessage
+        .contains("not a vector")
+    )
+    assert(
+      intercept[IllegalArgumentException](estimator.setPredictionCol("label").fit(rows)).getMessage
+        .contains("is there already")
+    )
+  }
+
+  test("a constant feature has coefficient 0, with a warning; rows of weight zero count for nothing") {
+    val rows = generated(2).map { case (label, weight, x) => (label, weight, Vectors.dense(x.toArray.updated(2, 0.1))) }
+    val model = estimator.fit(frame(rows ++ rows.take(20).map(row => (1 - row._1, 0.0, row._3)), 2))
+    assert(model.coefficients(2) == 0.0 && model.summary.warnings.exists(_.contains("1 constant features")))
+    assert(near(model.coefficients, estimator.fit(frame(rows, 2)).coefficients, 1e-4))
+  }
+
+  test("a large sum goes over groups of neighbours, in the order of partitions") {
+    val length = 1 << 17
+    val parts  = spark.sparkContext.parallelize(0 until 11, 11).mapPartitionsWithIndex { (at, _) =>
+      if (at == 4) Iterator.empty else Iterator(Array.tabulate(length)(i => 1.0 / (at + 3) + i))
+    }
+    val runs = Seq.fill(2)(OrderedSum.of(parts, length)(Anchor.add).get)
+    assert(runs(0).sameElements(runs(1)))
+    val plain = (0 until 11).filter(_ != 4).map(at => 1.0 / (at + 3)).sum
+    assert(math.abs(runs(0)(0) - plain) < 1e-14)
+  }
+}
