@@ -39,7 +39,7 @@ TESTS = (
         f"tests/unit/test_{name}.py"
         for name in (
             "optim", "wrappers", "clipping", "schedules", "kfac", "shampoo", "large_batch", "elementwise", "precision",
-            "whole_model_optim", "gradient_table", "optim_rare_paths", "name_patterns",
+            "whole_model_optim", "gradient_table", "optim_rare_paths", "name_patterns", "line_search",
         )
     ),
     "tests/convergence/test_variance_reduction.py",

@@ -1,11 +1,11 @@
-"""Line search, conjugate gradients, and rules for a whole model beside tables, under faults, out of a checkpoint. What
+"""Conjugate gradients, and rules for a whole model beside tables, under faults, out of a checkpoint. What
 each rule does is in test_optim_exam."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,73 +21,11 @@ from headrace.comm.local import LocalGroup
 from headrace.errors import UserError
 from headrace.optim.conjugate_gradients import Stop, conjugate_gradients
 from headrace.optim.lbfgs import Pairs
-from headrace.optim.line_search import Trial, backtrack, cubic_minimizer, strong_wolfe
 from headrace.testing.exams.whole_model import counted, weights
 from headrace.testing.problems import Problem, log_losses, logistic, perceptron
 from headrace.train.checkpoint import Checkpoint, CheckpointStore, load
 
 WHOLE = ("lbfgs", "hessian_free", "natural_gradient")
-
-
-def phi(function: Callable[[Tensor], Tensor], tried: list[float] | None = None) -> Callable[[float], Trial]:
-    def line(step: float) -> Trial:
-        a = torch.tensor(step, dtype=torch.float64, requires_grad=True)
-        value = function(a)
-        (slope,) = torch.autograd.grad(value, a)
-        if tried is not None:
-            tried.append(step)
-        finite = math.isfinite(float(value.detach()))
-        return Trial(step, float(value.detach()) if finite else math.inf, float(slope), a.detach(), slope)
-
-    return line
-
-
-@pytest.mark.parametrize(("c1", "c2"), [(1e-4, 0.9), (1e-3, 0.1), (0.1, 0.1001)])
-@pytest.mark.parametrize("first", [1e-3, 0.1, 1.0, 50.0, 1e4])
-@pytest.mark.parametrize(
-    "function",
-    [
-        lambda a: -a / (a * a + 2.0),  # More and Thuente 1994, eq. 5.1
-        lambda a: (a + 0.004) ** 5 - 2.0 * (a + 0.004) ** 4,  # eq. 5.2
-        lambda a: (a - 3.0) ** 2 + torch.sin(5.0 * a),
-        lambda a: -torch.log1p(-a / 7.0) - a,  # NaN beyond 7
-        lambda a: torch.exp(a) - 2.0 * a,
-    ],
-    ids=["5.1", "5.2", "waves", "wall", "exp"],
-)  # fmt: skip
-def test_strong_wolfe_conditions(function: Callable[[Tensor], Tensor], first: float, c1: float, c2: float) -> None:
-    tried: list[float] = []
-    line = phi(function, tried)
-    origin = phi(function)(0.0)
-    found = strong_wolfe(line, origin, first, c1, c2, 60)
-    assert found.step > 0.0
-    assert found.value <= origin.value + c1 * found.step * origin.slope
-    assert abs(found.slope) <= c2 * abs(origin.slope)
-    assert len(tried) < 25
-
-
-def test_cubic_interpolation_is_exact_for_cubics() -> None:
-    line = phi(lambda a: 2.0 * a**3 - 3.0 * a**2 - 12.0 * a + 1.0)  # minimum at 2
-    for ends in ((0.0, 3.0), (3.0, 0.0), (1.5, 1.6), (2.5, 7.0), (-0.9, 0.3)):
-        assert cubic_minimizer(line(ends[0]), line(ends[1])) == pytest.approx(2.0, abs=1e-9)
-    rising = phi(lambda a: a + a**3)
-    assert cubic_minimizer(rising(0.0), rising(1.0)) is None
-
-
-def test_a_line_that_only_rises_gives_the_origin_and_ends() -> None:
-    tried: list[float] = []
-    origin = Trial(0.0, 1.0, -1.0, torch.zeros(()), torch.zeros(()))
-    found = strong_wolfe(phi(lambda a: 1.0 + a, tried), origin, 1.0, 1e-4, 0.9, 25)
-    assert found is origin
-    assert len(tried) <= 25
-
-
-def test_backtracking() -> None:
-    assert backtrack(lambda a: (a - 1.0) ** 2, 1.0, -2.0, 1.0, 0.01, 0.8, 60) == 1.0
-    assert backtrack(lambda a: math.inf if a > 0.1 else 1.0 - a, 1.0, -1.0, 1.0, 0.01, 0.8, 60) == pytest.approx(
-        0.8**11
-    )
-    assert backtrack(lambda a: math.nan, 1.0, -1.0, 1.0, 0.01, 0.8, 60) == 0.0
 
 
 def system(n: int = 30, condition: float = 100.0) -> tuple[Tensor, Tensor]:
