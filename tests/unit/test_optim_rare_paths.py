@@ -20,7 +20,6 @@ from headrace.optim.block_rule import Member
 from headrace.optim.blocks import Region
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.curvature import Linearized
-from headrace.optim.kfac_damping import adapted
 from headrace.optim.kfac_factors import INVERSE, pack, solve
 from headrace.optim.kfac_step import LayersOptimizer
 from headrace.optim.lbfgs import LBFGS, _search
@@ -269,12 +268,6 @@ def test_kfac_loaded_between_updates_of_its_factors_records_nothing_and_shares_n
     for name, kept in layers.curvature.factors.items():
         other = before.curvature.factors[name]
         assert torch.equal(kept.a, other.a) and kept.a.data_ptr() != other.a.data_ptr()
-
-
-def test_kfacs_damping_stays_between_a_quarter_and_three_quarters() -> None:
-    omega = (19.0 / 20.0) ** 5
-    for ratio, expected in ((0.2, 1 / omega), (0.3, 1.0), (0.7, 1.0), (0.8, omega), (math.nan, 1 / omega)):
-        assert adapted(1.0, ratio, 5) == pytest.approx(expected)
 
 
 def test_one_word_of_several_leaves_a_matrix_to_muons_adamw() -> None:
