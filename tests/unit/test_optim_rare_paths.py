@@ -331,7 +331,8 @@ def test_sarah_takes_a_new_anchor_after_an_inner_loop_that_ended_early() -> None
     assert sarah.kept["loop"]["anchors"] == 2
 
 
-def test_lbfgs_forgets_pairs_that_lead_upwards() -> None:
+@pytest.mark.parametrize("spoiled", [math.nan, -1e-3])
+def test_lbfgs_forgets_pairs_that_lead_upwards(spoiled: float) -> None:
     problem = least_squares(16, 3, condition=10.0)
     lbfgs = optim.create("lbfgs", problem.model)
     assert isinstance(lbfgs, LBFGS)
@@ -340,7 +341,7 @@ def test_lbfgs_forgets_pairs_that_lead_upwards() -> None:
         problem.step(lbfgs, rows)
     state = next(iter(lbfgs.state.values()))
     assert len(state["s"]) == lbfgs.last["pairs"] + 1 == 2
-    state["rho"][-1] = math.nan
+    state["rho"][-1] *= spoiled
     problem.step(lbfgs, rows)
     assert lbfgs.last["pairs"] == 0 and len(state["s"]) == 1
 
