@@ -23,7 +23,7 @@ from headrace.errors import UserError
 from headrace.optim import kfac, kfac_layers
 from headrace.optim.kfac_dealing import Parcel, deal, deliver
 from headrace.optim.kfac_factors import mean_eigenvalue, pack, packed_shape, unpack
-from headrace.optim.kfac_fisher import _signs, add_pass, loss_roots
+from headrace.optim.kfac_fisher import _product, _signs, add_pass, loss_roots
 from headrace.optim.kfac_layers import Layer, Sums, find_layers, unfolded
 from headrace.optim.kfac_step import LayersOptimizer
 from headrace.testing.optim_exam import make
@@ -341,6 +341,16 @@ def test_signs_drawn_make_the_fisher_matrix_on_average_and_exactly_with_one_outp
     model = nn.Sequential(nn.Linear(4, 1, dtype=F64), nn.Flatten(0))
     clicks = Problem(model, x, (x[:, 0] > 0).double(), log_losses)
     assert torch.equal(factor(clicks, "gauss_newton", 0), factor(clicks, "sampled", 5))
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_row_that_is_rounding_alone_counts_as_nothing(size: float) -> None:
+    """Sums of two numbers of one size are such up to 4 2 eps of it; a row that has more is kept as a whole."""
+    eps = 2.0**-52
+    rows = torch.tensor([[[1.0, -1.0 + 4 * eps], [-1.0, 1.0]], [[1.0, -1.0 + 12 * eps], [-1.0, 1.0 + eps]]], dtype=F64)
+    drawn = _product(size * rows, torch.ones(2, 2, dtype=F64))
+    assert not drawn[0].any()
+    torch.testing.assert_close(drawn[1], size * eps * torch.tensor([12.0, 1.0], dtype=F64), rtol=0.2, atol=0.0)
 
 
 def test_signs_are_of_a_row_a_step_and_an_output() -> None:

@@ -127,7 +127,7 @@ def test_mistakes_are_named(name: str) -> None:
         ("lbfgs", "c2", 1e-5), ("lbfgs", "c1", 0.0),
         ("hessian_free", "damping", 0.0), ("hessian_free", "probes", 65), ("hessian_free", "cg_decay", 1.5),
         ("natural_gradient", "fisher", "exact"), ("natural_gradient", "max_kl", 0.0),
-        ("natural_gradient", "damping", -1.0),
+        ("natural_gradient", "damping", -1.0), ("natural_gradient", "cg_iterations", 0),
     ],
 )  # fmt: skip
 def test_options_out_of_range(name: str, option: str, value: Any) -> None:
@@ -184,6 +184,17 @@ def test_a_batch_with_a_loss_that_is_no_number_is_refused_and_changes_nothing(na
         problem.step(optimizer, torch.arange(48))
     np.testing.assert_array_equal(weights(problem), before)
     assert str(optimizer.state_dict()["state"]) == str(kept)
+
+
+def test_the_natural_gradient_is_solved_for_as_far_as_asked() -> None:
+    iterations = []
+    for tolerance in (0.5, 1e-2, 1e-6):
+        problem = perceptron()
+        optimizer: Any = optim.create("natural_gradient", problem.model, cg_tolerance=tolerance, cg_iterations=200)
+        problem.step(optimizer, torch.arange(problem.rows))
+        assert optimizer.last["residual"] <= tolerance
+        iterations.append(optimizer.last["iterations"])
+    assert 0 < iterations[0] < iterations[1] < iterations[2] < 200
 
 
 @pytest.mark.parametrize(("size", "first"), [(0.25, 0.5), (1.0, 0.5), (8.0, 0.0625)])
