@@ -38,14 +38,13 @@ def test_the_largest_eigenvalue_is_at_most_a_percent_more() -> None:
         assert float(ratios.min()) >= 0.99 and float(ratios.max()) <= 1.0 + 1e-12
 
 
-@pytest.mark.parametrize("exponent", [1, 2, 4, 6])
-@pytest.mark.parametrize("n", [2, 8])
-def test_newton_goes_on_where_rounding_hides_that_eigenvalues_rise(n: int, exponent: int) -> None:
-    """All but one eigenvalue are at float32's rounding of it: the error stands still for many steps."""
-    matrix = torch.diag(torch.tensor([1.0] + [1e-7] * (n - 1)))
-    (root,), (good,) = inverse_roots(matrix[None], exponent, 0.0, "newton")
-    assert good
-    torch.testing.assert_close(root.diagonal(), matrix.diagonal() ** (-1.0 / exponent), rtol=2e-3, atol=0.0)
+def test_newton_goes_on_where_rounding_hides_that_eigenvalues_rise() -> None:
+    """All but one eigenvalue are at float32's rounding of it: for some steps the error seems to grow."""
+    x = torch.stack(
+        [torch.randn(30, 1, generator=torch.Generator().manual_seed(seed), dtype=F64) for seed in range(12)]
+    )
+    _, good = inverse_roots((x @ x.mT).float(), 1, 1e-7, "newton")
+    assert good.all()
 
 
 @pytest.mark.parametrize("exponent", [2, 4])

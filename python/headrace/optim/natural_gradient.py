@@ -68,7 +68,7 @@ class NaturalGradient(WholeModelOptimizer):
             return None
         d, _ = solution.path[-1]
         step = options["lr"]
-        bent = dot(d, fisher(d)) if math.isfinite(options["max_kl"]) else 0.0
+        bent = dot(d, fisher(d))
         if bent > 0.0:
             step = min(step, math.sqrt(2.0 * options["max_kl"] / bent))
         self.last = {"step": step, "iterations": solution.iterations, "residual": solution.residual}
