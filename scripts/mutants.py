@@ -39,7 +39,8 @@ TESTS = (
         f"tests/unit/test_{name}.py"
         for name in (
             "optim", "wrappers", "clipping", "schedules", "kfac", "shampoo", "large_batch", "elementwise", "precision",
-            "whole_model_optim", "gradient_table", "optim_rare_paths", "name_patterns",
+            "whole_model_optim", "gradient_table", "optim_rare_paths", "name_patterns", "line_search",
+            "kfac_damping", "matrix_roots",
         )
     ),
     "tests/convergence/test_variance_reduction.py",

@@ -54,6 +54,17 @@ def test_different_shapes_are_named() -> None:
         assert "[2]" in str(error) and "[3]" in str(error)
 
 
+def test_rows_that_do_not_come_are_refused() -> None:
+    """Transports that cut what they receive by `rows` would not notice: this one is what callers are tested with."""
+    calls: list[Callable[[LocalCollective], object]] = [
+        lambda c: c.allgather(torch.ones(c.rank, 2), [1, 0]),
+        lambda c: c.alltoall([torch.ones(c.rank), torch.ones(c.rank)], [1, 0]),
+    ]
+    for call in calls:
+        for error in on_ranks(2, call):
+            assert isinstance(error, CollectiveError) and "[0, 1] rows came" in str(error)
+
+
 def test_nobody_waits_longer_than_the_timeout() -> None:
     for error in on_ranks(2, lambda c: None if c.rank else c.barrier(), timeout_s=0.05):
         assert error is None or "no answer from every rank within 0.05 s" in str(error)

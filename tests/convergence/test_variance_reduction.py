@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from headrace import optim
 from headrace.optim.sarah import SARAH
-from headrace.optim.scsg import SCSG
+from headrace.optim.scsg import SCSG, geometric
+from headrace.optim.variance_reduced import number_drawn
 from headrace.testing.problems import Problem, least_squares, squared_errors
 
 N, MU = 16, 0.8
@@ -147,6 +148,14 @@ def test_variance_falls_and_sgds_does_not(name: str) -> None:
         plain.append(float(rows.var(0).sum()))
     assert spread[1] < 1e-6 * spread[0]
     assert plain[1] > 0.3 * plain[0]
+
+
+def test_an_anchor_of_one_row_is_that_rows_gradient() -> None:
+    """N of the seed is above 0: the first inner step is taken together with the anchor."""
+    problem = least_squares(4, 2, noise=1.0)
+    seed = next(seed for seed in range(9) if geometric(number_drawn(seed, 0), 1) > 0)
+    problem.step(optim.create("scsg", problem.model, lr=0.5, anchor_batches=1, seed=seed), torch.tensor([2]))
+    torch.testing.assert_close(problem.model.weight.detach(), 0.5 * problem.y[2] * problem.x[2])
 
 
 class Product(nn.Module):

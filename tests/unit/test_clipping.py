@@ -116,6 +116,13 @@ def test_nothing_is_done_without_a_rule_and_to_parameters_without_gradient() -> 
     assert all(torch.equal(before[name], grad) for name, grad in grads(params).items())
 
 
+def test_gradients_are_clipped_to_1_where_no_limit_is_given() -> None:
+    param = nn.Parameter(torch.zeros(2))
+    param.grad = torch.tensor([3.0, 4.0])
+    assert clip({"w": param}, ClippingConfig(rule="norm")) == (5.0, True)
+    torch.testing.assert_close(param.grad, torch.tensor([0.6, 0.8]))
+
+
 def test_a_norm_too_large_for_float32_is_still_one() -> None:
     param = nn.Parameter(torch.zeros(4))
     param.grad = torch.full((4,), 1e30)

@@ -21,11 +21,10 @@ from headrace import optim
 from headrace.comm import LocalCollective, LocalGroup
 from headrace.errors import UserError
 from headrace.optim import kfac, kfac_layers
-from headrace.optim.kfac_damping import adapted, reduction_ratio
-from headrace.optim.kfac_dealing import deal
+from headrace.optim.kfac_dealing import Parcel, deal, deliver
 from headrace.optim.kfac_factors import mean_eigenvalue, pack, packed_shape, unpack
-from headrace.optim.kfac_fisher import _signs, add_pass, loss_roots
-from headrace.optim.kfac_layers import Layer, Sums, find_layers
+from headrace.optim.kfac_fisher import _product, _signs, add_pass, loss_roots
+from headrace.optim.kfac_layers import Layer, Sums, find_layers, unfolded
 from headrace.optim.kfac_step import LayersOptimizer
 from headrace.testing.optim_exam import make
 from headrace.testing.problems import Problem, cross_entropies, log_losses, perceptron, squared_errors
@@ -92,6 +91,40 @@ def test_factors_of_a_convolution_are_those_of_loops(options: dict[str, Any], mo
     np.testing.assert_allclose(sums.a.numpy(), a, rtol=1e-10)
     np.testing.assert_allclose(sums.g.numpy(), np.einsum("nihw,njhw->ij", g, g), rtol=1e-10)
     assert float(sums.positions) == places == 5 * y.shape[2] * y.shape[3]
+
+
+def test_examples_without_gradient_do_not_count_in_a_convolution_and_those_with_a_little_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kfac_layers, "_UNFOLDED", 200)  # parts of 2
+    conv = nn.Conv2d(2, 3, 2, dtype=F64)
+    (layer,) = _watched(conv)
+    x, weight = _random(5, 2, 4, 3), torch.ones(5, 1, 3, 2, dtype=F64)
+    weight[[1, 4]] = 0.0  # padding rows
+    weight[0, :, 1:] = 0.0
+    (conv(x).square() * weight).sum().backward()
+    sums = layer.take()
+    a, places = _convolution_inputs(conv, x[[0, 2, 3]], (3, 2))
+    g = (2 * conv(x) * weight).detach().numpy()
+    np.testing.assert_allclose(sums.a.numpy(), a, rtol=1e-10)
+    np.testing.assert_allclose(sums.g.numpy(), np.einsum("nihw,njhw->ij", g, g), rtol=1e-10)
+    assert float(sums.positions) == places == 18
+
+
+@pytest.mark.parametrize(("height", "width", "examples"), [(9, 2, 4), (2, 9, 4), (20, 10, 1)])
+def test_a_convolution_is_unfolded_a_bounded_part_at_a_time(
+    height: int, width: int, examples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many examples as are sure to stay within the bound, at least one."""
+    parts: list[Tensor] = []
+    monkeypatch.setattr(kfac_layers, "_UNFOLDED", 600)
+    monkeypatch.setattr(kfac_layers, "unfolded", lambda *given: parts.append(unfolded(*given)) or parts[-1])
+    conv = nn.Conv2d(2, 1, 2, dtype=F64)
+    (layer,) = _watched(conv)
+    conv(_random(12, 2, height, width)).sum().backward()
+    assert float(layer.take().positions) == 12 * (height - 1) * (width - 1)
+    assert [len(part) for part in parts] == [examples] * (12 // examples)
+    assert examples == 1 or max(part.numel() for part in parts) <= 600
 
 
 def test_a_convolutions_block_is_kfcs_product() -> None:
@@ -310,6 +343,16 @@ def test_signs_drawn_make_the_fisher_matrix_on_average_and_exactly_with_one_outp
     assert torch.equal(factor(clicks, "gauss_newton", 0), factor(clicks, "sampled", 5))
 
 
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_a_row_that_is_rounding_alone_counts_as_nothing(size: float) -> None:
+    """Sums of two numbers of one size are such up to 4 2 eps of it; a row that has more is kept as a whole."""
+    eps = 2.0**-52
+    rows = torch.tensor([[[1.0, -1.0 + 4 * eps], [-1.0, 1.0]], [[1.0, -1.0 + 12 * eps], [-1.0, 1.0 + eps]]], dtype=F64)
+    drawn = _product(size * rows, torch.ones(2, 2, dtype=F64))
+    assert not drawn[0].any()
+    torch.testing.assert_close(drawn[1], size * eps * torch.tensor([12.0, 1.0], dtype=F64), rtol=0.2, atol=0.0)
+
+
 def test_signs_are_of_a_row_a_step_and_an_output() -> None:
     x = _random(500, 70)
     problem = Problem(nn.Identity(), x, (x > 0).double(), lambda o, t: log_losses(o, t).sum(1))
@@ -448,41 +491,6 @@ def test_a_model_may_be_copied_and_an_optimizer_forgotten() -> None:
     assert float(layer.take().positions) == 0.0
 
 
-@pytest.mark.parametrize("after", [0.0, float("inf"), -float("inf"), float("nan")])
-@pytest.mark.parametrize("way", [-1.0, 1.0], ids=["down", "up"])
-def test_damping_rises_after_a_step_uphill_and_where_the_loss_is_no_number(way: float, after: float) -> None:
-    """A small step along the gradient, as momentum may make it, is foretold well, and yet no reason to trust more."""
-    problem = perceptron()
-    ctx = problem.context(torch.arange(96), 96)
-    before = {name: p.detach() for name, p in problem.model.named_parameters()}
-    moved = {name: p + way * 1e-3 * g for (name, p), g in zip(before.items(), problem.full_gradient(), strict=True)}
-    losses = ctx.losses
-
-    def spoiled(outputs: Tensor) -> Tensor:
-        here = losses(outputs)
-        return here if torch.equal(outputs, ctx.outputs_at(before)) or not after else here + after
-
-    ratio = reduction_ratio(replace(ctx, losses=spoiled), before, moved, dict.fromkeys(before, 0.0), 0.1)
-    assert (adapted(1.0, ratio, 5) < 1.0) == (way < 0.0 and after == 0.0)
-    assert (adapted(1.0, ratio, 5) > 1.0) == (way > 0.0 or after != 0.0)
-
-
-def test_damping_follows_the_batchs_own_gradient() -> None:
-    """Whatever became of the one that the step was given."""
-    dampings = []
-    for factor in (1.0, 100.0):
-        problem = perceptron()
-        optimizer = make(kfac.SPEC, problem.model, damping_interval=1, kl_clip=0.0, lr=1e-3 / factor, momentum=0.0)
-        ids = torch.arange(96)
-        problem.losses(problem.model(problem.x), problem.y).mean().backward()
-        for param in problem.model.parameters():
-            assert param.grad is not None
-            param.grad *= factor
-        optimizer.step(problem.context(ids, 96))
-        dampings.append(optimizer.param_groups[0]["damping"])
-    assert dampings[0] == dampings[1] < 0.01  # the same step
-
-
 def test_singular_and_broken_factors_do_no_harm() -> None:
     for method in ("inverse", "eigen"):
         model = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
@@ -536,6 +544,18 @@ def test_work_is_dealt_to_ranks_that_use_it_and_everybody_is_served(size: int, s
         loads[dealt.solvers[i][1]] += m**3
     longest = max(max(m, n) ** 3 for m, n in shapes)
     assert max(loads) <= sum(loads) / size + (2 if share < 1 else 1) * longest
+
+
+def test_one_parcel_alone_arrives() -> None:
+    group = LocalGroup(3, 30.0)
+
+    def got(collective: LocalCollective) -> list[float]:
+        tensor = torch.full((2, 2), float(collective.rank))
+        deliver([Parcel(2, (0, 2), tensor)], collective)
+        return tensor.flatten().tolist()
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(pool.map(got, [group.collective(rank) for rank in range(3)])) == [[2.0] * 4, [1.0] * 4, [2.0] * 4]
 
 
 def _net(seed: int = 0) -> nn.Module:

@@ -58,8 +58,12 @@ def test_other_layouts_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str
     assert torch.equal(*made)
 
 
+@pytest.mark.parametrize("size", [1, 1 << 16])
 @pytest.mark.parametrize("name", ["lars", "lamb"])
-def test_biases_norms_and_named_layers_go_without_ratio_and_decay(name: str) -> None:
+def test_biases_norms_and_named_layers_go_without_ratio_and_decay(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", size)
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
     optimizer = create(name, model, lr=0.1, weight_decay=0.5, exclude=("2.*",))

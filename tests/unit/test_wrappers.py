@@ -22,7 +22,7 @@ from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.context import NonFiniteStepError
 from headrace.optim.spec import OWN_GRADIENT
 from headrace.optim.wrapper import AVERAGES, CHANGES_GRADIENT
-from headrace.testing.problems import Problem, least_squares, logistic, perceptron
+from headrace.testing.problems import Linear, Problem, least_squares, logistic, perceptron, squared_errors
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "lookahead": {"k": 3, "alpha": 0.4},
@@ -66,16 +66,19 @@ def test_every_wrapper_is_tested_and_described() -> None:
         assert all((spec.paper, spec.rule, spec.use, spec.state, spec.cost))
 
 
-def test_lookahead_is_algorithm_1_of_zhang_et_al() -> None:
+@pytest.mark.parametrize("k", [2, 3])
+def test_lookahead_is_algorithm_1_of_zhang_et_al(k: int) -> None:
     problem = least_squares(noise=0.5)
-    seen = run(problem, wrap(problem, {"lookahead": {"k": 3, "alpha": 0.4}}))
+    optimizer = wrap(problem, {"lookahead": {"k": k, "alpha": 0.4}})
+    seen = run(problem, optimizer)
     fast = slow = np.zeros(8)
     for step, ids in enumerate(problem.batches(BATCH, STEPS)):
         fast = fast - LR * least_squares_gradient(problem, ids)(fast)
-        if step % 3 == 2:
+        if (step + 1) % k == 0:
             slow = 0.6 * slow + 0.4 * fast
             fast = slow
         np.testing.assert_allclose(seen[step + 1], fast, rtol=1e-10, err_msg=f"step {step}")
+    assert optimizer.state_dict()["steps"] == STEPS
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
@@ -93,6 +96,14 @@ def test_sam_is_the_gradient_at_the_perturbed_weights(adaptive: bool) -> None:
         assert np.linalg.norm(np.linalg.inv(scaling) @ ball) == pytest.approx(0.3)
         w = w - LR * (gradient(w + ball) + 0.02 * w)
         np.testing.assert_allclose(seen[step + 1], w, rtol=1e-10, err_msg=f"step {step}")
+
+
+@pytest.mark.parametrize("gradient", [0.0, 1.0])
+def test_sam_goes_as_far_from_a_gradient_of_1_as_from_any_and_nowhere_from_one_of_0(gradient: float) -> None:
+    one = torch.ones(1, 1, dtype=torch.float64)
+    problem = Problem(Linear(1), one, torch.full((1,), -gradient, dtype=torch.float64), squared_errors)
+    problem.step(wrap(problem, {"sam": {"rho": 0.5}}), torch.arange(1))
+    assert flat(problem) == pytest.approx(-LR * 1.5 * gradient)
 
 
 def test_asam_leaves_biases_unscaled() -> None:
@@ -191,6 +202,18 @@ def test_all_wrappers_around_any_rule_resume_to_the_same_bits(rule: str) -> None
     assert (flat(whole) == flat(half)).all()
     for (_, x), (_, y) in zip(a.averages(), b.averages(), strict=True):
         assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("wrapper", ["lookahead", "ema", "swa"])
+def test_a_loaded_state_is_a_copy(wrapper: str) -> None:
+    a, b = perceptron(), perceptron()
+    one, other = (wrap(problem, {wrapper: SETTINGS[wrapper]}) for problem in (a, b))
+    run(a, one, 4)
+    saved = one.state_dict()
+    kept = [tensor.clone() for tensor in saved["kept"]]
+    other.load_state_dict(saved)
+    run(b, other, 6)
+    assert kept and all(torch.equal(before, after) for before, after in zip(kept, saved["kept"], strict=True))
 
 
 def test_a_state_of_others_is_refused() -> None:

@@ -138,6 +138,7 @@ class LocalCollective:
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.allgather`."""
         with self._group.exchange(self.rank, f"allgather {x.dtype} {list(x.shape[1:])}", x.detach()) as parts:
+            _check_rows(parts, rows)
             return [part.to(x.device, copy=True) for part in parts]
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
@@ -145,7 +146,9 @@ class LocalCollective:
         check_chunks(chunks, self.size)
         op = f"alltoall {chunks[0].dtype} {list(chunks[0].shape[1:])}"
         with self._group.exchange(self.rank, op, [c.detach() for c in chunks]) as parts:
-            return [part[self.rank].to(chunks[0].device, copy=True) for part in parts]
+            mine = [part[self.rank] for part in parts]
+            _check_rows(mine, rows)
+            return [part.to(chunks[0].device, copy=True) for part in mine]
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """See `Collective.broadcast`."""
@@ -175,3 +178,10 @@ class LocalCollective:
         for part in parts[1:]:
             total += part.to(x.device)
         return total.to(x.dtype)
+
+
+def _check_rows(parts: Sequence[Tensor], rows: Sequence[int] | None) -> None:
+    """Nothing is cut by `rows` here; transports that do would hang, or cut in the wrong places."""
+    found = [part.shape[0] if part.dim() else 1 for part in parts]
+    if rows is not None and list(rows) != found:
+        raise CollectiveError(f"{found} rows came, where the caller said it knew of {list(rows)}")

@@ -82,7 +82,7 @@ def _columns(ctx: StepContext, outputs: Tensor, fisher: str, seed: int) -> Itera
 def _product(roots: Tensor, signs: Tensor) -> Tensor:
     """S z [B, C]; rows that are rounding alone (signs in the null space) are 0, and so do not count."""
     drawn = (roots @ signs[:, :, None])[:, :, 0]
-    least = 4.0 * roots.shape[1] * torch.finfo(roots.dtype).eps * roots.abs().amax((1, 2))
+    least = 4.0 * signs.shape[1] * torch.finfo(roots.dtype).eps * roots.abs().amax((1, 2))
     return torch.where((drawn.abs().amax(1) > least)[:, None], drawn, 0.0)
 
 

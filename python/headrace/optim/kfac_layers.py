@@ -145,7 +145,7 @@ class Layer:
             self._add_rows(sums, rows, kept)
             return
         inputs = inputs if inputs.dim() == 4 else inputs[None]
-        some = max(1, _UNFOLDED // max(1, self.weight[0].numel() * inputs.shape[2] * inputs.shape[3]))
+        some = max(1, _UNFOLDED // (self.weight[0].numel() * inputs.shape[2] * inputs.shape[3]))
         for images, mask in zip(inputs.split(some), kept.split(some), strict=True):
             patches = unfolded(self.module, images * mask[:, None, None, None])
             self._add_rows(sums, patches.flatten(0, 1), mask.repeat_interleave(patches.shape[1]))

@@ -81,7 +81,7 @@ class LBFGS(WholeModelOptimizer):
             direction, slope = -gradient, -dot(gradient, gradient)
         step = options["lr"]
         if not pairs.s:
-            step *= min(1.0, 1.0 / max(float(gradient.abs().sum(dtype=torch.float64)), 1e-300))
+            step *= 1.0 / max(1.0, float(gradient.abs().sum(dtype=torch.float64)))
         if not _can_fall(value, slope * step, w.dtype):
             return None
         origin = Trial(0.0, value, slope, w, gradient)
@@ -96,8 +96,8 @@ class LBFGS(WholeModelOptimizer):
 
 
 def _can_fall(value: float, predicted: float, dtype: torch.dtype) -> bool:
-    """Whether a change `predicted` < 0 can be told in a float64 mean of losses of this precision: their own rounding
-    errors cancel in part."""
+    """Whether a change `predicted` < 0 can be told in a float64 mean of losses of this precision: of their own rounding
+    errors a hundredth is left."""
     least = max(0.01 * torch.finfo(dtype).eps, torch.finfo(torch.float64).eps)
     return math.isfinite(value) and -predicted > least * abs(value)
 

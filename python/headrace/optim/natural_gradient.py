@@ -68,8 +68,9 @@ class NaturalGradient(WholeModelOptimizer):
             return None
         d, _ = solution.path[-1]
         step = options["lr"]
-        if math.isfinite(options["max_kl"]):
-            step = min(step, math.sqrt(2.0 * options["max_kl"] / max(dot(d, fisher(d)), 1e-300)))
+        bent = dot(d, fisher(d))
+        if bent > 0.0:
+            step = min(step, math.sqrt(2.0 * options["max_kl"] / bent))
         self.last = {"step": step, "iterations": solution.iterations, "residual": solution.residual}
         state["start"] = d
         return w.sub(d, alpha=factor(step, w))
