@@ -109,10 +109,10 @@ def _load(lake: Path, wanted: list[str] | None, report: Report) -> list[dict[str
 
 def _row(report: dict[str, Any], run: str) -> dict[str, Any]:
     """A run's results, with its seconds by stage in the order they went."""
-    seconds: dict[str, float] = {}
+    results, seconds = report["results"], dict[str, float]()  # what is no report has no results: before all else
     for stage in report.get("stages", []):
         seconds[stage["name"]] = seconds.get(stage["name"], 0.0) + float(stage["seconds"])
-    return report["results"] | {"run_id": run, "stages": seconds or None}
+    return results | {"run_id": run, "stages": seconds or None}
 
 
 def _order(row: dict[str, Any], key: str) -> tuple[bool, Any]:
