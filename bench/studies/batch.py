@@ -20,7 +20,7 @@ from bench.studies.clicks import ClickTask
 from bench.studies.found import TUNING_SEED
 from bench.studies.images import ROOT, mnist
 from bench.studies.lines import Lines, read
-from bench.studies.optimizers import SEEDS, chosen, with_seed
+from bench.studies.optimizers import SEEDS, best_of_all, chosen, with_seed
 from bench.studies.running import add_arguments, command, study
 from bench.studies.space import rounded, tried
 from bench.studies.task import DENSE, TABLES, Setting, Task
@@ -52,8 +52,7 @@ def tuning(task: Task, rule: str, batch: int, epochs: int, lines: Lines) -> list
     base = [setting_of(task, rule, BASE, epochs, options) for options in grid]
     if batch == BASE:
         return base
-    found = [(s, line) for s in base if (line := lines.get(task, s)) is not None]
-    best = chosen(found) if len(found) == len(base) else None
+    best = best_of_all(task, base, lines)
     if best is None:
         return []
     lr = scaled(SCALING[rule], float(best.options["lr"]), batch, BASE)
@@ -72,7 +71,7 @@ def due(task: Task, epochs: int, lines: Lines, batches: Sequence[int] = BATCHES)
                     yield task, some[turn]
         for rule in SCALING:
             some = tuning(task, rule, batch, epochs, lines)
-            known[rule, batch] = chosen([(s, line) for s in some if (line := lines.get(task, s)) is not None])
+            known[rule, batch] = chosen(lines.found(task, some))
     for seed in SEEDS:
         for best in known.values():
             if best is not None and lines.get(task, with_seed(best, seed)) is None:

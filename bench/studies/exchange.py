@@ -37,7 +37,7 @@ from bench.studies.exchange_cells import BASE, DENSE_RUN, RATES, Cell, cells, mi
 from bench.studies.found import TUNING_SEED
 from bench.studies.images import ROOT, cifar10
 from bench.studies.lines import Lines, read
-from bench.studies.optimizers import SEEDS, chosen, with_seed
+from bench.studies.optimizers import SEEDS, best_of_all, with_seed
 from bench.studies.ranks import Exchange, Ranked
 from bench.studies.resnet import ResNetTask
 from bench.studies.running import add_arguments, command, named, study
@@ -59,12 +59,6 @@ def setting_of(task: Ranked, cell: Cell, ranks: int, lr: float, seed: int) -> Ex
     )  # fmt: skip
 
 
-def best(task: Task, tried: Sequence[Exchange], lines: Lines) -> Exchange | None:
-    """Of settings that were all run, the one with the least validation loss."""
-    found = [(setting, line) for setting in tried if (line := lines.get(task, setting)) is not None]
-    return chosen(found) if len(found) == len(tried) else None
-
-
 def tried_for(task: Ranked, cell: Cell, ranks: int, dense_lr: float) -> list[Exchange]:
     """A cell's tuning runs; one setting where its rate is given."""
     unit = task.batch / ranks if cell.per_step else dense_lr
@@ -82,7 +76,7 @@ def due(tasks: Sequence[Ranked], lines: Lines) -> Iterator[tuple[Task, Setting]]
     rate: dict[str, float] = {}
     for task in tasks:
         yield from ((task, setting) for setting in dense_rates(task) if lines.get(task, setting) is None)
-        found = best(task, dense_rates(task), lines)
+        found = best_of_all(task, dense_rates(task), lines)
         if found is None:
             return
         rate[task.name] = found.options["lr"]
@@ -100,7 +94,7 @@ def _with_seed(task: Task, tried: Sequence[list[Exchange]], seed: int, lines: Li
     for rates in tried:
         if seed == TUNING_SEED:
             yield from rates if len(rates) > 1 else ()
-        elif (found := rates[0] if len(rates) == 1 else best(task, rates, lines)) is not None:
+        elif (found := rates[0] if len(rates) == 1 else best_of_all(task, rates, lines)) is not None:
             yield with_seed(found, seed)
 
 

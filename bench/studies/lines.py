@@ -9,15 +9,16 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bench.studies.task import Setting, Task
 from headrace.errors import UserError
 
 Line = dict[str, Any]
+AnySetting = TypeVar("AnySetting", bound=Setting)
 
 
 def run_of(task: Task, setting: Setting) -> dict[str, Any]:
@@ -72,6 +73,10 @@ class Lines:
     def find(self, run: Mapping[str, Any]) -> Line | None:
         """As `get`, by what a run is known by."""
         return self._known.get(identity(run))
+
+    def found(self, task: Task, settings: Sequence[AnySetting]) -> list[tuple[AnySetting, Line]]:
+        """Those settings that were run, in order, each with its line."""
+        return [(setting, line) for setting in settings if (line := self.get(task, setting)) is not None]
 
     def append(self, line: Line) -> None:
         """Add the line of a run that was not known; on the disk when this returns."""

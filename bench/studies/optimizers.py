@@ -17,12 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
 
 from bench.studies.clicks import ClickTask
 from bench.studies.found import COMPARED, TUNING_SEED, final_loss, quickest
 from bench.studies.images import ROOT, cifar10, mnist
-from bench.studies.lines import Line, Lines, read
+from bench.studies.lines import AnySetting, Line, Lines, read
 from bench.studies.running import add_arguments, command, named, study
 from bench.studies.space import BUDGET, rounded, space_of, tried
 from bench.studies.task import DENSE, REFUSED, Setting, Task
@@ -35,7 +34,6 @@ SEEDS = (1, 2, 3)
 BEST = 5
 MOST_BEYOND = 3
 Entry = tuple[str, str]
-AnySetting = TypeVar("AnySetting", bound=Setting)
 
 
 def entries(task: Task, rules: Sequence[str]) -> list[Entry]:
@@ -64,8 +62,7 @@ def extended(task: Task, entry: Entry, lines: Lines, budget: int = BUDGET) -> li
     """The settings of an entry and, as far as runs say so, those beyond the ends of its learning rates."""
     some = settings(task, entry, budget)
     for _ in range(MOST_BEYOND):
-        found = _found(task, some, lines)
-        best = chosen(found) if len(found) == len(some) else None
+        best = best_of_all(task, some, lines)
         further = None if best is None else beyond(best, some)
         if further is None:
             break
@@ -82,14 +79,16 @@ def beyond(best: Setting, some: Sequence[Setting]) -> Setting | None:
     return replace(best, options=dict(best.options) | {"lr": rounded(best.options["lr"] * factor)})
 
 
-def _found(task: Task, some: Sequence[Setting], lines: Lines) -> list[tuple[Setting, Line]]:
-    return [(setting, line) for setting in some if (line := lines.get(task, setting)) is not None]
-
-
 def chosen(found: Sequence[tuple[AnySetting, Line]]) -> AnySetting | None:
     """Of tuning's runs the setting with the least final validation loss."""
     losses = [(loss, setting) for setting, line in found if (loss := final_loss(line)) is not None]
     return min(losses, key=lambda pair: pair[0])[1] if losses else None
+
+
+def best_of_all(task: Task, tried: Sequence[AnySetting], lines: Lines) -> AnySetting | None:
+    """Of settings that were all run, the one with the least final validation loss."""
+    found = lines.found(task, tried)
+    return chosen(found) if len(found) == len(tried) else None
 
 
 def with_seed(setting: AnySetting, seed: int) -> AnySetting:
@@ -100,7 +99,7 @@ def with_seed(setting: AnySetting, seed: int) -> AnySetting:
 def due(task: Task, rules: Sequence[str], lines: Lines, budget: int, seeds: Sequence[int]) -> Iterator[Setting]:
     """What is left to run, in order; what follows may change with every new line."""
     tuning = {entry: extended(task, entry, lines, budget) for entry in entries(task, rules)}
-    known = {entry: _found(task, some, lines) for entry, some in tuning.items()}
+    known = {entry: lines.found(task, some) for entry, some in tuning.items()}
     refused = {entry for entry, found in known.items() if any(line["outcome"] == REFUSED for _, line in found)}
     for turn in range(budget + MOST_BEYOND):
         for entry, some in tuning.items():
@@ -123,7 +122,7 @@ def best_rules(task: Task, rules: Sequence[str], lines: Lines, budget: int, seed
     """The rules of the least final validation losses, in the mean over the seeds that were run."""
     ranking: dict[str, float] = {}
     for entry in entries(task, rules):
-        setting = chosen(_found(task, extended(task, entry, lines, budget), lines))
+        setting = chosen(lines.found(task, extended(task, entry, lines, budget)))
         if setting is None or entry[1] != DENSE:
             continue
         ran = [lines.get(task, with_seed(setting, seed)) for seed in seeds]
