@@ -13,7 +13,7 @@ pyspark's.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,8 +36,10 @@ from pyspark.ml.param.shared import (
     HasTol,
     HasWeightCol,
 )
-from pyspark.ml.util import JavaMLReadable, JavaMLReader, JavaMLWritable
+from pyspark.ml.util import JavaMLReadable, JavaMLWritable
 from pyspark.ml.wrapper import JavaEstimator, JavaModel
+
+from headrace.jvm_stage import JvmEstimator, JvmModel
 
 _DEFAULTS = {
     "solver": "saga",
@@ -55,21 +57,6 @@ _DEFAULTS = {
     "tol": 1e-6,
     "seed": 0,
 }
-
-
-class _Reader(JavaMLReader[Any]):
-    """Finds the JVM's class, which is not named after ours, and gives ours its parameters."""
-
-    def __init__(self, clazz: type[Any], made: Callable[[Any], Any]) -> None:
-        super().__init__(clazz)
-        self._made = made
-
-    @classmethod
-    def _java_loader_class(cls, clazz: type[Any]) -> str:
-        return f"io.headrace.ml.{clazz.__name__}"
-
-    def load(self, path: str) -> Any:
-        return self._made(self._jread.load(path))
 
 
 class _SagaParams(
@@ -177,24 +164,13 @@ class TrainingSummary:
 
 
 class SagaLogisticRegressionModel(
-    JavaModel, _SagaParams, JavaMLReadable["SagaLogisticRegressionModel"], JavaMLWritable
+    JavaModel, _SagaParams, JvmModel, JavaMLReadable["SagaLogisticRegressionModel"], JavaMLWritable
 ):
     """A linear model, made by `SagaLogisticRegression.fit`.
 
     It adds rawPrediction (logistic, squared_hinge), probability (logistic) and prediction; a column whose name is empty
     is left out.
     """
-
-    @classmethod
-    def read(cls) -> JavaMLReader[SagaLogisticRegressionModel]:
-        """Of `load(path)`."""
-        return _Reader(cls, cls._of)
-
-    @classmethod
-    def _of(cls, java_model: Any) -> SagaLogisticRegressionModel:
-        model = cls(java_model)
-        model._transfer_params_from_java()
-        return model
 
     @property
     def coefficientMatrix(self) -> DenseMatrix | SparseMatrix:  # noqa: N802
@@ -239,7 +215,11 @@ class SagaLogisticRegressionModel(
 
 
 class SagaLogisticRegression(
-    JavaEstimator[SagaLogisticRegressionModel], _SagaParams, JavaMLReadable["SagaLogisticRegression"], JavaMLWritable
+    JavaEstimator[SagaLogisticRegressionModel],
+    _SagaParams,
+    JvmEstimator,
+    JavaMLReadable["SagaLogisticRegression"],
+    JavaMLWritable,
 ):
     """Linear models by variance-reduced stochastic gradients over partitions, to the exact minimum.
 
@@ -306,19 +286,6 @@ class SagaLogisticRegression(
         assert self._java_obj is not None
         self._java_obj.setInitialModel(model._java_obj)
         return self
-
-    @classmethod
-    def read(cls) -> JavaMLReader[SagaLogisticRegression]:
-        """Of `load(path)`."""
-        return _Reader(cls, cls._of)
-
-    @classmethod
-    def _of(cls, java_estimator: Any) -> SagaLogisticRegression:
-        estimator = cls()
-        estimator._java_obj = java_estimator
-        estimator._resetUid(java_estimator.uid())
-        estimator._transfer_params_from_java()
-        return estimator
 
     def _create_model(self, java_model: Any) -> SagaLogisticRegressionModel:
         return SagaLogisticRegressionModel(java_model)

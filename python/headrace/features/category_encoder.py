@@ -11,31 +11,18 @@ within functions: its classes are pyspark's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.ml.param.shared import HasInputCols, HasOutputCols
-from pyspark.ml.util import JavaMLReadable, JavaMLReader, JavaMLWritable
+from pyspark.ml.util import JavaMLReadable, JavaMLWritable
 from pyspark.ml.wrapper import JavaEstimator, JavaModel
 
+from headrace.jvm_stage import JvmEstimator, JvmModel
+
 _DEFAULTS = {"kinds": ["vocabulary"], "hashSizes": [1 << 18], "maxBroadcast": 50_000_000, "salts": 8}
-
-
-class _Reader(JavaMLReader[Any]):
-    """Finds the JVM's class, which is not named after ours, and gives ours its parameters."""
-
-    def __init__(self, clazz: type[Any], made: Callable[[Any], Any]) -> None:
-        super().__init__(clazz)
-        self._made = made
-
-    @classmethod
-    def _java_loader_class(cls, clazz: type[Any]) -> str:
-        return f"io.headrace.ml.{clazz.__name__}"
-
-    def load(self, path: str) -> Any:
-        return self._made(self._jread.load(path))
 
 
 class _CategoryParams(HasInputCols, HasOutputCols):
@@ -60,19 +47,10 @@ class _CategoryParams(HasInputCols, HasOutputCols):
         self._setDefault(**_DEFAULTS)
 
 
-class CategoryEncoderModel(JavaModel, _CategoryParams, JavaMLReadable["CategoryEncoderModel"], JavaMLWritable):
+class CategoryEncoderModel(
+    JavaModel, _CategoryParams, JvmModel, JavaMLReadable["CategoryEncoderModel"], JavaMLWritable
+):
     """Ids for categories, all columns in one pass; made by `CategoryEncoder.fit`."""
-
-    @classmethod
-    def read(cls) -> JavaMLReader[CategoryEncoderModel]:
-        """Of `load(path)`."""
-        return _Reader(cls, cls._of)
-
-    @classmethod
-    def _of(cls, java_model: Any) -> CategoryEncoderModel:
-        model = cls(java_model)
-        model._transfer_params_from_java()
-        return model
 
     def release(self) -> None:
         """Drop the vocabulary's copies on the workers; they come back if rows are transformed again."""
@@ -80,7 +58,11 @@ class CategoryEncoderModel(JavaModel, _CategoryParams, JavaMLReadable["CategoryE
 
 
 class CategoryEncoder(
-    JavaEstimator[CategoryEncoderModel], _CategoryParams, JavaMLReadable["CategoryEncoder"], JavaMLWritable
+    JavaEstimator[CategoryEncoderModel],
+    _CategoryParams,
+    JvmEstimator,
+    JavaMLReadable["CategoryEncoder"],
+    JavaMLWritable,
 ):
     """Learns ids of categories, all columns in one pass.
 
@@ -123,19 +105,6 @@ class CategoryEncoder(
         self._java_obj = self._new_java_obj("io.headrace.ml.CategoryEncoder", self.uid)
         self._setDefault(minCounts=[1], fitOn="rows")
         self._set(**self._input_kwargs)
-
-    @classmethod
-    def read(cls) -> JavaMLReader[CategoryEncoder]:
-        """Of `load(path)`."""
-        return _Reader(cls, cls._of)
-
-    @classmethod
-    def _of(cls, java_encoder: Any) -> CategoryEncoder:
-        encoder = cls()
-        encoder._java_obj = java_encoder
-        encoder._resetUid(java_encoder.uid())
-        encoder._transfer_params_from_java()
-        return encoder
 
     def _create_model(self, java_model: Any) -> CategoryEncoderModel:
         return CategoryEncoderModel(java_model)
