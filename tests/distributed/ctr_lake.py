@@ -13,7 +13,7 @@ from deltalake import CommitProperties, write_deltalake
 
 from headrace.catalog.spec import load
 from headrace.pipelines import train_ctr
-from headrace.pipelines.ctr_splits import pin_splits
+from headrace.pipelines.splits import pin_splits
 from headrace.pipelines.train_config import LoopSettings, ModelConfig, TrackingConfig
 from headrace.report import Report
 from headrace.train.job import TrainJob

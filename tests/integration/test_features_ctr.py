@@ -20,7 +20,7 @@ from headrace.features import vocabulary
 from headrace.features.hashing import bucket_column, bucket_of, murmur3, order_column, order_hash, xxhash64
 from headrace.features.row_transform import RowTransform, Vocabulary, arrow_cells
 from headrace.features.transform import Transform
-from headrace.pipelines import ctr_splits, featurize_ctr, featurize_rows
+from headrace.pipelines import featurize_ctr, featurize_rows, splits
 from headrace.pipelines.featurize_ctr import Config, SplitConfig
 from headrace.report import Report, Stage
 
@@ -252,7 +252,7 @@ def test_day_by_day_and_gone_on_with_after_a_kill(
             featurize(spark, lake, **settings)
     assert commit_metadata(SILVER.path(lake), latest_version(SILVER.path(lake)))["unfinished"] == [2, 3]
     with pytest.raises(UserError, match="is unfinished: day 2-3 is still to come"):
-        ctr_splits.pin_splits(str(lake), None, Stage("data"))
+        splits.pin_splits(str(lake), None, Stage("data"))
     assert [row["day"] for row in silver(lake)["train"]] == [0] * 400 + [1] * 400
     report = featurize(spark, lake, **settings)
     assert latest_version(SILVER.path(lake)) == 4  # created, and a commit a day

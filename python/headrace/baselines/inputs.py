@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +31,7 @@ MAX_CLASSES = 1000
 _SHOWN = 5
 _MEND = "leave those rows out, or mend what wrote them"
 _Numbers = npt.NDArray[np.float64]
+Seen = TypeVar("Seen")
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,31 @@ def check_vectors(frame: DataFrame, columns: Columns, width: int, split: str) ->
     """
     names = [columns.label, columns.features, *([columns.weight] if columns.weight else [])]
 
-    def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        found = _Found()
-        for batch in batches:
-            found = found.add(look_at(batch, width))
-        yield pa.RecordBatch.from_arrays([pa.array([pickle.dumps(found)], pa.binary())], names=["found"])
-
-    parts = frame.select(*names).mapInArrow(look, "found binary").rdd.map(lambda row: pickle.loads(row[0]))
-    total = parts.treeAggregate(_Found(), _Found.add, _Found.add)
+    total = _over_batches(frame.select(*names), lambda batch: look_at(batch, width), _Found.add, _Found)
     _refuse_labels(columns.label, total, split)
     _refuse_faults(columns, total, width, split)
     return Account(total.rows, _classes(total.labels), tuple(f"{columns.features}[{n}]" for n in _constants(total)))
+
+
+def _over_batches(
+    frame: DataFrame,
+    look: Callable[[pa.RecordBatch], Seen],
+    add: Callable[[Seen, Seen], Seen],
+    none: Callable[[], Seen],
+) -> Seen:
+    """What `look` shows of the frame's Arrow batches, added up in the workers, then in a tree."""
+
+    def seen(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import pyarrow as pa
+
+        found = none()
+        for batch in batches:
+            found = add(found, look(batch))
+        yield pa.RecordBatch.from_arrays([pa.array([pickle.dumps(found)], pa.binary())], names=["found"])
+
+    parts = frame.mapInArrow(seen, "found binary").rdd.map(lambda row: pickle.loads(row[0]))
+    total: Seen = parts.treeAggregate(none(), add, add)
+    return total
 
 
 def look_at(batch: pa.RecordBatch, width: int) -> _Found:
@@ -227,17 +240,8 @@ def check_columns(
         UserError: with column, what is wrong, rows.
     """
 
-    def look(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        import pyarrow as pa
-
-        found: dict[str, _Found] = {}
-        for batch in batches:
-            found = _merged(found, look_at_columns(batch, encoding))
-        yield pa.RecordBatch.from_arrays([pa.array([pickle.dumps(found)], pa.binary())], names=["found"])
-
-    parts = frame.select(split, label, *encoding.columns).mapInArrow(look, "found binary")
-    nothing: dict[str, _Found] = {}
-    total = parts.rdd.map(lambda row: pickle.loads(row[0])).treeAggregate(nothing, _merged, _merged)
+    rows = frame.select(split, label, *encoding.columns)
+    total = _over_batches(rows, lambda batch: look_at_columns(batch, encoding), _merged, dict)
     return {name: _account(found, encoding, label, name) for name, found in total.items()}
 
 

@@ -25,6 +25,7 @@ from headrace.options import known
 from headrace.pipelines.baseline_fit import Tuning, fit
 from headrace.pipelines.baseline_run import BaselineRun, Costs
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig, check_model, search_of
+from headrace.pipelines.splits import with_other_splits
 from headrace.train.tracking import TrackingConfig
 
 if TYPE_CHECKING:
@@ -153,9 +154,7 @@ def _open(spark: SparkSession, cfg: Config, report: Report) -> _Ratings:
     spec = load(SILVER)
     with report.stage("pin") as stage:
         first = pin(spec, cfg.lake, cfg.table_version, {"split": "train"})
-        tables = {"train": first} | {s: pin(spec, cfg.lake, first.version, {"split": s}) for s in SPLITS[1:]}
-        stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
-        stage.note = f"{first}: " + ", ".join(f"{name} {table.rows:,}" for name, table in tables.items())
+        tables = with_other_splits(first, cfg.lake, stage)
     options = options_of(NAME, cfg.model.options)
     made_by = dict(first.metadata.get("request") or {})
     frame = _as_read(read(spark, spec, cfg.lake, first.version), made_by, options)

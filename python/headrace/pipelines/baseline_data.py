@@ -17,7 +17,7 @@ from headrace.catalog.spec import TableSpec
 from headrace.config import suggest
 from headrace.errors import UserError
 from headrace.features.split import SPLITS
-from headrace.pipelines.ctr_splits import pin_splits, require_table, sizes_of
+from headrace.pipelines.splits import pin_splits, require_table, sizes_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -16,9 +16,9 @@ from headrace.config import to_yaml
 from headrace.free_options import merged
 from headrace.pipelines.peak_memory import PeakMemory
 from headrace.pipelines.run_ids import new_run_id
+from headrace.pipelines.run_record import tell_where, warn_of, write_reports
 from headrace.pipelines.spark_events import Shuffled
-from headrace.train.events import Event, EventLog, read_events
-from headrace.train.report_html import figures, warnings_of, write_report
+from headrace.train.events import Event, EventLog
 from headrace.train.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ class BaselineRun:
 
     def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
         if not self._ended:
-            self._tracked(self._tracker.finish("FAILED" if kind else "KILLED"))
+            self._end("FAILED" if kind else "KILLED")
 
     def start(self, tags: Mapping[str, str], tables: Mapping[str, PinnedTable]) -> None:
         """Begin the run in the tracking store."""
@@ -113,12 +113,12 @@ class BaselineRun:
             about: facts for the report besides settings and results.
         """
         self._count_costs()
-        for text in warnings_of(self._last.get("test") or self._last.get("validation") or {}):
-            self.report.warn(text)
-        self._write_reports(dict(about) | {"headrace": __version__})
+        warn_of(self._last, self.report)
+        versions = dict(about) | {"headrace": __version__}
+        write_reports(self.directory, self.cfg, SETTINGS, versions, self._tracker, self.report)
         self._tracker.artifact(self.directory / "model")
         self._ended = True
-        self._tracked(self._tracker.finish("FINISHED"))
+        self._end("FINISHED")
 
     def _count_costs(self) -> None:
         costs = self._costs.figures()
@@ -127,24 +127,8 @@ class BaselineRun:
         self.report.results |= costs
         self.event({"type": "costs", **costs, **{f"seconds_{name}": value for name, value in seconds.items()}})
 
-    def _write_reports(self, about: dict[str, Any]) -> None:
-        events = read_events(self.directory / "events.jsonl")
-        facts = {"results": self.report.results, "settings": merged(self.cfg), "versions": about}
-        write_report(self.directory / "report.html", self.directory.name, facts, events)
-        for name, figure in figures(events).items():
-            self._tracker.figure(name, figure)
-        for name in ("report.html", SETTINGS, "events.jsonl"):
-            self._tracker.artifact(self.directory / name)
-        self.report.paths["report"] = str(self.directory / "report.html")
-
-    def _tracked(self, outcome: dict[str, Any]) -> None:
-        """Say where the run is recorded, and what to type where the store did not take all of it."""
-        if self.cfg.tracking.enabled:
-            self.report.results |= {"mlflow_run_id": outcome["mlflow_run_id"], "mlflow_ui": outcome["ui"]}
-            self.report.say(outcome["ui"])
-            if outcome["later"]:
-                waiting = f"{outcome['pending']} records wait for the store ({outcome['error']})"
-                self.report.warn(f"{waiting}: {outcome['later']}")
+    def _end(self, status: str) -> None:
+        tell_where(self._tracker.finish(status), self.cfg.tracking, self.report)
 
     def close(self) -> None:
         """The last thing: report.json, which says that the run ended."""

@@ -1,4 +1,4 @@
-"""The three splits of one version of silver/ctr: the rows that every click model, deep or classical, is judged by."""
+"""The three splits of one version of a table; those of silver/ctr are the rows that every click model is judged by."""
 
 from __future__ import annotations
 
@@ -42,13 +42,20 @@ def pin_splits(lake: str, version: int | None, stage: Stage) -> dict[str, Pinned
             f"{first} is unfinished: day {format_days(days)} is still to come",
             "run the same headrace featurize-ctr again, or name an earlier version: --table_version",
         )
-    tables = {"train": first} | {s: pin(spec, lake, first.version, {"split": s}) for s in SPLITS[1:]}
-    stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
-    stage.note = f"{first}: " + ", ".join(f"{name} {table.rows:,}" for name, table in tables.items())
+    tables = with_other_splits(first, lake, stage)
     if not first.rows:
         raise UserError(
             f"{first} has no training rows", "headrace featurize-ctr with --split.train naming a day with rows"
         )
+    return tables
+
+
+def with_other_splits(first: PinnedTable, lake: str, stage: Stage) -> dict[str, PinnedTable]:
+    """All splits of a table's version by name, of which `first` is train; the stage is told what there is."""
+    others = {split: pin(first.spec, lake, first.version, {"split": split}) for split in SPLITS[1:]}
+    tables = {"train": first} | others
+    stage.rows_in = stage.rows_out = sum(table.rows for table in tables.values())
+    stage.note = f"{first}: " + ", ".join(f"{name} {table.rows:,}" for name, table in tables.items())
     return tables
 
 

@@ -19,8 +19,8 @@ from headrace.catalog.spec import load
 from headrace.config import to_yaml
 from headrace.errors import UserError
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, RankResult, launch, values
-from headrace.pipelines.ctr_splits import pin_splits, require_table, sizes_of
 from headrace.pipelines.run_ids import new_run_id
+from headrace.pipelines.splits import pin_splits, require_table, sizes_of
 from headrace.pipelines.train_checks import check_together
 from headrace.pipelines.train_config import (
     AggregationConfig,

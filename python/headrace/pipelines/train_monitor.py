@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.free_options import merged
 from headrace.pipelines.peak_memory import PeakMemory
+from headrace.pipelines.run_record import tell_where, warn_of, write_reports
 from headrace.pipelines.train_exchange import Decisions
 from headrace.report import Report
-from headrace.train.events import Event, EventLog, read_events
-from headrace.train.report_html import figures, warnings_of, write_report
+from headrace.train.events import Event, EventLog
 from headrace.train.tracking import Tracker
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Monitor:
         self._memory.__exit__(kind, *exc)
         self.bar.__exit__(kind, *exc)
         if not self._finished:
-            self._tracked(self.tracker.finish("FAILED" if kind else "KILLED"))
+            self._end("FAILED" if kind else "KILLED")
 
     def __call__(self, rank: int, event: Event) -> None:
         """Take one event of a rank."""
@@ -69,19 +69,14 @@ class Monitor:
         self._finished = True
         self.report.results["peak_memory_mb"] = round(self._memory.megabytes, 1)
         self.bar.__exit__(None)
-        events = read_events(self.directory / "events.jsonl")
-        for text in warnings_of(self.last.get("test") or self.last.get("validation") or {}):
-            self.report.warn(text)
-        facts = {"results": self.report.results, "settings": merged(self.cfg), "versions": dict(self.job.about)}
-        write_report(self.directory / "report.html", self.directory.name, facts, events)
-        for name, figure in figures(events).items():
-            self.tracker.figure(name, figure)
-        for name in ("report.html", "config.yaml", "events.jsonl"):
-            self.tracker.artifact(self.directory / name)
+        warn_of(self.last, self.report)
+        write_reports(self.directory, self.cfg, "config.yaml", self.job.about, self.tracker, self.report)
         self._keep_of_horovod()
         self.tracker.model(self.directory / "model")
-        self._tracked(self.tracker.finish("FINISHED"))
-        self.report.paths["report"] = str(self.directory / "report.html")
+        self._end("FINISHED")
+
+    def _end(self, status: str) -> None:
+        tell_where(self.tracker.finish(status), self.cfg.tracking, self.report)
 
     def _keep_of_horovod(self) -> None:
         for name, path in self.of_horovod.items():
@@ -90,17 +85,6 @@ class Monitor:
                 self.report.paths[f"horovod_{name}"] = str(path)
             else:
                 self.report.warn(f"--horovod.{name}: rank 0 wrote no {path}; is {path.parent} on its machine?")
-
-    def _tracked(self, outcome: dict[str, Any]) -> None:
-        """Say where the run is recorded, and what to type where the store did not take all of it."""
-        if not self.cfg.tracking.enabled:
-            return
-        self.report.results |= {"mlflow_run_id": outcome["mlflow_run_id"], "mlflow_ui": outcome["ui"]}
-        self.report.say(outcome["ui"])
-        if outcome["later"]:
-            self.report.warn(
-                f"{outcome['pending']} records wait for the store ({outcome['error']}): {outcome['later']}"
-            )
 
     def _on_start(self, event: Event) -> None:
         dense, sparse = event["dense_parameters"], event["sparse_parameters"]
