@@ -6,8 +6,8 @@
 
 `mutation.py` says how a module is broken. First all tests run once, unharmed, and it is noted which run which lines of
 headrace.optim; a mutant meets those that run its line, the exam's before others, quick ones first, until one fails. It
-is compiled in memory, in a fork of a process that has imported torch and nothing of ours. A test that takes ten times
-as long as unharmed (and 30 s) hangs: that is a failure too.
+is compiled in memory, in a fork of a process that has imported torch and nothing of ours. A test that computes or
+sleeps ten times as long as unharmed (and 30 s) hangs: that is a failure too; waiting for a core is not.
 
 Results are lines of JSON, one a mutant, whose key is a hash of the broken module: a changed module is tried again, and
 so is a survivor when tests have changed. Mutants that are no worse are listed with the reason, by function and text of

@@ -257,7 +257,7 @@ def try_mutant(mutant: Mutant, tests: list[Test]) -> str:
     limits = {test.id: 30.0 + 10.0 * test.seconds for test in tests}
     begun, at = 0, "importing"
     try:
-        for said in _said(pipe, lambda: limits.get(at, 60.0)):
+        for said in _said(pipe, pid, lambda: limits.get(at, 60.0)):
             match said:
                 case ["begins", at]:
                     begun += 1
@@ -275,14 +275,25 @@ def try_mutant(mutant: Mutant, tests: list[Test]) -> str:
         os.waitpid(pid, 0)
 
 
-def _said(pipe: int, limit: Callable[[], float]) -> Iterator[list[str] | None]:
-    """Lines from a pipe until its end; None, and an end, when the next takes too long."""
-    rest = b""
-    while select.select([pipe], [], [], limit())[0]:
-        more = os.read(pipe, 65536)
-        if not more:
+def _said(pipe: int, pid: int, limit: Callable[[], float]) -> Iterator[list[str] | None]:
+    """Lines from a pipe until its end; None, and an end, when the next takes too long.
+
+    Seconds that process `pid` computes or sleeps count, not those that it waits for a core or is stopped.
+    """
+    process, rest, spent = psutil.Process(pid), b"", 0.0
+    while True:
+        before = sum(process.cpu_times()[:2])
+        if select.select([pipe], [], [], 1.0)[0]:
+            if not (more := os.read(pipe, 65536)):
+                return
+            spent = 0.0
+            *lines, rest = (rest + more).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+            continue
+        computed = sum(process.cpu_times()[:2]) - before
+        asleep = not computed and process.status() == psutil.STATUS_SLEEPING
+        spent += 1.0 if asleep else computed
+        if spent > limit():
+            yield None
             return
-        *lines, rest = (rest + more).split(b"\n")
-        for line in lines:
-            yield json.loads(line)
-    yield None
