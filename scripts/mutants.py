@@ -3,6 +3,7 @@
     python scripts/mutants.py --minutes 120                     all; what was run is not run again
     python scripts/mutants.py --sample 0.1 --seed 3             a tenth
     python scripts/mutants.py --only kfac,lbfgs                 modules whose names begin so
+    python scripts/mutants.py --survivors --tests tests/unit/test_kfac.py      those that survived, against a new test
 
 `mutation.py` says how a module is broken. First all tests run once, unharmed, and it is noted which run which lines of
 headrace.optim; a mutant meets those that run its line, the exam's before others, quick ones first, until one fails. It
@@ -177,6 +178,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of the order and of the sample")
     parser.add_argument("--sample", type=float, default=1.0, help="this share of all mutants")
     parser.add_argument("--only", default="", help="modules whose names begin so, with commas between")
+    parser.add_argument("--survivors", action="store_true", help="only those whose last result is that they survived")
     parser.add_argument("--results", type=Path, default=PROJECT / "docs" / "results" / "mutants.jsonl")
     parser.add_argument("--tests", nargs="*", default=TESTS, help="pytest's names of the tests to meet")
     return parser.parse_args()
@@ -191,6 +193,8 @@ def main() -> int:
     listed = equivalents(every)
     found = known(asked.results, {mutant.key for mutant in every})
     chosen = all_mutants([name for name in asked.only.split(",") if name])
+    if asked.survivors:
+        chosen = [m for m in chosen if m.key in found and found[m.key].result == "survived"]
     rng = random.Random(asked.seed)
     chosen = rng.sample(chosen, round(asked.sample * len(chosen)))
     base = baseline(asked.tests)
