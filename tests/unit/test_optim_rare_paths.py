@@ -14,22 +14,23 @@ from torch import nn
 
 from headrace import optim
 from headrace.comm import LocalGroup
-from headrace.optim import OPTIMIZERS, StepContext, one_cycle
+from headrace.optim import OPTIMIZERS, StepContext, cache_blocks, hessian_free, lars, one_cycle
 from headrace.optim.base import RuleOptimizer
 from headrace.optim.block_rule import Member
 from headrace.optim.blocks import Region
 from headrace.optim.clipping import ClippingConfig, clip_gradients
 from headrace.optim.curvature import Linearized
+from headrace.optim.flat import dot
 from headrace.optim.kfac_factors import INVERSE, pack, solve
 from headrace.optim.kfac_step import LayersOptimizer
-from headrace.optim.lbfgs import LBFGS, _search
+from headrace.optim.lbfgs import LBFGS, Pairs, _search
 from headrace.optim.line_search import Trial
 from headrace.optim.master_weights import MasterWeights
 from headrace.optim.row_gradients import is_linear
 from headrace.optim.sarah import SARAH
-from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt
+from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt, polynomial
 from headrace.optim.shampoo import _over_tensors
-from headrace.optim.trust_ratio import excluded
+from headrace.optim.trust_ratio import excluded, norms
 from headrace.testing.optim_exam import make
 from headrace.testing.problems import Problem, least_squares, perceptron, squared_errors
 
@@ -380,3 +381,152 @@ def test_one_rank_whose_outputs_are_bent_is_heard_by_all() -> None:
 
     with ThreadPoolExecutor(2) as pool:
         assert list(pool.map(verdict, range(2))) == [False, False]
+
+
+def test_lars_goes_by_the_ratio_at_norms_of_one_too() -> None:
+    options = {"lr": 3.0, "weight_decay": 0.5, "trust_coefficient": 0.1, "clip": False}
+    assert lars.rate(1.0, 4.0, False, options) == pytest.approx(3.0 * 0.1 / 4.5)
+    assert lars.rate(2.0, 1.0, False, options) == pytest.approx(3.0 * 0.2 / 2.0)
+
+
+@pytest.mark.parametrize(
+    ("lr", "dtype", "divided"),
+    [
+        (0.5, torch.float32, True), (1.5e-12, torch.float32, True), (0.5e-12, torch.float32, False),
+        (0.7e12, torch.float32, True), (1.5e12, torch.float32, False), (0.5, torch.float16, False),
+    ],
+)  # fmt: skip
+def test_lars_keeps_v_over_s_where_that_is_in_range(lr: float, dtype: torch.dtype, divided: bool) -> None:
+    bias = nn.Parameter(torch.zeros(3, dtype=dtype))  # without a ratio: s = lr
+    optimizer = optim.create("lars", [bias], lr=lr)
+    bias.grad = torch.full_like(bias, 2.0)
+    optimizer.step()
+    state = optimizer.state[bias]
+    assert state["s"] == (lr if divided else 1.0)
+    torch.testing.assert_close(state["v"], torch.full_like(bias, 2.0 if divided else 2.0 * lr))
+
+
+def test_lbfgs_turns_to_the_gradient_where_pairs_lead_upwards_a_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = least_squares(16, 3, condition=10.0)
+    lbfgs = optim.create("lbfgs", problem.model)
+    assert isinstance(lbfgs, LBFGS)
+    problem.step(lbfgs, torch.arange(16))
+    value = lbfgs.last["value"]
+    monkeypatch.setattr(Pairs, "direction", lambda self, gradient: 1e-3 * gradient)
+    problem.step(lbfgs, torch.arange(16))
+    assert lbfgs.last["pairs"] == 0 and lbfgs.last["value"] < value
+
+
+def _after_a_step_of_hessian_free() -> tuple[Problem, optim.Optimizer, dict[str, Any]]:
+    problem = perceptron()
+    optimizer = optim.create("hessian_free", problem.model, damping=0.4)
+    problem.step(optimizer, torch.arange(problem.rows))
+    state = next(iter(optimizer.state.values()))
+    assert "start" in state
+    return problem, optimizer, state
+
+
+def test_hessian_free_damps_more_and_starts_anew_where_no_step_leads_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, optimizer, state = _after_a_step_of_hessian_free()
+    damping, before = state["damping"], [p.detach().clone() for p in problem.model.parameters()]
+    monkeypatch.setattr(hessian_free, "backtrack", lambda *_: 0.0)
+    problem.step(optimizer, torch.arange(problem.rows))
+    assert state["damping"] == pytest.approx(1.5 * damping) and "start" not in state
+    assert all(torch.equal(p, q) for p, q in zip(problem.model.parameters(), before, strict=True))
+
+
+def test_hessian_free_at_rate_0_says_nothing_about_its_damping() -> None:
+    problem, optimizer, state = _after_a_step_of_hessian_free()
+    damping = state["damping"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    problem.step(optimizer, torch.arange(problem.rows))
+    assert state["damping"] == damping
+
+
+def test_hessian_free_damps_more_where_its_model_promises_no_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the loss did: here it rose by more than the model said."""
+    problem, optimizer, state = _after_a_step_of_hessian_free()
+    damping, found = state["damping"], hessian_free._best
+
+    def rising(*args: Any) -> tuple[torch.Tensor, float, float]:
+        d, _, _ = found(*args)
+        return d, 0.5 * damping * dot(d, d) + 0.5, 1e3
+
+    monkeypatch.setattr(hessian_free, "_best", rising)
+    problem.step(optimizer, torch.arange(problem.rows))
+    assert state["damping"] == pytest.approx(1.5 * damping)
+
+
+def test_hessian_frees_line_search_is_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decrease of 0.01 of the slope's, tried at 0.8^j: Martens and Sutskever 2012, section 8.8."""
+    asked: list[float] = []
+
+    def spied(*args: Any) -> float:
+        asked.extend(args[-3:-1])
+        return 1.0
+
+    monkeypatch.setattr(hessian_free, "backtrack", spied)
+    _after_a_step_of_hessian_free()
+    assert asked == [0.01, 0.8]
+
+
+def test_the_value_of_one_row_is_its_loss() -> None:
+    problem = perceptron()
+    with torch.no_grad():
+        loss = float(problem.losses(problem.model(problem.x[:1]), problem.y[:1]))
+    optimizer = optim.create("hessian_free", problem.model)
+    problem.step(optimizer, torch.arange(1))
+    assert optimizer.last["value"] == pytest.approx(loss)  # type: ignore[attr-defined]
+
+
+def test_a_product_of_long_vectors_is_of_all_their_blocks() -> None:
+    assert dot(torch.ones(100_000), torch.full((100_000,), 0.5)) == 50_000.0
+
+
+def test_a_polynomial_of_a_run_of_one_unit_is_at_its_end_after_it() -> None:
+    assert polynomial(At(1, 1), 2.0, 0.25) == 0.25
+
+
+def test_a_large_tensor_whose_state_lies_otherwise_is_updated_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_blocks, "ONE_THREAD", 4)
+    start = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).view(4, 6)
+    plain, turned = nn.Parameter(start.clone()), nn.Parameter(start.T.contiguous().T)
+    assert not turned.is_contiguous()
+    a, b = optim.create("lion", [plain], lr=0.1), optim.create("lion", [turned], lr=0.1)
+    for number in range(3):
+        for param, optimizer in ((plain, a), (turned, b)):
+            param.grad = torch.cos(start * (number + 2))
+            optimizer.step()
+        for name, value in b.state[turned].items():
+            if torch.is_tensor(value):
+                b.state[turned][name] = value.contiguous()
+    assert torch.equal(plain, turned)
+
+
+def test_soaps_factors_are_means_of_squares() -> None:
+    param = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    optimizer = optim.create("soap", [param], betas=(0.9, 0.75))
+    grads = [torch.randn(2, 3, generator=torch.Generator().manual_seed(i), dtype=torch.float64) for i in range(2)]
+    for grad in grads:
+        param.grad = grad.clone()
+        optimizer.step()
+    (held,) = optimizer.state[param]["blocks"]
+    first, second = (grad @ grad.T for grad in grads)
+    torch.testing.assert_close(held["factor0"][0], 0.25 * (0.75 * first + second))
+
+
+def test_shampoos_diagonals_are_sums_over_rows_and_columns() -> None:
+    """Sides above max_dim: (sum of squares)^(-1/4) of the row times that of the column."""
+    param = nn.Parameter(torch.zeros(2, 3, dtype=torch.float64))
+    options = {"accumulation": "sum", "betas": (0.0, 0.9), "graft": "none", "eps": 0.0}
+    optimizer = optim.create("shampoo", [param], lr=1.0, max_dim=1, large="diagonal", **options)
+    param.grad = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    optimizer.step()
+    squares = param.grad.square()
+    wanted = -param.grad * (squares.sum(1, keepdim=True) * squares.sum(0, keepdim=True)) ** -0.25
+    torch.testing.assert_close(param.detach(), wanted)
+
+
+def test_the_norm_of_a_large_tensor_is_not_summed_in_one_go() -> None:
+    """float32 adds a million squares at once to 4e-4."""
+    assert norms([torch.full((1_000_000,), 0.1)], 1 << 16) == pytest.approx([100.0], rel=5e-5)

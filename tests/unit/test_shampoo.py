@@ -443,6 +443,8 @@ def test_options_out_of_range_are_refused() -> None:
             optim.create("shampoo", param, **options)
     with pytest.raises(UserError, match="vectors must be none or full"):
         optim.create("soap", param, vectors="diagonal")
+    with pytest.raises(UserError, match="interval"):
+        optim.create("soap", param, interval=0)
 
 
 # What they are for

@@ -126,6 +126,7 @@ def test_mistakes_are_named(name: str) -> None:
         ("lbfgs", "line_search", "armijo"), ("lbfgs", "bad_pairs", "keep"), ("lbfgs", "history", 0),
         ("lbfgs", "c2", 1e-5), ("lbfgs", "c1", 0.0),
         ("hessian_free", "damping", 0.0), ("hessian_free", "probes", 65), ("hessian_free", "cg_decay", 1.5),
+        ("hessian_free", "probes", 0), ("hessian_free", "cg_iterations", 0),
         ("natural_gradient", "fisher", "exact"), ("natural_gradient", "max_kl", 0.0),
         ("natural_gradient", "damping", -1.0), ("natural_gradient", "cg_iterations", 0),
     ],
@@ -184,6 +185,16 @@ def test_a_batch_with_a_loss_that_is_no_number_is_refused_and_changes_nothing(na
         problem.step(optimizer, torch.arange(48))
     np.testing.assert_array_equal(weights(problem), before)
     assert str(optimizer.state_dict()["state"]) == str(kept)
+
+
+def test_a_batch_whose_gradient_alone_is_no_number_is_refused() -> None:
+    problem = perceptron()
+    optimizer = optim.create("hessian_free", problem.model)
+    problem.losses = lambda outputs, y: (0.0 * outputs).sqrt().sum(1) + 1.0
+    before = weights(problem)
+    with pytest.raises(NonFiniteStepError, match="the gradient"):
+        problem.step(optimizer, torch.arange(48))
+    np.testing.assert_array_equal(weights(problem), before)
 
 
 def test_the_natural_gradient_is_solved_for_as_far_as_asked() -> None:

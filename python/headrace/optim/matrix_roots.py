@@ -71,8 +71,8 @@ def _by_newton(matrices: Tensor, exponent: float, eps: float) -> tuple[Tensor, T
     """X, M <- X T, T^p M with T = ((p + 1) I - M) / p, from M = z A, X = z^(1/p) I, z = (p + 1) / (2 |A|_F).
 
     C.-H. Guo and N. J. Higham, "A Schur-Newton method for the matrix p-th root and its inverse", 2006, as in R. Anil et
-    al. 2020. Every matrix stops by itself - at the tolerance, or where rounding makes its error grow - so that its root
-    does not depend on the batch it is in.
+    al. 2020. Every matrix stops by itself - at the tolerance, or where rounding makes a small error grow - so that its
+    root does not depend on the batch it is in.
     """
     p = int(exponent)
     unit = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
@@ -89,7 +89,7 @@ def _by_newton(matrices: Tensor, exponent: float, eps: float) -> tuple[Tensor, T
         next_m = torch.linalg.matrix_power(step, p) @ m
         next_error = torch.linalg.matrix_norm(next_m - unit)
         # eigenvalues of M rise to 1 from below after the first step: slowly at first, so that rounding hides it
-        active &= (next_error < error) | ((error > 0.5) & (next_error < 1.2 * error))
+        active &= (next_error < error) | (error > 0.5)
         x = torch.where(active[:, None, None], x @ step, x)
         m = torch.where(active[:, None, None], next_m, m)
         error = torch.where(active, next_error, error)
