@@ -479,6 +479,19 @@ def test_the_value_of_one_row_is_its_loss() -> None:
     assert optimizer.last["value"] == pytest.approx(loss)  # type: ignore[attr-defined]
 
 
+def test_a_hessian_free_step_on_one_row_is_newtons_damped() -> None:
+    """(x x^T + lambda I) d = -(w.x - y) x."""
+    problem = Problem(nn.Linear(3, 1, bias=False).double(), torch.eye(3).double(), torch.ones(3, 1), squared_errors)
+    before = problem.model.weight.detach().clone()[0]
+    optimizer = optim.create("hessian_free", problem.model, damping=2.0, preconditioner_power=0.0)
+    problem.step(optimizer, torch.arange(1))
+    loss = squared_errors(torch.zeros(1, 1), torch.ones(1, 1)).item()  # of an error of 1
+    curvature = 2.0 * loss
+    moved = problem.model.weight.detach()[0] - before
+    wanted = -curvature * (before[0] - 1.0) / (curvature + 2.0)
+    torch.testing.assert_close(moved, torch.stack([wanted, wanted * 0.0, wanted * 0.0]))
+
+
 def test_a_product_of_long_vectors_is_of_all_their_blocks() -> None:
     assert dot(torch.ones(100_000), torch.full((100_000,), 0.5)) == 50_000.0
 

@@ -82,6 +82,13 @@ def test_conjugate_gradients_keep_every_1_3_to_the_j() -> None:
         assert torch.equal(x, same) and q == same_q
 
 
+def test_conjugate_gradients_keep_their_start_where_nothing_is_below_it() -> None:
+    """q(x) = x.A x / 2 - b.x at (1, 0) is -1; the direction of steepest descent from there has negative curvature."""
+    a, b, start = torch.diag(torch.tensor([2.0, -1.0])), torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0])
+    ((x, q),) = conjugate_gradients(lambda v: a @ v, b, Stop(iterations=5), start=start).path
+    assert torch.equal(x, start) and q == pytest.approx(-1.0)
+
+
 @pytest.mark.parametrize(
     "matrix",
     [

@@ -92,8 +92,8 @@ def value_at(ctx: StepContext, params: Named) -> float:
         return float(summed([ctx.loss_at(params).reshape(1)], ctx.collective)[0])
 
 
-def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
-    """Mean loss of all training rows at `params` and its gradient by name: one pass, the same on every rank.
+def full_gradient(ctx: StepContext, params: Named) -> Named:
+    """Gradient by name, at `params`, of the mean loss of all training rows: one pass, the same on every rank.
 
     Every batch's sum is added up on its rank; ranks are summed once, at the end, in rank order.
 
@@ -103,7 +103,7 @@ def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
     if ctx.full_pass is None:
         raise ValueError("this step's context has no way through all training rows")
     first = next(iter(params.values()))
-    loss, rows = first.new_zeros(1, dtype=torch.float64), first.new_zeros(1, dtype=torch.float64)
+    rows = first.new_zeros(1, dtype=torch.float64)
     grads = {name: torch.zeros_like(value) for name, value in params.items()}
     for part in ctx.full_pass():
         with torch.enable_grad():
@@ -113,9 +113,8 @@ def full_gradient(ctx: StepContext, params: Named) -> tuple[float, Named]:
         for name, grad in zip(grads, made, strict=True):
             if grad is not None:
                 grads[name] += grad
-        loss += total.detach()
         rows += part.rows
-    loss, rows = summed([loss, rows], ctx.collective)
+    (rows,) = summed([rows], ctx.collective)
     sums = summed(list(grads.values()), ctx.collective)
-    check_finite([loss, *sums], "the full gradient")
-    return float(loss / rows), {name: s / rows.to(s.dtype) for name, s in zip(grads, sums, strict=True)}
+    check_finite(sums, "the full gradient")
+    return {name: s / rows.to(s.dtype) for name, s in zip(grads, sums, strict=True)}

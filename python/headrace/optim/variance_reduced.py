@@ -158,7 +158,7 @@ class VarianceReduced(Optimizer):
         whole = StepContext(
             outputs_at=ctx.outputs_at, losses=ctx.losses, rows=0, full_pass=counted, collective=ctx.collective
         )
-        gradient = full_gradient(whole, dict(self.own))[1]
+        gradient = full_gradient(whole, dict(self.own))
         (total,) = summed([torch.tensor([float(rows)], dtype=torch.float64)], ctx.collective)
         return int(total), gradient
 
