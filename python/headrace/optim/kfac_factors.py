@@ -76,7 +76,8 @@ def solve(packed: Tensor, method: str, damping: float) -> Tensor:
     """
     matrix = unpack(packed).double()
     if method == INVERSE:
-        damped = matrix + damping * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        damped = matrix.clone()
+        damped.diagonal().add_(damping)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return torch.cholesky_inverse(lower).to(packed.dtype)

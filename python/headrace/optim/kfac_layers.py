@@ -29,8 +29,8 @@ _UNFOLDED = 1 << 24  # numbers of unfolded inputs held at once
 
 @dataclass
 class Sums:
-    """Of one rank since its gradients were cleared: A [n, n] and G [m, m] before division, P [1]; and whether the layer
-    was ever called [1]."""
+    """Of one rank since its gradients were cleared: A [n, n] and G [m, m] before division, P, and whether the layer was
+    ever called; these two are single numbers."""
 
     a: Tensor
     g: Tensor
@@ -129,7 +129,7 @@ class Layer:
         """Nothing summed."""
         m, n = self.shape
         new = self.weight.detach().new_zeros
-        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (1,), (1,))))
+        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (), ())))
 
     def _outputs(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients as [positions, m], and which rows of the input have one."""
