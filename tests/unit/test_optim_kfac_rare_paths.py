@@ -293,6 +293,18 @@ def test_tensors_without_names_will_do_where_damping_is_fixed() -> None:
     assert _layers_of(optim.create("kfac", list(model.parameters()), model=model)).layers
 
 
+def test_a_layer_of_which_a_part_has_no_gradient_rests() -> None:
+    problem = perceptron((8, 5, 3))
+    optimizer = make(kfac.SPEC, problem.model)
+    first, last = (layer.params() for layer in _layers_of(optimizer).layers)
+    problem.losses(problem.model(problem.x), problem.y).mean().backward()
+    first[1].grad = None
+    before = [p.detach().clone() for p in first + last]
+    optimizer.step(problem.context(torch.arange(problem.rows), problem.rows))
+    moved = [not torch.equal(p, b) for p, b in zip(first + last, before, strict=True)]
+    assert moved == [False, False, True, True]
+
+
 def test_a_small_step_is_clipped_to_a_smaller_bound() -> None:
     layers = _layers_of(optim.create("kfac", nn.Linear(2, 1, bias=False), lr=0.5))
     (weight,) = layers.param_groups[0]["params"]
@@ -334,11 +346,11 @@ def test_the_longest_job_goes_where_it_is_done_soonest() -> None:
 def test_layers_and_factors_are_dealt_by_the_cubes_of_their_sides() -> None:
     """1000 to one, 3 times 343 to the other, and the fourth where it is done first: as no other power has it."""
     sides, wanted = (10, 7, 7, 7, 7), [0, 1, 1, 1, 0]
-    for shapes in ([(1, n) for n in sides], [(m, 1) for m in sides]):
+    for side, shapes in enumerate(([(1, n) for n in sides], [(m, 1) for m in sides])):
         assert [workers for (workers,) in deal(shapes, 2, 0.0).workers] == wanted
         both = deal(shapes, 2, 1.0)
         assert all(workers == (0, 1) for workers in both.workers)
-        assert [pair[shapes[0][0] == 10] for pair in both.solvers] == wanted
+        assert [pair[side] for pair in both.solvers] == wanted
     assert {len(workers) for workers in deal([(9, 9)] * 4, 8, 0.25).workers} == {2}
     assert {len(workers) for workers in deal([(9, 9)] * 4, 3, 0.0).workers} == {1}
 
@@ -427,8 +439,7 @@ def test_a_gradient_at_old_parameters_that_is_no_number_is_refused() -> None:
     optimizer = cast(VarianceReduced, optim.create("scsg", first, model=problem.model, anchor_batches=2))
     problem.step(optimizer, torch.arange(4))
     old = {name: optimizer.kept["old"][name] for name, _ in first}
-    loss = problem.losses(problem.model(problem.x[:4]), problem.y[:4]).mean()
-    loss.backward()
+    problem.losses(problem.model(problem.x[:4]), problem.y[:4]).mean().backward()
     before = [p.detach().clone() for p in problem.model.parameters()]
     with pytest.raises(NonFiniteStepError, match="old parameters"):
         optimizer.step(_spoiled(problem.context(torch.arange(4), 4), old))

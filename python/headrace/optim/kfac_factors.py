@@ -31,7 +31,7 @@ def pack(matrix: Tensor) -> Tensor:
 
     The right half's columns hold their upper triangle; the left half's triangle fills the corner that they leave free.
     """
-    n, half = matrix.shape[0], matrix.shape[0] // 2
+    n, half = len(matrix), len(matrix) // 2
     packed = matrix.new_zeros(packed_shape(n))
     packed[:n] = matrix[:, half:].triu(-half)
     packed[half + 1 :, :half] += matrix[:half, :half].tril()

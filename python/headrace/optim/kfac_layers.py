@@ -107,17 +107,15 @@ class Layer:
     def add_gradient(self, grad: Tensor) -> Tensor:
         """Add to G alone, and say which positions or examples have a gradient."""
         sums = self._sums = self._sums or self.zero()
-        with torch.autocast(grad.device.type, enabled=False):
-            rows, kept = self._outputs(grad.to(self.dtype))
-            sums.g.addmm_(rows.T, rows)
+        rows, kept = self._outputs(grad.to(self.dtype))
+        sums.g.addmm_(rows.T, rows)  # in place: autocast leaves it alone
         return kept
 
     @torch.no_grad()
     def add_inputs(self, inputs: Tensor, kept: Tensor) -> None:
         """Add to A alone, of those kept."""
         sums = self._sums = self._sums or self.zero()
-        with torch.autocast(inputs.device.type, enabled=False):
-            self._add_inputs(sums, inputs.to(self.dtype), kept.to(self.dtype))
+        self._add_inputs(sums, inputs.to(self.dtype), kept.to(self.dtype))
 
     def take(self) -> Sums:
         """The sums, which begin anew."""
