@@ -41,7 +41,7 @@ TESTS = (
         for name in (
             "optim", "wrappers", "clipping", "schedules", "kfac", "shampoo", "large_batch", "elementwise", "precision",
             "whole_model_optim", "gradient_table", "optim_rare_paths", "name_patterns", "line_search",
-            "kfac_damping", "matrix_roots",
+            "kfac_damping", "matrix_roots", "optim_kfac_rare_paths",
         )
     ),
     "tests/convergence/test_variance_reduction.py",

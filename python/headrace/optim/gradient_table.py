@@ -132,7 +132,7 @@ class GradientTable:
         Raises:
             UserError: a key is not in the table.
         """
-        places = torch.searchsorted(self.keys, keys).clamp_(max=max(0, len(self.keys) - 1))
+        places = torch.searchsorted(self.keys, keys).clamp_(max=len(self.keys) - 1)
         missing = keys if not len(self.keys) else keys[self.keys[places] != keys]
         if len(missing):
             raise UserError(

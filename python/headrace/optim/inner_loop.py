@@ -53,7 +53,7 @@ class InnerLoop(VarianceReduced):
     def advance(self, ctx: StepContext) -> None:
         """See `VarianceReduced.advance`."""
         kept = self.kept
-        loop = dict(kept.get("loop", {"anchors": 0, "step": 0, "length": 0, "batch": 0, "picked": -1}))
+        loop = dict(kept.get("loop", {"anchors": 0, "step": 0, "length": 0, "batch": 1}))
         loop["batch"] = max(loop["batch"], ctx.rows)  # the last batch of an epoch may be smaller
         first = loop["step"] == loop["length"]
         if first:
@@ -74,7 +74,7 @@ class InnerLoop(VarianceReduced):
         rows, self.kept["known"] = self.full_gradient(ctx)
         self.kept["old"] = self.everything()
         options = self.param_groups[0]
-        length = options["inner_steps"] or max(1, math.ceil(options["inner_epochs"] * rows / max(1, loop["batch"])))
+        length = options["inner_steps"] or math.ceil(options["inner_epochs"] * rows / loop["batch"])
         loop |= {"step": 0, "length": length, "picked": -1}
         if options["pick"] == "random":
             chances = length + self.drawn_from

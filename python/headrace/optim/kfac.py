@@ -38,7 +38,7 @@ from torch import Tensor, nn
 
 from headrace.errors import UserError
 from headrace.optim import adamw, momentum
-from headrace.optim.base import Combined, Optimizer, Params, check_options
+from headrace.optim.base import Combined, Optimizer, Params
 from headrace.optim.context import StepContext
 from headrace.optim.kfac_factors import EIGEN, INVERSE, solved_shape
 from headrace.optim.kfac_fisher import FISHERS, SAMPLED
@@ -130,7 +130,7 @@ def kfac(params: Params, *, model: nn.Module, fallback: str, fallback_lr: float,
     Raises:
         UserError: an option out of range.
     """
-    _check(fallback, fallback_lr, options)
+    _check(fallback, options)
     groups = _groups(params)
     layers = find_layers(model, {id(p) for group in groups for p in group["params"]})
     covered = {id(p) for layer in layers for p in layer.params()}
@@ -167,9 +167,8 @@ def _with_fallback_lr(group: dict[str, Any], lr: float, fallback_lr: float) -> d
     return {**group, "lr": group["lr"] * fallback_lr / lr} if lr and "lr" in group else group
 
 
-def _check(fallback: str, fallback_lr: float, options: Mapping[str, Any]) -> None:
-    check_options(options)
-    check_options({"lr": fallback_lr})
+def _check(fallback: str, options: Mapping[str, Any]) -> None:
+    """What neither part looks at itself."""
     for name, value, choices in (
         ("fallback", fallback, tuple(FALLBACKS)),
         ("fisher", options["fisher"], FISHERS),

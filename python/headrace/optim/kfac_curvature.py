@@ -51,8 +51,8 @@ class Factors:
         g: G.
         updates: made to them.
         used: the (A, G) that were decomposed last: `a` and `g` themselves where they change at refreshes only.
-        damping: of that decomposition.
-        ratio: pi of that decomposition.
+        damping: of that decomposition; NaN before the first.
+        ratio: pi of that decomposition, where damping is split.
         current: whether the layer's workers hold it.
         solved: of A and of G, on the layer's workers.
     """
@@ -61,8 +61,8 @@ class Factors:
     g: Tensor
     updates: int = 1
     used: tuple[Tensor, Tensor] | None = None
-    damping: float = 0.0
-    ratio: float = 1.0
+    damping: float = math.nan
+    ratio: float = math.nan
     current: bool = False
     solved: list[Tensor] = field(default_factory=list)
 
@@ -106,7 +106,7 @@ class Curvature:
                 for a, g, p in zip(*(totals[k::4] for k in range(3)), strict=True)
             ]
             good = [torch.isfinite(a).all() & torch.isfinite(g).all() for a, g in made]  # without gradient: 0 / 0
-            flags = torch.stack([*good, *(t[0] > 0 for t in totals[3::4])]).tolist()
+            flags = torch.stack([*good, *(t > 0 for t in totals[3::4])]).tolist()
             for layer, (a, g), finite, called in zip(
                 layers, made, flags[: len(layers)], flags[len(layers) :], strict=True
             ):

@@ -54,14 +54,14 @@ def deal(shapes: Sequence[tuple[int, int]], size: int, share: float) -> Deal:
         size: number of ranks.
         share: of the ranks that are gradient workers of a layer, in (0, 1].
     """
-    groups = size // min(size, max(1, round(share * size)))
+    groups = size // max(1, round(share * size))
     members = [tuple(range(k * size // groups, (k + 1) * size // groups)) for k in range(groups)]
     costs = [m**3 + n**3 for m, n in shapes]
     group_of = longest_first(costs, [len(group) for group in members])
     solvers = [[0, 0] for _ in shapes]
     for k, group in enumerate(members):
         jobs = [(layer, side) for layer in range(len(shapes)) if group_of[layer] == k for side in (0, 1)]
-        dealt = longest_first([shapes[layer][1 - side] ** 3 for layer, side in jobs], [1] * len(group))
+        dealt = longest_first([shapes[layer][1 - side] ** 3 for layer, side in jobs], [1.0] * len(group))
         for (layer, side), place in zip(jobs, dealt, strict=True):
             solvers[layer][side] = group[place]
     return Deal(tuple(members[k] for k in group_of), tuple((a, g) for a, g in solvers), size)

@@ -31,7 +31,7 @@ def pack(matrix: Tensor) -> Tensor:
 
     The right half's columns hold their upper triangle; the left half's triangle fills the corner that they leave free.
     """
-    n, half = matrix.shape[0], matrix.shape[0] // 2
+    n, half = len(matrix), len(matrix) // 2
     packed = matrix.new_zeros(packed_shape(n))
     packed[:n] = matrix[:, half:].triu(-half)
     packed[half + 1 :, :half] += matrix[:half, :half].tril()
@@ -76,7 +76,8 @@ def solve(packed: Tensor, method: str, damping: float) -> Tensor:
     """
     matrix = unpack(packed).double()
     if method == INVERSE:
-        damped = matrix + damping * torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
+        damped = matrix.clone()
+        damped.diagonal().add_(damping)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             return torch.cholesky_inverse(lower).to(packed.dtype)

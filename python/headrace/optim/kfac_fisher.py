@@ -110,7 +110,7 @@ def loss_roots(ctx: StepContext, outputs: Tensor) -> Tensor:
         UserError: a Hessian that is not diagonal, of more than MOST_OUTPUTS numbers an output.
     """
     rows = outputs.shape[0]
-    width = outputs[0].numel() if rows else 1
+    width = outputs.shape[1:].numel()
     with torch.enable_grad():
         at = outputs.reshape(rows, width).detach().requires_grad_()
         (slope,) = torch.autograd.grad(ctx.losses(at.view(outputs.shape)).sum(), at, create_graph=True)

@@ -29,8 +29,8 @@ _UNFOLDED = 1 << 24  # numbers of unfolded inputs held at once
 
 @dataclass
 class Sums:
-    """Of one rank since its gradients were cleared: A [n, n] and G [m, m] before division, P [1]; and whether the layer
-    was ever called [1]."""
+    """Of one rank since its gradients were cleared: A [n, n] and G [m, m] before division, P, and whether the layer was
+    ever called; these two are single numbers."""
 
     a: Tensor
     g: Tensor
@@ -107,17 +107,15 @@ class Layer:
     def add_gradient(self, grad: Tensor) -> Tensor:
         """Add to G alone, and say which positions or examples have a gradient."""
         sums = self._sums = self._sums or self.zero()
-        with torch.autocast(grad.device.type, enabled=False):
-            rows, kept = self._outputs(grad.to(self.dtype))
-            sums.g.addmm_(rows.T, rows)
+        rows, kept = self._outputs(grad.to(self.dtype))
+        sums.g.addmm_(rows.T, rows)  # in place: autocast leaves it alone
         return kept
 
     @torch.no_grad()
     def add_inputs(self, inputs: Tensor, kept: Tensor) -> None:
         """Add to A alone, of those kept."""
         sums = self._sums = self._sums or self.zero()
-        with torch.autocast(inputs.device.type, enabled=False):
-            self._add_inputs(sums, inputs.to(self.dtype), kept.to(self.dtype))
+        self._add_inputs(sums, inputs.to(self.dtype), kept.to(self.dtype))
 
     def take(self) -> Sums:
         """The sums, which begin anew."""
@@ -129,7 +127,7 @@ class Layer:
         """Nothing summed."""
         m, n = self.shape
         new = self.weight.detach().new_zeros
-        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (1,), (1,))))
+        return Sums(*(new(size, dtype=self.dtype) for size in ((n, n), (m, m), (), ())))
 
     def _outputs(self, grad: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients as [positions, m], and which rows of the input have one."""

@@ -100,7 +100,7 @@ class LayersOptimizer(Optimizer):
         return gone
 
     def _seed(self) -> int:
-        return int(self.param_groups[0]["seed"] * 1_000_003 + self.steps) & (1 << 40) - 1
+        return int(self.param_groups[0]["seed"] * 1_000_003 + self.steps) & 0xFF_FFFF_FFFF
 
     def _decays(self) -> dict[int, float]:
         """L2 coefficients by the parameters' ids."""

@@ -105,7 +105,8 @@ class VarianceReduced(Optimizer):
             direction = [estimate[self._names[id(p)]] for p in params]
             if group["weight_decay"]:
                 direction = list(torch._foreach_add(direction, params, alpha=group["weight_decay"]))
-            square += sum(float(d.double().square().sum()) for d in direction) if self.measured else 0.0
+            if self.measured:
+                square += sum(float(d.double().square().sum()) for d in direction)
             torch._foreach_add_(params, direction, alpha=-group["lr"])
         return square
 
@@ -203,5 +204,5 @@ def _copied(value: Any, device: torch.device) -> Any:
 
 def number_drawn(seed: int, draw: int) -> float:
     """A number in [0, 1) that depends on the seed and the draw's number alone: the same on all ranks."""
-    generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) & (1 << 63) - 1)
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + draw) & 0x7FFF_FFFF_FFFF_FFFF)
     return float(torch.rand((), generator=generator, dtype=torch.float64))
