@@ -476,7 +476,7 @@ def test_linear_models_are_told_by_rounding_of_their_own_size() -> None:
         assert not _linear(x, weight, lambda z, s=size: s * z * (1.0 + 1e-3 * z))
     x[3] = 0.0  # a row whose output is always 0 beside rows of rounding
     assert _linear(x, weight)
-    assert _linear(torch.ones(20, 2), torch.tensor([100.0, -100.0]))  # of which little is left but rounding
+    assert _linear(x[:, :1].expand(20, 2), torch.tensor([300.0, -300.0]))  # of which little is left but rounding
     assert _linear(x[:0], weight)
 
 
