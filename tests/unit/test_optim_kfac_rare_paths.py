@@ -484,3 +484,12 @@ def test_one_row_that_bends_makes_a_model_not_linear() -> None:
     x = _random(20, 3, dtype=torch.float32)
     bent = torch.zeros(20).index_fill_(0, torch.tensor([7]), 1.0)
     assert not _linear(x, torch.ones(3), lambda z: z + 0.1 * bent * z * z)
+
+
+def test_one_of_very_many_outputs_that_bends_is_not_lost_beside_them() -> None:
+    """Directions have no outliers that would hide it."""
+    bent = torch.zeros(4000).index_fill_(0, torch.tensor([7]), 0.1)
+    ctx = StepContext(
+        outputs_at=lambda params: (z := cast(Any, params)["w"]) + bent * z.tanh(), losses=lambda o: o, rows=4000
+    )
+    assert not is_linear(ctx, {"w": torch.zeros(4000)}, {})
