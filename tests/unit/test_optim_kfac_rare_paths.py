@@ -21,7 +21,7 @@ from headrace.optim.dealing import longest_first
 from headrace.optim.gradient_table import GradientTable
 from headrace.optim.inner_loop import InnerLoop
 from headrace.optim.kfac_dealing import Parcel, deal, deliver
-from headrace.optim.kfac_factors import split_ratio, unpack
+from headrace.optim.kfac_factors import INVERSE, pack, solve, split_ratio, unpack
 from headrace.optim.kfac_fisher import SAMPLED, _columns, _signs, add_pass, loss_roots
 from headrace.optim.kfac_layers import Layer, find_layers
 from headrace.optim.kfac_step import LayersOptimizer
@@ -190,6 +190,11 @@ def test_after_a_pass_of_its_own_kfac_holds_no_more_calls() -> None:
 )  # fmt: skip
 def test_damping_is_split_evenly_where_a_ratio_says_nothing(a: float, g: float, ratio: float) -> None:
     assert split_ratio(a, g) == pytest.approx(ratio)
+
+
+def test_a_factor_is_inverted_with_its_damping_on_the_diagonal() -> None:
+    made = solve(pack(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=F64)), INVERSE, 0.5)
+    torch.testing.assert_close(made, torch.tensor([[2.5, -1.0], [-1.0, 2.5]], dtype=F64) / 5.25)
 
 
 def test_a_row_with_a_gradient_of_some_outputs_counts() -> None:
