@@ -75,8 +75,7 @@ class ParameterServer(OwnSteps):
     def begin(self, params: Mapping[str, nn.Parameter]) -> None:
         """Deal the parameters out, and answer from now on where this rank is a server."""
         size, rank, given = self.collective.size, self.collective.rank, self.equipment
-        if self.options.servers > size:
-            raise UserError(f"--strategy.servers {self.options.servers} of {size} ranks", "0 (all ranks)")
+        check_servers(self.options.servers, size)
         values = {name: param.detach() for name, param in params.items()}
         layout = self._layout = deal(values, given.tables, self.options.servers or size)
         self._pushes = Pushes(given.codecs, layout, rank)
@@ -238,8 +237,19 @@ class ParameterServer(OwnSteps):
         self._state = state or None
 
 
+def check_servers(servers: int, ranks: int) -> None:
+    """Refuse more servers than ranks.
+
+    Raises:
+        UserError: there are.
+    """
+    if servers > ranks:
+        raise UserError(f"--strategy.servers {servers} of {ranks} ranks", f"0 (all ranks), up to {ranks}")
+
+
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
-    """See `check_pushes`."""
+    """See `check_servers` and `check_pushes`."""
+    check_servers(options["servers"], around.ranks)
     check_pushes(around.compression)
 
 
