@@ -109,12 +109,15 @@ class ParameterServer(OwnSteps):
         Args:
             grads: of the mean over this rank's rows; row-sparse ones coalesced.
             rates: to apply them at.
-            loss: that mean; None: there are no gradients, for this rank met a bad number.
+            loss: that mean; None: there are no gradients, for there are no rows.
         """
+        self._push(grads, rates, loss, self.equipment.should_stop())
+
+    def _push(self, grads: Mapping[str, Tensor], rates: Rates, loss: float | None, stop: bool) -> None:
+        """`stop`: ranks are to meet soon."""
         assert self._layout is not None and self._pushes is not None
         common = {
-            "clock": self._made, "rates": list(rates), "loss": loss, "bound": self._bound,
-            "stop": loss is None or self.equipment.should_stop(),
+            "clock": self._made, "rates": list(rates), "loss": loss, "bound": self._bound, "stop": stop,
         }  # fmt: skip
         for server in range(self._layout.servers):
             packed = self._pushes.packed(server, grads)
@@ -123,8 +126,8 @@ class ParameterServer(OwnSteps):
 
     def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
         """Take the servers' answers."""
-        if not self._waits:
-            self.push({}, Rates(1.0), None)
+        if not self._waits:  # this rank met a bad number, and all are to hear of it
+            self._push({}, Rates(1.0), None, stop=True)
         self._waits, self._step = False, step + 1
         for head in self._take(params):
             if head["staleness"] is not None:
