@@ -295,7 +295,8 @@ class _Rank:
 
     def _strategy(self, optimizer: Optimizer) -> Strategy:
         name, options = self.setting.strategy["name"], self.setting.strategy.get("options", {})
-        check_strategy(StrategyConfig(name=name, options=dict(options)), Surroundings(compression=self.compression))
+        around = Surroundings(ranks=self.collective.size, compression=self.compression)
+        check_strategy(StrategyConfig(name=name, options=dict(options)), around)
         equipment = self._equipment(optimizer) if STRATEGIES[name].remote else None
         return create(name, self.reducer, self.collective, equipment, **options)
 

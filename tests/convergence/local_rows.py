@@ -34,7 +34,9 @@ class Source:
     rows: int = ROWS
     spoil: tuple[int, int] | None = None  # (step, rank) whose dense values become NaN
     lose: bool = False
+    padded: int | None = None  # the rank that has padding only, its rows dropped
     seen: int = 0
+    padding: int = 0
     keys: int = 0
     data: dict[str, Any] = field(default_factory=dict)
 
@@ -52,10 +54,11 @@ class Source:
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         order = permutation(self.rows, 3, epoch)
-        self.seen = self.keys = 0
+        self.seen = self.keys = self.padding = 0
         for step in range(start_step, self.steps(epoch)):
             rows = order[step * BATCH : (step + 1) * BATCH][self.rank :: self.size]
-            batch = Batch({name: torch.from_numpy(value[rows]) for name, value in self.data.items()}, None, step)
+            mask = torch.zeros(len(rows), dtype=torch.bool) if self.padded == self.rank else None
+            batch = Batch({name: torch.from_numpy(value[rows]) for name, value in self.data.items()}, mask, step)
             if self.spoil == (step, self.rank):
                 batch.tensors["dense"][0, 0] = float("nan")
             self._count(rows[1:] if self.lose else rows)
@@ -63,10 +66,13 @@ class Source:
 
     def audit(self, epoch: int) -> Audit:
         left = permutation(self.rows, 3, epoch)[self.steps(epoch) * BATCH :][self.rank :: self.size]
-        return Audit(self.seen, len(left), self.keys + key_sum(self.data["key"][left]))
+        return Audit(self.seen, len(left) + self.padding, self.keys + key_sum(self.data["key"][left]))
 
     def _count(self, rows: np.ndarray[Any, Any]) -> None:
-        self.seen += len(rows)
+        if self.padded == self.rank:
+            self.padding += len(rows)
+        else:
+            self.seen += len(rows)
         self.keys += key_sum(self.data["key"][rows])
 
     def whole(self) -> list[Batch]:

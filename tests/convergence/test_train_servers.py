@@ -22,6 +22,7 @@ from headrace.launch import RankFailed
 from headrace.strategies import STRATEGIES, Equipment
 from headrace.strategies.compression import CompressionConfig
 from headrace.strategies.parameter_server import ParameterServer
+from headrace.strategies.shard import Shard
 from headrace.train.fit_config import FitConfig
 
 REMOTE = sorted(name for name, spec in STRATEGIES.items() if spec.remote)
@@ -135,6 +136,25 @@ def test_a_rank_with_a_bad_number_leaves_its_push_out_and_all_hear_of_it() -> No
     assert found["skipped"] == 1 and [event["ranks"] for event in told] == [[1]]
     with pytest.raises(RankFailed, match="not a finite number in step . on rank 1"):
         run(job(source={"spoil": (2, 1)}), ranks=3)
+
+
+@pytest.mark.parametrize("name", REMOTE)
+def test_a_rank_without_rows_pushes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeros would move momentum, and all parameters by it; nor is it a bad number that ranks would meet for."""
+    applied, met = [], []
+    apply, meet = Shard._apply, ParameterServer._meet
+
+    def noted(self: Shard, rank: int, *args: Any) -> None:
+        applied.append(rank)
+        apply(self, rank, *args)
+
+    monkeypatch.setattr(Shard, "_apply", noted)
+    monkeypatch.setattr(ParameterServer, "_meet", lambda self: (met.append(self.mailbox.rank), meet(self)))
+    cfg = FitConfig(epochs=1)
+    found = run(job(name, {"servers": 1}, cfg=cfg, dense="momentum", source={"padded": 1}), ranks=2)
+    steps = ROWS // 96
+    assert applied == [0] * steps and (found["step"], found["skipped"]) == (steps, 0)
+    assert sorted(met) == [0, 0, 1, 1], "once, at the end of the epoch"
 
 
 def test_ranks_that_may_be_far_apart_meet_by_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

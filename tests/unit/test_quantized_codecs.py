@@ -12,7 +12,7 @@ import torch
 
 from headrace.compress import COMPRESSORS, Payload, PayloadError, buckets, create, qsgd_elias
 from headrace.compress.buckets import Scratch
-from headrace.compress.dynamic_tree import tree_values
+from headrace.compress.dynamic_tree import BLOCK, dequantize, quantize, scales_like, tree_values
 from headrace.compress.levels import norms, omega_of_largest
 from headrace.errors import UserError
 from headrace.testing.codec_exam import decoded_once
@@ -49,6 +49,38 @@ def test_dynamic_codes_of_many_blocks(n: int) -> None:
     whole = decoded_once(create("int8_dynamic"), x)
     for start in range(0, n, 2048):
         assert torch.equal(whole[start : start + 2048], decoded_once(create("int8_dynamic"), x[start : start + 2048]))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dynamic_codes_about_every_middle(dtype: torch.dtype, signed: bool) -> None:
+    """The middle itself, and the floats next to it: a code is how many middles are less."""
+    values = tree_values(signed)
+    middles = torch.tensor((values[:-1] + values[1:]) / 2).to(dtype)
+    if not signed:
+        middles[0] = 0.0
+    whole = torch.int64 if dtype == torch.float64 else torch.int32
+    near = [(middles.view(whole) + step).view(dtype) for step in (-1, 0, 1)]
+    x = torch.cat([*near, torch.tensor([1.0, 0.0, -0.0, 1e-30], dtype=dtype)])
+    x = x[x.isfinite() & ((x >= 0) | signed)]
+    codes, scales = torch.empty(len(x), dtype=torch.uint8), scales_like(x)
+    quantize(x, codes, scales, signed=signed)
+    assert len(x) > 3 * 254 and scales.tolist() == [1.0]
+    assert codes.tolist() == torch.searchsorted(middles, x).tolist()
+
+
+def test_dynamic_values_are_the_same_wherever_codes_lie() -> None:
+    """Two at a time or one: of an even or odd number, from an even or odd place on, into memory that is given."""
+    generator = torch.Generator().manual_seed(3)
+    held = torch.randint(0, 256, (2 * BLOCK + 2,), generator=generator, dtype=torch.uint8)
+    for first, n in ((0, BLOCK + 7), (1, BLOCK + 7), (1, BLOCK + 8), (0, 1), (2, 0)):
+        codes, scales = held[first : first + n], torch.tensor([0.5, 3.0])[: -(-n // BLOCK)]
+        own = torch.tensor(tree_values(True), dtype=torch.float32)[codes.long()]
+        wanted = own * scales.repeat_interleave(BLOCK)[:n]
+        assert torch.equal(dequantize(codes, scales, torch.float32, signed=True), wanted)
+        for room in (torch.empty(n), torch.empty(n + 1)[1:], torch.empty(n, dtype=torch.float16)):
+            assert dequantize(codes, scales, room.dtype, signed=True, out=room) is room
+            assert torch.equal(room, wanted.to(room.dtype))
 
 
 def expected_share(name: str, x: torch.Tensor, **options: object) -> float:

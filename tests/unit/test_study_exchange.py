@@ -172,7 +172,8 @@ def test_cells_are_what_can_be_set() -> None:
         for cell in made:
             check(CompressionConfig(**cell.compression))
             strategy = StrategyConfig(name=cell.strategy["name"], options=dict(cell.strategy.get("options", {})))
-            check_strategy(strategy, Surroundings(compression=CompressionConfig(**cell.compression)))
+            compression = CompressionConfig(**cell.compression)
+            check_strategy(strategy, Surroundings(ranks=min(cell.ranks), compression=compression))
     names = {cell.compression["name"] for cell in cells("criteo", 350)}
     assert set(COMPRESSORS) | {"powersgd"} == names
     assert set(missing()) == {asked.name for asked in ASKED} - set(STRATEGIES)

@@ -8,6 +8,9 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.comm.fresh import fresh
+
+_PIECE = 1 << 17  # numbers at a time on a CPU: what is made of them stays in the cache
 
 
 def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | None = None) -> Tensor:
@@ -43,8 +46,22 @@ def saturated(x: Tensor, dtype: torch.dtype) -> Tensor:
     """x in a type (x itself where it has it); finite numbers beyond its range become its largest, others not finite."""
     if x.dtype == dtype:
         return x
+    if x.device.type != "cpu" or x.numel() <= _PIECE:
+        return _within(x, dtype).to(dtype)
+    found = fresh(x.numel(), dtype, x.device)
+    for part, out in zip(x.reshape(-1).split(_PIECE), found.split(_PIECE), strict=True):
+        out.copy_(_within(part, dtype))
+    return found.view(x.shape)
+
+
+def _within(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x, or its numbers brought within the range of a type that has a smaller one."""
     largest = torch.finfo(dtype).max
     if torch.finfo(x.dtype).max <= largest:
-        return x.to(dtype)
+        return x
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return wide.clamp(-largest, largest).add_(wide - wide).to(dtype)  # the difference: 0, or NaN where not finite
+    if x.device.type == "cpu" and x.numel():
+        least, most = (float(end) for end in torch.aminmax(wide))
+        if -largest <= least and most <= largest:
+            return wide + 0.0  # as below: there is no minus zero
+    return wide.clamp(-largest, largest).add_(wide - wide)  # the difference: 0, or NaN where not finite

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, RandomCodec, State, taken
 from headrace.compress.packing import bits_bytes, pack_bits, pack_trits, trits_bytes, unpack_bits, unpack_trits
@@ -211,7 +212,7 @@ class Buckets(Codec):
     def encoded(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
         """Bytes of x [n]."""
         n, wide = x.numel(), _wide(x.dtype)
-        data = torch.empty(self.nbytes(n, x.dtype), dtype=torch.uint8, device=x.device)
+        data = fresh(self.nbytes(n, x.dtype), torch.uint8, x.device)
         head = self._buckets(n) * wide.itemsize
         sizes, body = data[:head].view(wide), data[head:]
         scratch = _scratch(min(n, self._size), wide, x.device)
@@ -231,7 +232,7 @@ class Buckets(Codec):
         wide = _wide(dtype)
         steps = self.steps(taken(data, 0, self._buckets(n), wide))
         body = data[steps.numel() * wide.itemsize :]
-        found = torch.empty(n, dtype=dtype, device=data.device)
+        found = fresh(n, dtype, data.device)
         for piece in self._pieces(n):
             out = found[piece.start : piece.stop]
             numbers = out if dtype == wide else torch.empty(out.numel(), dtype=wide, device=data.device)

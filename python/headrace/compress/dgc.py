@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
@@ -90,7 +91,7 @@ class DGC(Codec):
         indices = decode_indices(data[8 + 4 * count :], count, n)
         if indices.numel() != count:
             raise PayloadError(f"{indices.numel()} places of {count} came")
-        out = torch.zeros(n, dtype=dtype, device=data.device)
+        out = fresh(n, dtype, data.device).zero_()
         return out.index_copy_(0, indices, saturated(taken(data, 8, count, torch.float32), dtype))
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.comm.fresh import fresh
 from headrace.compress.base import Codec, State, taken
 from headrace.compress.buckets import MOST
 from headrace.compress.dynamic_tree import BLOCK, dequantize, quantize, scales_like, tree_values
@@ -34,7 +35,7 @@ class Int8Dynamic(Codec):
         """See `Codec.encode`."""
         n = x.numel()
         wide = torch.promote_types(x.dtype, torch.float32)
-        data = torch.empty(self.nbytes(n, x.dtype), dtype=torch.uint8, device=x.device)
+        data = fresh(self.nbytes(n, x.dtype), torch.uint8, x.device)
         head = data.numel() - n
         scales, codes = data[:head].view(wide), data[head:]
         for start in range(0, n, _PIECE):
@@ -48,10 +49,11 @@ class Int8Dynamic(Codec):
         wide = torch.promote_types(dtype, torch.float32)
         blocks = -(-n // BLOCK)
         scales, codes = taken(data, 0, blocks, wide), data[blocks * wide.itemsize :]
-        found = torch.empty(n, dtype=dtype, device=data.device)
+        found = fresh(n, dtype, data.device)
         for start in range(0, n, _PIECE):
             own = scales[start // BLOCK : (start + _PIECE) // BLOCK]
-            found[start : start + _PIECE] = dequantize(codes[start : start + _PIECE], own, dtype, signed=True)
+            out = found[start : start + _PIECE]
+            dequantize(codes[start : start + _PIECE], own, dtype, signed=True, out=out)
         return found
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:

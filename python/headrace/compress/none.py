@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import as_bytes
+from headrace.comm.fresh import fresh
 from headrace.compress.base import Codec, State, taken
 from headrace.compress.spec import EXACT, SUMMABLE, CodecSpec
 
@@ -15,7 +16,8 @@ class Uncompressed(Codec):
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        return as_bytes(x).clone(), state
+        own = as_bytes(x)
+        return fresh(own.numel(), torch.uint8, x.device).copy_(own), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""

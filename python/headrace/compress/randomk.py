@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import as_bytes
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import SharedDrawCodec, taken
 from headrace.compress.limits import within
@@ -75,7 +76,7 @@ class RandomK(SharedDrawCodec):
         values = taken(data, 0, k, dtype)
         if self._unbiased:
             values = _scaled(values, n / k)
-        out = torch.zeros(n, dtype=dtype, device=data.device)
+        out = fresh(n, dtype, data.device).zero_()
         return out.index_copy_(0, drawn_places(n, k, generator), values)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:

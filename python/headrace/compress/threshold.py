@@ -23,6 +23,7 @@ import math
 import torch
 from torch import Tensor
 
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
@@ -64,7 +65,7 @@ class Threshold(Codec):
             raise PayloadError(f"{places.numel()} places of {count} came")
         tau = saturated(taken(data, 8, 1, torch.float32), dtype)[0]
         values = looked_up(data[12:start], table(tau, -tau))[:count]
-        return torch.zeros(n, dtype=dtype, device=data.device).index_copy_(0, places, values)
+        return fresh(n, dtype, data.device).zero_().index_copy_(0, places, values)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
         """See `Codec.nbytes`."""

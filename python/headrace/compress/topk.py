@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
@@ -73,7 +74,7 @@ class TopK(Codec):
             values = taken(data, 4, k, torch.float16) * scale
         else:
             values = taken(data, 0, k, torch.float32)
-        out = torch.zeros(n, dtype=dtype, device=data.device)
+        out = fresh(n, dtype, data.device).zero_()
         return out.index_copy_(0, indices, saturated(values[: indices.numel()], dtype))
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:

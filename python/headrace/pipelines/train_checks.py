@@ -104,6 +104,7 @@ def check_strategy(cfg: Config) -> None:
 
     precision = cfg.train.precision
     around = Surroundings(
+        ranks=cfg.ranks,
         precision=precision.compute,
         parameters=precision.parameters,
         overlap=cfg.train.overlap,

@@ -83,7 +83,8 @@ class Remote(Strategy, Protocol):
     parameters of single ranks."""
 
     def push(self, grads: Mapping[str, Tensor], rates: Rates, loss: float | None) -> None:
-        """Send gradients, of the mean `loss` over this rank's rows, to be applied at these rates."""
+        """Send gradients, of the mean `loss` over this rank's rows, to be applied at these rates; none and None where
+        it has no rows."""
 
 
 @dataclass(frozen=True)

@@ -136,6 +136,11 @@ def check(cfg: CompressionConfig) -> None:
         )
     if OWN_FEEDBACK in traits and cfg.variant != "none":
         raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
+    if cfg.decay != 1 and cfg.name != POWERSGD and cfg.variant != "ef":
+        raise UserError(
+            f"--compression.decay {cfg.decay:g}: {cfg.name} with feedback {cfg.variant} keeps nothing that could decay",
+            "--compression.decay 1, or --compression.feedback ef",
+        )
     _check_sparse(cfg)
 
 

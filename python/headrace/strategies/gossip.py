@@ -215,8 +215,8 @@ def _check_compression(given: CompressionConfig) -> None:
     if why := why_not(given.spec):
         able = ", ".join(name for name, spec in COMPRESSORS.items() if not why_not(spec))
         raise UserError(f"--compression.name {given.name} with gossip: {why}", f"one of {able}")
-    for name, usual in (("feedback", ("auto", "none")), ("exchange", ("auto",)), ("hierarchical", (False,)),
-                        ("sparse", ("none",))):  # fmt: skip
+    for name, usual in (("feedback", ("auto", "none")), ("decay", (1,)), ("exchange", ("auto",)),
+                        ("hierarchical", (False,)), ("sparse", ("none",))):  # fmt: skip
         value = getattr(given, name)
         if value not in usual:
             raise UserError(

@@ -75,8 +75,7 @@ class ParameterServer(OwnSteps):
     def begin(self, params: Mapping[str, nn.Parameter]) -> None:
         """Deal the parameters out, and answer from now on where this rank is a server."""
         size, rank, given = self.collective.size, self.collective.rank, self.equipment
-        if self.options.servers > size:
-            raise UserError(f"--strategy.servers {self.options.servers} of {size} ranks", "0 (all ranks)")
+        check_servers(self.options.servers, size)
         values = {name: param.detach() for name, param in params.items()}
         layout = self._layout = deal(values, given.tables, self.options.servers or size)
         self._pushes = Pushes(given.codecs, layout, rank)
@@ -110,12 +109,15 @@ class ParameterServer(OwnSteps):
         Args:
             grads: of the mean over this rank's rows; row-sparse ones coalesced.
             rates: to apply them at.
-            loss: that mean; None: there are no gradients, for this rank met a bad number.
+            loss: that mean; None: there are no gradients, for there are no rows.
         """
+        self._push(grads, rates, loss, self.equipment.should_stop())
+
+    def _push(self, grads: Mapping[str, Tensor], rates: Rates, loss: float | None, stop: bool) -> None:
+        """`stop`: ranks are to meet soon."""
         assert self._layout is not None and self._pushes is not None
         common = {
-            "clock": self._made, "rates": list(rates), "loss": loss, "bound": self._bound,
-            "stop": loss is None or self.equipment.should_stop(),
+            "clock": self._made, "rates": list(rates), "loss": loss, "bound": self._bound, "stop": stop,
         }  # fmt: skip
         for server in range(self._layout.servers):
             packed = self._pushes.packed(server, grads)
@@ -124,8 +126,8 @@ class ParameterServer(OwnSteps):
 
     def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
         """Take the servers' answers."""
-        if not self._waits:
-            self.push({}, Rates(1.0), None)
+        if not self._waits:  # this rank met a bad number, and all are to hear of it
+            self._push({}, Rates(1.0), None, stop=True)
         self._waits, self._step = False, step + 1
         for head in self._take(params):
             if head["staleness"] is not None:
@@ -238,8 +240,19 @@ class ParameterServer(OwnSteps):
         self._state = state or None
 
 
+def check_servers(servers: int, ranks: int) -> None:
+    """Refuse more servers than ranks.
+
+    Raises:
+        UserError: there are.
+    """
+    if servers > ranks:
+        raise UserError(f"--strategy.servers {servers} of {ranks} ranks", f"0 (all ranks), up to {ranks}")
+
+
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
-    """See `check_pushes`."""
+    """See `check_servers` and `check_pushes`."""
+    check_servers(options["servers"], around.ranks)
     check_pushes(around.compression)
 
 

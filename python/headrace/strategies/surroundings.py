@@ -13,6 +13,7 @@ class Surroundings:
     """See the module's docstring.
 
     Args:
+        ranks: how many.
         precision: of FitConfig's precision.compute.
         parameters: of FitConfig's precision.parameters.
         overlap: of exchange and backward.
@@ -22,6 +23,7 @@ class Surroundings:
         rules: traits of optimizers and wrappers by name.
     """
 
+    ranks: int = 1
     precision: str = "float32"
     parameters: str = "float32"
     overlap: str = "auto"

@@ -131,8 +131,10 @@ class Replica:
         return made
 
     def _step(self, ctx: StepContext) -> None:
-        if self.remote is not None:
-            self.remote.push(self.gradients, self.rates, self.loss / max(1, ctx.rows))
+        if self.remote is not None and ctx.rows:
+            self.remote.push(self.gradients, self.rates, self.loss / ctx.rows)
+        elif self.remote is not None:  # all are padding: zeros would move the servers' momentum
+            self.remote.push({}, self.rates, None)
         else:
             self.optimizer.step(ctx)
 
