@@ -10,6 +10,11 @@ from typing import Any
 
 from pyspark.ml.util import JavaMLReader
 
+from headrace import __version__, resources
+from headrace.errors import UserError
+
+_PACKAGE = "io.headrace.ml"
+
 
 class _Reader(JavaMLReader[Any]):
     """Finds the JVM's class, which is not named after ours, and gives ours its parameters."""
@@ -20,7 +25,7 @@ class _Reader(JavaMLReader[Any]):
 
     @classmethod
     def _java_loader_class(cls, clazz: type[Any]) -> str:
-        return f"io.headrace.ml.{clazz.__name__}"
+        return f"{_PACKAGE}.{clazz.__name__}"
 
     def load(self, path: str) -> Any:
         return self._made(self._jread.load(path))
@@ -42,7 +47,26 @@ class JvmModel:
 
 
 class JvmEstimator:
-    """Beside JavaEstimator, before JavaMLReadable: an estimator that is read back."""
+    """Beside JavaEstimator, before JavaMLReadable: an estimator made by our jar, and read back."""
+
+    def _of_the_jar(self) -> Any:
+        """The JVM's object of this one's name and uid.
+
+        Raises:
+            UserError: Spark runs without our jar, or with one from before the class was written.
+        """
+        stage: Any = self
+        name = f"{_PACKAGE}.{type(self).__name__}"
+        try:
+            return stage._new_java_obj(name, stage.uid)
+        except TypeError as error:
+            if "JavaPackage" not in str(error):  # what py4j takes any name for that is no class
+                raise
+            jar = resources.jar(__version__)
+            raise UserError(
+                f"Spark runs without the class {name}: no jar of ours is on its class path, or an old one",
+                f"make setup, and under spark-submit with settings of your own --jars {jar}",
+            ) from None
 
     @classmethod
     def read(cls) -> JavaMLReader[Any]:

@@ -1,7 +1,8 @@
-"""MLlib's classifiers on a small silver/ctr with a planted model, on vectors, arrays and LIBSVM files; bad rows."""
+"""Classifiers, MLlib's and ours: a small silver/ctr with a planted model, vectors, arrays, LIBSVM files; refusals."""
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import subprocess
@@ -18,11 +19,11 @@ from distributed.ctr_lake import SIZES, make_ctr_lake
 
 from headrace.baselines import BASELINES, CLASSIFIER, Columns, having
 from headrace.baselines.inputs import check_vectors
-from headrace.baselines.spec import LOGISTIC
+from headrace.baselines.spec import CERTIFIED, LOGISTIC
 from headrace.baselines.vectors import encode_rows, plan
 from headrace.catalog.spec import load
 from headrace.errors import UserError
-from headrace.pipelines import baseline_classifier, baseline_logistic
+from headrace.pipelines import baseline_classifier, baseline_logistic, compare
 from headrace.pipelines.baseline_data import InputConfig, open_rows
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig
 from headrace.report import Report
@@ -90,6 +91,26 @@ def test_every_classifier_learns_and_its_predictions_give_its_figures(
     assert results["peak_memory_mb"] > 100 and results["shuffled_mb"] is None  # the tests' session keeps no event log
     assert {"model", "baseline.yaml", "events.jsonl", "report.html", "report.json"} <= {p.name for p in run.iterdir()}
     assert not (run / "config.yaml").exists()  # or train-ctr --resume auto would take it for one of its own
+    if CERTIFIED in BASELINES[name].traits:
+        check_a_fit_that_was_cut_short(report)
+
+
+def check_a_fit_that_was_cut_short(report: Report) -> None:
+    """So few epochs as in QUICK are no fit to the tolerance: it is said, here and in red on the page."""
+    results, run = report.results, Path(report.paths["run"])
+    assert results["ended"] == "epochs" and results["epochs"] >= QUICK["max_iter"]
+    (warned,) = report.warnings
+    assert "ended by epochs, not by --model.tol" in warned and "raise --model.max_iter" in warned
+    assert warned in html.unescape((run / "report.html").read_text())
+    steps = of_type(run, "step")
+    whole = [event for event in steps if "loss" in event]
+    assert len(steps) - len(whole) == (2 if results["optimizer"] == "scsg" else 0)  # batches of 256 and 1,024 rows
+    assert steps[-1]["loss"] == results["objective"] and steps[-1]["gradients"] == results["gradients"]
+
+
+def of_type(run: Path, kind: str) -> list[dict[str, Any]]:
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    return [event for event in events if event["type"] == kind]
 
 
 def test_logistic_regression_finds_the_planted_model(spark: SparkSession, tmp_path: Path) -> None:
@@ -168,6 +189,33 @@ def test_libsvm_files_and_a_grid(spark: SparkSession, tmp_path: Path) -> None:
     assert kept[0]["experiment"] == "headrace-ctr" and kept[-1]["status"] == "FINISHED"
 
 
+def test_saga_ends_where_lbfgs_does_and_both_stand_in_one_table(spark: SparkSession, tmp_path: Path) -> None:
+    given = InputConfig(
+        libsvm=str(libsvm(tmp_path / "a", 400, 1)), libsvm_test=str(libsvm(tmp_path / "b", 100, 2)), negative=-1
+    )
+    shared = {"reg_param": 1e-3, "elastic_net_param": 0.5}
+    exact = fit(spark, tmp_path, "lbfgs", input=given, options=shared | {"tol": 1e-10, "max_iter": 200})
+    options = shared | {"tol": 1e-7, "max_iter": 500, "num_partitions": 2}
+    report = fit(spark, tmp_path, "saga", input=given, options=options)
+    least, found = exact.results["objective"], report.results
+    assert found["objective"] == pytest.approx(least, rel=1e-6)
+    assert found["ended"] == "gap" and found["relative_gap"] <= 1e-7 and not report.warnings[1:]  # [0]: a constant
+    run = Path(report.paths["run"])
+    steps = of_type(run, "step")
+    # What is said of the distance from the minimum holds at every round, and it falls from first to last.
+    assert all(least <= event["loss"] <= least + (event["gap"] + 1e-9) * event["loss"] for event in steps)
+    assert steps[-1]["gap"] < 1e-5 * steps[0]["gap"]
+    page = html.unescape((run / "report.html").read_text())
+    assert 'alt="gap"' in page and found["certificate"] in page
+    kept = [json.loads(line) for line in (run / ENTRIES).read_text().splitlines()]
+    names = {name for entry in kept if entry["op"] == "metrics" for name in entry["values"]}
+    assert {"train/loss", "train/gap", "train/epochs", "train/gradients", "train/aggregated_mb"} <= names
+    out = io.StringIO()
+    compare.run(None, compare.Config(lake=str(tmp_path)), Report("compare", out=out))
+    table = [line.split() for line in out.getvalue().splitlines()]
+    assert {tuple(line[1:3]) for line in table[1:3]} == {("logistic", "lbfgs"), ("logistic", "saga")}
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
@@ -201,9 +249,13 @@ def test_tables_of_vectors_of_three_classes_and_what_is_refused_of_them(spark: S
     table = str(tmp_path / "table")
     frame.write.format("delta").save(table)
     shared = {"features": "x", "label": "y", "split": "part", "delta": table}
-    report = fit(spark, tmp_path, "lbfgs", input=InputConfig(weight="w", **shared))
-    assert report.results["test_accuracy"] == 1.0 and "test_auc" not in report.results
-    assert report.results["table"] == f"{table}@0"
+    weighted = InputConfig(weight="w", **shared)
+    for name in ("lbfgs", "saga"):
+        report = fit(spark, tmp_path, name, input=weighted)
+        assert report.results["test_accuracy"] == 1.0 and "test_auc" not in report.results
+        assert report.results["table"] == f"{table}@0"
+    with pytest.raises(UserError, match="--model.family binomial: y has more than two classes"):
+        fit(spark, tmp_path, "saga", input=weighted, options={"family": "binomial"})
 
     def refused(name: str = "lbfgs", **changes: Any) -> str:
         given = InputConfig(**shared | changes)

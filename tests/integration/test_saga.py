@@ -12,6 +12,8 @@ import pytest
 from linear_reference import Rows, Settings, minimum, objective
 from scipy import sparse
 
+from headrace.errors import UserError
+
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
@@ -161,6 +163,16 @@ def test_refusals(spark: SparkSession) -> None:
         estimator().fit(rows.where("label = 0"))
     with pytest.raises(Exception, match="solver"):
         estimator(solver="lbfgs").fit(rows)
+
+
+def test_a_jar_without_the_class_is_said_with_what_makes_it(spark: SparkSession) -> None:
+    from headrace.baselines.saga import SagaLogisticRegression
+
+    class SagaOfTomorrow(SagaLogisticRegression):
+        """A class that no jar has yet."""
+
+    with pytest.raises(UserError, match=r"without the class io\.headrace\.ml\.SagaOfTomorrow.*\n.*make setup.*\.jar"):
+        SagaOfTomorrow()
 
 
 @pytest.mark.campaign

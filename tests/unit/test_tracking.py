@@ -11,7 +11,7 @@ import pytest
 
 from headrace.errors import UserError
 from headrace.train.events import EventLog, read_events
-from headrace.train.report_html import warnings_of, write_report
+from headrace.train.report_html import figures, warnings_of, write_report
 from headrace.train.spool import ENTRIES, MARK, Spool
 from headrace.train.tracking import TrackingConfig, flat, metrics_of, store_uri, ui_line
 
@@ -143,6 +143,18 @@ def test_the_report_is_complete_in_itself(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     assert write_report(path, "run", {}, events) == []  # test counts, not validation
     page = path.read_text()
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 5 and 'alt="gap"' not in page
     assert "http" not in page and "<script" not in page
     assert write_report(path, "run", {}, []) == ["the run was never evaluated"]
+
+
+def test_the_report_has_the_runs_own_warnings_and_its_distance_from_the_minimum(tmp_path: Path) -> None:
+    rounds = [{"type": "step", "step": at, "loss": 1.0, "gap": 10.0**-at, "epochs": 3.5 * at} for at in range(4)]
+    evaluated = {"type": "eval", "split": "test", "step": 3, "metrics": GOOD | {"auc": 0.3}, "curves": {}}
+    path = tmp_path / "report.html"
+    own = "AUC 0.3000: the model ranks worse than chance"
+    assert write_report(path, "run", {}, [*rounds, evaluated], [own, "ended < early"]) == [own, "ended < early"]
+    page = path.read_text()
+    assert 'alt="gap"' in page and page.count('class="warning"') == 2 and "ended &lt; early" in page
+    (axes,) = figures(rounds)["gap"].axes
+    assert axes.get_yscale() == "log" and list(axes.lines[0].get_xdata()) == [0.0, 3.5, 7.0, 10.5]

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from headrace.baselines import mllib
+from headrace.baselines import linear, mllib
 from headrace.baselines.spec import CLASSIFIER, LOGISTIC, RECOMMENDER, SEEDED, BaselineSpec, Columns, param_name
 from headrace.options import choose, known
 
 BASELINES: dict[str, BaselineSpec] = {
     "lbfgs": mllib.LBFGS,
+    "sag": linear.SAG,
+    "saga": linear.SAGA,
+    "svrg": linear.SVRG,
+    "sarah": linear.SARAH,
+    "scsg": linear.SCSG,
     "linear_svc": mllib.LINEAR_SVC,
     "fm": mllib.FM,
     "gbt": mllib.GBT,

@@ -47,6 +47,7 @@ _DEFAULTS = {
     "family": "auto",
     "convergence": "gap",
     "stepSize": "lipschitz",
+    "localPasses": 0.0,
     "shuffle": True,
     "numPartitions": 0,
     "regParam": 0.0,
@@ -85,7 +86,10 @@ class _SagaParams(
         Params._dummy(), "stepSize", "lipschitz or line_search", TypeConverters.toString
     )
     localPasses = Param(  # noqa: N815
-        Params._dummy(), "localPasses", "steps of a local pass by the partition's rows", TypeConverters.toFloat
+        Params._dummy(),
+        "localPasses",
+        "steps of a local pass by the partition's rows, 0: by solver and rows",
+        TypeConverters.toFloat,
     )
     shuffle = Param(
         Params._dummy(), "shuffle", "whether rows are dealt to partitions at random", TypeConverters.toBoolean
@@ -234,7 +238,7 @@ class SagaLogisticRegression(
         family: of the logistic loss: binomial, multinomial, or auto.
         convergence: gap or change.
         stepSize: lipschitz or line_search.
-        localPasses: steps of a round's local pass by the partition's rows; not set: by solver and rows.
+        localPasses: steps of a round's local pass by the partition's rows; 0: by solver and rows.
         shuffle: whether rows are dealt to partitions at random first; rounds are fewer then.
         numPartitions: to deal rows to; 0 is as many as the input has.
         fitIntercept: whether there are intercepts.
@@ -278,7 +282,7 @@ class SagaLogisticRegression(
         probabilityCol: str | None = None,
     ) -> None:
         super().__init__()
-        self._java_obj = self._new_java_obj("io.headrace.ml.SagaLogisticRegression", self.uid)
+        self._java_obj = self._of_the_jar()
         self._set(**self._input_kwargs)
 
     def setInitialModel(self, model: SagaLogisticRegressionModel) -> SagaLogisticRegression:  # noqa: N802

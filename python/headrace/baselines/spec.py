@@ -15,7 +15,8 @@ SEEDED = "seeded"  # draws random numbers: takes the run's seed
 MARGIN = "margin"  # its score is a distance and no logit: probabilities are fitted to it (Platt)
 NARROW = "narrow"  # memory and time go by features x bins: categories are hashed to few buckets
 OBJECTIVE = "objective"  # the model's summary has the objective by iteration
-TRAITS = (CLASSIFIER, RECOMMENDER, LOGISTIC, MULTICLASS, WEIGHTED, SEEDED, MARGIN, NARROW, OBJECTIVE)
+CERTIFIED = "certified"  # it bounds the minimum, and has what each round cost: `saga.TrainingSummary`
+TRAITS = (CLASSIFIER, RECOMMENDER, LOGISTIC, MULTICLASS, WEIGHTED, SEEDED, MARGIN, NARROW, OBJECTIVE, CERTIFIED)
 
 
 @dataclass(frozen=True)

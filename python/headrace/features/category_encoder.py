@@ -102,7 +102,7 @@ class CategoryEncoder(
         fitOn: str | None = None,
     ) -> None:
         super().__init__()
-        self._java_obj = self._new_java_obj("io.headrace.ml.CategoryEncoder", self.uid)
+        self._java_obj = self._of_the_jar()
         self._setDefault(minCounts=[1], fitOn="rows")
         self._set(**self._input_kwargs)
 

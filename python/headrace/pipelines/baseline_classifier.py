@@ -15,6 +15,7 @@ from headrace.baselines.scores import Scorer, evaluate, evaluate_classes
 from headrace.baselines.spec import MARGIN
 from headrace.catalog.delta import WriteOptions, write
 from headrace.catalog.spec import load
+from headrace.errors import UserError
 from headrace.options import known
 from headrace.pipelines.baseline_data import Dataset, InputConfig, check_input, open_rows
 from headrace.pipelines.baseline_fit import Fitted, Tuning, fit
@@ -104,6 +105,7 @@ def run_classifier(spark: SparkSession, cfg: ClassifierConfig, name: str, shown:
     """Fit, judge and keep the baseline `name`, which the table of runs calls `shown`."""
     spec = BASELINES[name]
     report.results |= {"model": shown, "optimizer": name if name != shown else None}
+    create(name, seed=cfg.seed, **cfg.model.options)  # a jar that lacks it is refused before rows are looked at
     with Costs(spark) as costs:
         data = open_rows(spark, cfg.lake, cfg.input, spec, cfg.seed, report)
         report.results |= {"table": data.name, "features": data.width} | data.about
@@ -129,6 +131,8 @@ def _run(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset) -> 
 
 def _fit(kept: BaselineRun, cfg: ClassifierConfig, name: str, data: Dataset) -> Fitted:
     options = options_of(name, cfg.model.options)
+    if options.get("family") == "binomial" and not data.binary:
+        raise UserError(f"--model.family binomial: {data.columns.label} has more than two classes", "leave it out")
     estimator = create(name, data.columns, cfg.seed, **cfg.model.options)
     tuning = None
     if cfg.tune != "none":

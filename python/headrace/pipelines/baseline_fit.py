@@ -4,13 +4,14 @@ user's words."""
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from headrace.baselines import BASELINES
-from headrace.baselines.spec import OBJECTIVE, option_name
+from headrace.baselines.spec import CERTIFIED, OBJECTIVE, option_name
 from headrace.baselines.tuning import Search, Tuned, check_grid, search
 from headrace.errors import UserError
 from headrace.pipelines.spark_progress import JobsShown
@@ -18,6 +19,7 @@ from headrace.pipelines.spark_progress import JobsShown
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame
 
+    from headrace.baselines.saga import Round, TrainingSummary
     from headrace.pipelines.baseline_run import BaselineRun
 
 _BAD_PARAM = re.compile(r"parameter (\w+) given invalid value ([^\s.]+(?:\.\d+\S*)?)")
@@ -64,7 +66,9 @@ def fit(
             found = search(estimator, rows, check_grid(name, tuning.grid), tuning.evaluator, tuning.search)
             made = Fitted(found.model, dict(options) | found.best.options)
             _tell_of_points(run, found)
-    if OBJECTIVE in BASELINES[name].traits:
+    if CERTIFIED in BASELINES[name].traits:
+        _tell_of_rounds(run, made.model.summary)
+    elif OBJECTIVE in BASELINES[name].traits:
         _tell_of_objective(run, made)
     run.report.results["options"] = made.options
     return made
@@ -92,6 +96,37 @@ def _tell_of_objective(run: BaselineRun, made: Fitted) -> None:
     run.report.results |= {"iterations": iterations, "objective": float(history[-1]) if history else None}
     if iterations >= made.options["max_iter"]:
         run.report.warn(f"ended after {iterations} iterations before it was done: raise --model.max_iter")
+
+
+def _tell_of_rounds(run: BaselineRun, summary: TrainingSummary) -> None:
+    """The objective, its distance from the minimum, and what was spent until then, by round; how the fit ended."""
+    for each in summary.rounds:
+        spent = {"epochs": each.epochs, "gradients": each.gradients, "seconds": each.seconds}
+        spent |= {"aggregated_mb": each.aggregated_bytes / 1e6, "broadcast_mb": each.broadcast_bytes / 1e6}
+        run.event({"type": "step", "step": each.number, **_heights(each), **spent})
+    last, bounded = summary.rounds[-1], math.isfinite(summary.bound)
+    run.report.results |= {
+        "iterations": last.number,
+        "objective": summary.objective,
+        "relative_gap": summary.relative_gap if bounded else None,
+        "ended": summary.ended,
+        "epochs": summary.epochs,
+        "gradients": last.gradients,
+        "aggregated_mb": last.aggregated_bytes / 1e6,
+        "broadcast_mb": last.broadcast_bytes / 1e6,
+        "certificate": summary.certificate,
+    }
+    for line in (summary.certificate, *summary.warnings):
+        run.report.say(f"  {line}")
+    if not summary.converged:
+        run.report.warn(f"ended by epochs, not by --model.tol: raise --model.max_iter ({summary.certificate})")
+
+
+def _heights(each: Round) -> dict[str, float]:
+    """What is known of the point a round ended at: nothing of all rows where it looked at a batch of them."""
+    if each.step == "batch":
+        return {}
+    return {"loss": each.objective} | ({"gap": each.gap / abs(each.objective)} if math.isfinite(each.gap) else {})
 
 
 @contextlib.contextmanager

@@ -14,6 +14,14 @@ from headrace.options import described, known
 __all__ = ["ModelOptions", "TuningConfig"]
 
 
+def _by_defaults() -> str:
+    """Options with their defaults, once for baselines that have the same."""
+    named: dict[str, list[str]] = {}
+    for name, spec in BASELINES.items():
+        named.setdefault(described(spec.defaults), []).append(name)
+    return "; ".join(f"{', '.join(names)}: {told}" for told, names in named.items())
+
+
 @dataclass(kw_only=True)
 class ModelOptions:
     """Options of the model; the help is made of BASELINES, below."""
@@ -25,7 +33,7 @@ ModelOptions.__doc__ = f"""Options of the model.
 
     Args:
         options: each a setting by its own name, as in --model.reg_param 0.01. With their defaults:
-            {"; ".join(f"{name}: {described(spec.defaults)}" for name, spec in BASELINES.items())}.
+            {_by_defaults()}.
     """
 
 

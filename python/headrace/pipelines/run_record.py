@@ -35,7 +35,7 @@ def write_reports(
     events = read_events(directory / "events.jsonl")
     facts = {"results": report.results, "settings": merged(cfg), "versions": dict(versions)}
     page = directory / "report.html"
-    write_report(page, directory.name, facts, events)
+    write_report(page, directory.name, facts, events, report.warnings)
     for name, figure in figures(events).items():
         tracker.figure(name, figure)
     for name in (page.name, settings, "events.jsonl"):

@@ -42,7 +42,8 @@ def warnings_of(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def figures(events: Iterable[Event]) -> dict[str, Figure]:
-    """The pictures of a run by name: training loss, validation by step, ROC and calibration of the last evaluation.
+    """The pictures of a run by name: training loss, its distance from the minimum where that is known, validation by
+    step, ROC and calibration of the last evaluation.
 
     Args:
         events: in the order they happened; what is not among them is not drawn.
@@ -50,9 +51,13 @@ def figures(events: Iterable[Event]) -> dict[str, Figure]:
     listed = list(events)
     evaluations = [event for event in listed if event.get("type") == "eval"]
     made = {}
-    steps = [(event["step"], event["loss"]) for event in listed if event.get("type") == "step" and "loss" in event]
+    steps = [event for event in listed if event.get("type") == "step" and "loss" in event]
     if steps:
-        made["loss"] = _lines("training loss", "step", "mean logloss", {"training": steps})
+        x = "epochs" if "epochs" in steps[0] else "step"
+        points = [(event[x], event["loss"]) for event in steps]
+        made["loss"] = _lines("training loss", x, "mean logloss", {"training": points})
+    if gaps := [(event["epochs"], event["gap"]) for event in steps if event.get("gap", 0) > 0]:
+        made["gap"] = _lines("distance from minimum", "epochs", "relative duality gap", {"training": gaps}, log=True)
     for name in ("auc", "logloss"):
         points = [(e["step"], e["metrics"].get(name)) for e in evaluations if e["split"] == "validation"]
         points = [(step, value) for step, value in points if value is not None]
@@ -70,7 +75,9 @@ def figures(events: Iterable[Event]) -> dict[str, Figure]:
     return made
 
 
-def write_report(path: Path, title: str, facts: Mapping[str, Any], events: Sequence[Event]) -> list[str]:
+def write_report(
+    path: Path, title: str, facts: Mapping[str, Any], events: Sequence[Event], warnings: Sequence[str] = ()
+) -> list[str]:
     """Write the report, complete in itself.
 
     Args:
@@ -78,6 +85,7 @@ def write_report(path: Path, title: str, facts: Mapping[str, Any], events: Seque
         title: the run's name.
         facts: what to list: settings, versions, results; nested ones as `a.b`.
         events: the run's.
+        warnings: of the run, besides those of its last evaluation.
 
     Returns:
         The warnings it shows.
@@ -85,7 +93,8 @@ def write_report(path: Path, title: str, facts: Mapping[str, Any], events: Seque
     from headrace.train.tracking import flat
 
     last = _last([event for event in events if event.get("type") == "eval"])
-    warned = warnings_of(last["metrics"]) if last else ["the run was never evaluated"]
+    found = warnings_of(last["metrics"]) if last else ["the run was never evaluated"]
+    warned = list(dict.fromkeys([*found, *warnings]))
     parts = [f"<h1>{html.escape(title)}</h1>"]
     parts += [f'<p class="warning">{html.escape(text)}</p>' for text in warned]
     parts += [_metrics_table(events), *(_picture(name, figure) for name, figure in figures(events).items())]
@@ -122,7 +131,7 @@ def _number(value: object) -> str:
     return f"{value:,.4f}" if isinstance(value, float) else html.escape(f"{value:,}")
 
 
-def _lines(title: str, x: str, y: str, lines: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
+def _lines(title: str, x: str, y: str, lines: Mapping[str, Sequence[Sequence[float]]], log: bool = False) -> Figure:
     """One picture; drawn without pyplot, so no display and no global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -134,7 +143,7 @@ def _lines(title: str, x: str, y: str, lines: Mapping[str, Sequence[Sequence[flo
         style = "--" if name in ("chance", "exact") else "-"
         marker = "o" if 1 < len(points) <= 40 and style == "-" else None
         axes.plot([p[0] for p in points], [p[1] for p in points], style, label=name, marker=marker, markersize=3)
-    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.set(title=title, xlabel=x, ylabel=y, yscale="log" if log else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
     return figure

@@ -159,7 +159,7 @@ final class SagaLogisticRegression(override val uid: String)
       $(tol),
       $(convergence) == "gap",
       $(maxIter),
-      if (isDefined(localPasses)) $(localPasses) else rule.passesOf(shards.rows / shards.size),
+      if ($(localPasses) > 0) $(localPasses) else rule.passesOf(shards.rows / shards.size),
       $(stepSize) == "line_search",
       $(seed)
     )

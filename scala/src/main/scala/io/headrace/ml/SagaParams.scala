@@ -70,12 +70,12 @@ trait SagaParams
       ParamValidators.inArray(Array("lipschitz", "line_search"))
     )
 
-  /** Steps of a round's local pass by the partition's rows; where it is not set, by solver and rows. */
+  /** Steps of a round's local pass by the partition's rows; 0 is by solver and rows. */
   final val localPasses: DoubleParam = new DoubleParam(
     this,
     "localPasses",
-    "steps of a local pass by the partition's rows (> 0); by solver and rows where it is not set",
-    ParamValidators.gt(0.0)
+    "steps of a local pass by the partition's rows, 0: by solver and rows",
+    ParamValidators.gtEq(0.0)
   )
 
   /** Whether rows are dealt to partitions at random first. */
@@ -92,6 +92,7 @@ trait SagaParams
     family          -> "auto",
     convergence     -> "gap",
     stepSize        -> "lipschitz",
+    localPasses     -> 0.0,
     shuffle         -> true,
     numPartitions   -> 0,
     regParam        -> 0.0,
