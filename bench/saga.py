@@ -45,13 +45,15 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results" / "saga.jsonl"
 DEEPER = 1e-8  # what curves go to: beyond the target, so that it is not the end of the picture
 PENALTIES = {"l2": 0.0, "l1": 1.0, "elastic_net": 0.5}
+STRENGTH = 10.0  # penalty by rows of generated data: as hard at a thousandth of the size
 PARTITIONS = (1, 2, 4, 16)
 RACERS = (Entry("saga", 2), *(Entry(name) for name in PEERS))
 
 
 def sources(args: argparse.Namespace) -> list[tuple[Source, float]]:
     """The data sets that were asked for, each with the weight of its penalty."""
-    known = {"a9a": (A9A, 1e-4), "generated": (Source("generated", args.rows, args.features), 1e-5)}
+    generated = Source("generated", args.rows, args.features)
+    known = {"a9a": (A9A, 1e-4), "generated": (generated, STRENGTH / args.rows)}
     return [known[name] for name in args.sources]
 
 
