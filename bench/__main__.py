@@ -27,6 +27,9 @@ MODULES = {
     "optim": ("optim.py", False),
     "codecs": ("codecs.py", False),
     "exchange": ("exchange_lab.py", False),
+    "saga": ("saga.py", False),
+    "saga_memory": ("saga_memory.py", False),
+    "als": ("als.py", False),
 }
 
 
