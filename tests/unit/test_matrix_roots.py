@@ -47,6 +47,13 @@ def test_newton_goes_on_where_rounding_hides_that_eigenvalues_rise() -> None:
     assert good.all()
 
 
+def test_newton_ends_where_rounding_keeps_the_error_above_the_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
+    powers, power = [], torch.linalg.matrix_power
+    monkeypatch.setattr(torch.linalg, "matrix_power", lambda *args: powers.append(1) or power(*args))
+    _, good = _by_newton(_with_eigenvalues(torch.logspace(0.0, -2.0, 100, dtype=F64))[None].float(), 4.0, 0.0)
+    assert good.all() and len(powers) < 20
+
+
 @pytest.mark.parametrize("exponent", [2, 4])
 def test_newtons_roots_have_the_digits_of_their_type(exponent: int) -> None:
     for seed in range(8):

@@ -498,3 +498,22 @@ def test_one_of_very_many_outputs_that_bends_is_not_lost_beside_them() -> None:
         outputs_at=lambda params: (z := cast(Any, params)["w"]) + bent * z.tanh(), losses=lambda o: o, rows=4000
     )
     assert not is_linear(ctx, {"w": torch.zeros(4000)}, {})
+
+
+def test_an_anchor_over_a_row_that_is_no_number_is_refused() -> None:
+    problem = least_squares(8, 2, condition=2.0)
+    svrg = optim.create("svrg", problem.model, lr=1e-3)
+    problem.x[5] = math.nan
+    with pytest.raises(NonFiniteStepError, match="the full gradient"):
+        problem.step(svrg, torch.arange(2))
+
+
+def test_a_row_that_became_no_number_does_not_enter_the_table() -> None:
+    problem = least_squares(8, 2, condition=2.0)
+    saga: Any = optim.create("saga", problem.model, lr=1e-3)
+    problem.step(saga, torch.arange(4))
+    before = saga.kept["entries"].clone()
+    problem.x[1] = math.nan
+    with pytest.raises(NonFiniteStepError, match="a row's gradient"):
+        problem.step(saga, torch.arange(4))
+    assert torch.equal(saga.kept["entries"], before)
