@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,7 +19,7 @@ from headrace.errors import UserError
 from headrace.optim import StepContext, inner_loop, kfac
 from headrace.optim.context import NonFiniteStepError
 from headrace.optim.dealing import longest_first
-from headrace.optim.gradient_table import GradientTable
+from headrace.optim.gradient_table import GlobalRows, GradientTable
 from headrace.optim.inner_loop import InnerLoop
 from headrace.optim.kfac_dealing import Parcel, deal, deliver
 from headrace.optim.kfac_factors import INVERSE, pack, solve, split_ratio, unpack
@@ -506,6 +507,34 @@ def test_an_anchor_over_a_row_that_is_no_number_is_refused() -> None:
     problem.x[5] = math.nan
     with pytest.raises(NonFiniteStepError, match="the full gradient"):
         problem.step(svrg, torch.arange(2))
+
+
+def test_a_first_pass_over_a_row_that_is_no_number_keeps_no_table() -> None:
+    problem = least_squares(8, 2, condition=2.0)
+    saga: Any = optim.create("saga", problem.model, lr=1e-3)
+    problem.x[5] = math.nan
+    with pytest.raises(NonFiniteStepError, match="first pass"):
+        problem.step(saga, torch.arange(4))
+    assert "entries" not in saga.kept
+
+
+def test_a_linear_models_table_has_a_number_for_every_output() -> None:
+    model = nn.Linear(4, 3)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(10, 4, generator=generator), torch.randint(0, 3, (10,), generator=generator)
+    problem = Problem(model, x, y, cross_entropies)
+    needed = 10 * (8 + 3 * 4)
+    problem.step(optim.create("saga", model, table_bytes=needed), torch.arange(4))
+    with pytest.raises(UserError, match="table_bytes"):
+        problem.step(optim.create("saga", model, table_bytes=needed - 1), torch.arange(4))
+
+
+def test_two_ranks_know_each_others_rows() -> None:
+    group = LocalGroup(2, timeout_s=20.0)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda r: GlobalRows.of(torch.arange(r + 1) + 5 * r, group.collective(r)), range(2)))
+    for rows, own in zip(found, (slice(0, 1), slice(1, 3)), strict=True):
+        assert rows.keys.tolist() == [0, 5, 6] and rows.counts == [1, 2] and rows.own == own
 
 
 def test_a_row_that_became_no_number_does_not_enter_the_table() -> None:

@@ -19,8 +19,9 @@ from torch.autograd.function import once_differentiable
 from headrace import models, optim
 from headrace.comm.local import LocalGroup
 from headrace.errors import UserError
-from headrace.optim.conjugate_gradients import Stop, conjugate_gradients
+from headrace.optim.conjugate_gradients import Solution, Stop, _slow, conjugate_gradients
 from headrace.optim.context import NonFiniteStepError
+from headrace.optim.curvature import Linearized
 from headrace.optim.flat import Layout, Objective
 from headrace.optim.lbfgs import Pairs, _can_fall, _search
 from headrace.optim.line_search import Line, Trial
@@ -82,6 +83,36 @@ def test_conjugate_gradients_keep_every_1_3_to_the_j() -> None:
         assert torch.equal(x, same) and q == same_q
 
 
+def test_conjugate_gradients_look_back_over_a_tenth_of_many_iterations() -> None:
+    """After 155 over 16: a q that rose there once, and is elsewhere what it was, tells which one is looked at."""
+    values = [-1.0] * 156
+    assert _slow(values, 0.01)
+    values[155 - 16] = -0.5
+    assert not _slow(values, 0.01)
+    assert not _slow([0.5] * 156, 0.01)  # above q(0)
+
+
+def test_conjugate_gradients_keep_no_iterate_twice_and_none_that_is_not_finite() -> None:
+    a, b = system(60, 1e4)
+    found = conjugate_gradients(lambda v: a @ v, b, Stop(iterations=18), keep_path=True)
+    assert len(found.path) == 10
+    found.keep(torch.tensor([1.0, math.inf]), -1.0)
+    assert len(found.path) == 10
+
+
+def test_what_does_not_change_with_a_parameter_has_no_derivative() -> None:
+    w = torch.tensor([0.5, -2.0], requires_grad=True)
+    assert Linearized(w.sign(), [w]).push([torch.ones(2)]).tolist() == [0.0, 0.0]
+
+
+def test_hessian_free_takes_as_many_probes_as_it_says() -> None:
+    problem = perceptron()
+    optimizer = optim.create("hessian_free", problem.model, probes=64)
+    problem.step(optimizer, torch.arange(problem.rows))
+    with pytest.raises(UserError, match="1 to 64 probes"):
+        optim.create("hessian_free", problem.model, probes=65)
+
+
 def test_conjugate_gradients_keep_their_start_where_nothing_is_below_it() -> None:
     """q(x) = x.A x / 2 - b.x at (1, 0) is -1; the direction of steepest descent from there has negative curvature."""
     a, b, start = torch.diag(torch.tensor([2.0, -1.0])), torch.tensor([2.0, 1.0]), torch.tensor([1.0, 0.0])
@@ -100,6 +131,7 @@ def test_conjugate_gradients_keep_their_start_where_nothing_is_below_it() -> Non
     ],
 )
 def test_conjugate_gradients_find_nothing_in_bad_matrices(matrix: Tensor) -> None:
+    assert Solution().residual == 1.0
     assert conjugate_gradients(lambda v: matrix @ v, torch.ones(3), Stop(iterations=9)).path == []
     assert conjugate_gradients(lambda v: v, torch.zeros(3), Stop(iterations=9)).path == []
 
