@@ -17,6 +17,7 @@ from headrace.pipelines.train_config import (
     DenseRuleConfig,
     LoopSettings,
     OptimizerConfig,
+    ParallelConfig,
     StrategyConfig,
 )
 from headrace.strategies import STRATEGIES
@@ -25,6 +26,7 @@ from headrace.train.job import TrainJob
 
 HALT_AT, STEPS = 5, 11  # ranks compare the first three batches, so that all wait there
 PLAIN = "none"
+SHARDED = "sharded tables"
 
 
 def covering() -> list[str]:
@@ -44,10 +46,10 @@ def options_of(strategy: str) -> dict[str, Any]:
 
 
 def exchange_runs(lake: Path, directory: Path, ranks: int) -> dict[str, TrainJob]:
-    """By `strategy/codec`: every strategy as it is, and synchronous ones with the codecs."""
+    """By `strategy/codec`: every strategy as it is, synchronous ones with the codecs, and with sharded tables."""
     codecs = covering()
     names = [(name, PLAIN) for name in STRATEGIES]
-    names += [(name, codec) for name, spec in STRATEGIES.items() if spec.synchronous for codec in codecs]
+    names += [(name, codec) for name, spec in STRATEGIES.items() if spec.synchronous for codec in (*codecs, SHARDED)]
     directory.mkdir()
     return {
         f"{strategy}/{codec}": _job(lake, directory / f"{strategy}-{codec}", ranks, strategy, codec)
@@ -62,7 +64,8 @@ def _job(lake: Path, directory: Path, ranks: int, strategy: str, codec: str) -> 
         ranks=ranks,
         optimizer=sgd,
         strategy=StrategyConfig(name=strategy, options=options_of(strategy)),
-        compression=CompressionConfig(name=codec, min_numel=64),
+        compression=CompressionConfig(name=PLAIN if codec == SHARDED else codec, min_numel=64),
+        parallel=ParallelConfig(tables="sharded" if codec == SHARDED else "replicated"),
         train=LoopSettings(batch_size=128, epochs=1, log_every=1),
     )
     train_ctr.check(cfg)

@@ -17,20 +17,25 @@ import cloudpickle
 import psutil
 import pyspark.cloudpickle
 import torch
-from contract import collective_exam, mailbox_exam
+from contract import collective_exam, mailbox_exam, parallel_exam, parallel_ranks
 
 PAUSE_S = 3.0
 
 for pickler in (cloudpickle, pyspark.cloudpickle):
-    for module in (collective_exam, mailbox_exam, sys.modules[__name__]):
+    for module in (collective_exam, mailbox_exam, parallel_exam, parallel_ranks, sys.modules[__name__]):
         pickler.register_pickle_by_value(module)
 
 
 def sit_exam(worker: Any, job: Any, jobs: dict[str, Any], halted: dict[str, int]) -> dict[str, Any]:
-    """The exams for collectives, reducers and mailboxes, a training job, further ones (see `train_runs`), then wait for
-    a stop request."""
+    """The exams for collectives, reducers, mailboxes and models spread over ranks, a training job, further ones (see
+    `train_runs`), then wait for a stop request."""
+    from headrace.launch.worker import MailboxOnce
+
     result = collective_exam.exam(worker)
     result["mailbox"] = mailbox_exam.check_mailbox(worker.mailbox(), worker.collective)
+    own = MailboxOnce(worker.mailbox._open)  # the exam for mailboxes leaves its own as it may
+    result["parallel"] = parallel_exam.check_parallel(worker, own())
+    own.close()
     result |= {"trained": job(worker), "runs": train_runs(worker, jobs, halted)}
     worker.emit({"kind": "trained"})
     for _ in range(600):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
-from distributed.exchange_runs import HALT_AT, PLAIN, check_halted, compare, exchange_runs
+from distributed.exchange_runs import HALT_AT, PLAIN, SHARDED, check_halted, compare, exchange_runs
 from distributed.launch_ranks import by_signal, fail, gone_within, sit_exam
 
 from headrace.errors import UserError
@@ -69,8 +69,9 @@ CASES = [
 def test_every_launcher_gives_the_bits_of_threads(
     spark: SparkSession, ctr_lake: Path, tmp_path: Path, launcher: str, n: int
 ) -> None:
-    """One launch: the exam of collectives, sums of gradients, training; its exchange during backward where n = 2; runs
-    of all strategies, in which rank 1 is stopped for some seconds; Horovod's own files."""
+    """One launch: the exam of collectives, sums of gradients, pipelines and split layers, training; its exchange during
+    backward where n = 2; runs of all strategies, in which rank 1 is stopped for some seconds, and one with sharded
+    tables; Horovod's own files."""
     cfg = small_config(ctr_lake, ranks=n)
     runs = exchange_runs(ctr_lake, tmp_path / "runs_of_threads", n)
     together = {name: run for name, run in runs.items() if run.strategy.spec.synchronous}
@@ -83,7 +84,7 @@ def test_every_launcher_gives_the_bits_of_threads(
         assert '"allgather.headrace"' in Path(own["timeline"]).read_text()
         assert "tensor_fusion_threshold" in Path(own["autotune"]).read_text()
     check_runs(n, [g["runs"] for g in got], [e["runs"] for e in expected])
-    exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox")
+    exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox", "parallel")
     for key in ("rank", "size", "threads", *exams, "stopped"):
         assert [g[key] for g in got] == [e[key] for e in expected], key
     for key in ("weights_sha256", "audits", "validation", "test", "steps"):
@@ -103,6 +104,10 @@ def check_runs(n: int, got: list[dict[str, Any]], expected: list[dict[str, Any]]
             compare(ranks, [rank[name] for rank in expected], alone=n == 1)
         if codec == PLAIN and n > 1:
             check_halted(strategy, ranks)
+        if codec == SHARDED:
+            replicated = [rank[f"{strategy}/{PLAIN}"] for rank in got]
+            assert [run["weights_sha256"] for run in ranks] == [run["weights_sha256"] for run in replicated]
+            assert n == 1 or all(run["lookups"]["rows_served"] > 0 for run in ranks)
     print({name: [len(run["curve"]), run["bytes_of_tables"], run["bytes_sent"]] for name, run in got[0].items()})
 
 

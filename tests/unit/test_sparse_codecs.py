@@ -13,6 +13,8 @@ from headrace.comm import LocalCollective, Metered
 from headrace.compress import COMPRESSORS, Payload, PayloadError, create
 from headrace.compress.dgc import DGC
 from headrace.compress.feedback import Feedback
+from headrace.compress.index_coding import decode_indices, encode_indices
+from headrace.compress.signs import ascends, pack, pack_bit, scattered, unpack
 from headrace.errors import UserError
 from headrace.strategies.compressed import CompressedConfig, CompressedReducer
 from headrace.strategies.reducers import ordered
@@ -110,3 +112,38 @@ def test_top_k_keeps_no_more_bytes_than_allotted_whatever_comes() -> None:
             payload, _ = codec.compress(x, {})
             assert payload.nbytes == codec.nbytes(5000, x.dtype) < 5000 * 4 * 0.0133
             assert int((codec.decompress(payload) != 0).sum()) == (50 if x.any() else 0)
+
+
+def test_flags_of_a_bit() -> None:
+    numbers = torch.arange(269, dtype=torch.int64).to(torch.uint8)
+    for bit in range(8):
+        flags = (numbers >> bit & 1).view(torch.bool)
+        assert torch.equal(pack_bit(numbers, bit), pack(flags))
+        assert torch.equal(unpack(pack_bit(numbers, bit), 269), flags)
+
+
+@pytest.mark.parametrize(("indices", "answer"), [
+    ([], True), ([3], True), ([0, 7, 9], True), ([1, 1], False), ([0, 5, 4], False), ([2, 1, 3], False),
+])  # fmt: skip
+def test_whether_indices_ascend(indices: list[int], answer: bool) -> None:
+    assert ascends(torch.tensor(indices, dtype=torch.int64)) is answer
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_numbers_at_their_places_among_zeros(dtype: torch.dtype) -> None:
+    """Also with memory in large pages, and where nothing has a place."""
+    for n, k in ((1, 1), (700, 0), (700, 90), (1 << 21, 5000)):
+        places = torch.randperm(n, generator=torch.Generator().manual_seed(n))[:k].sort().values
+        values = torch.linspace(-3, 3, k, dtype=dtype)
+        found = scattered(places, values, n)
+        assert found.dtype == dtype and torch.equal(found[places], values)
+        assert int(found.count_nonzero()) == int(values.count_nonzero())
+
+
+@pytest.mark.parametrize("share", [0.5, 0.11, 0.0003])
+def test_indices_of_many_blocks_come_back(share: float) -> None:
+    """Lower bits over several bytes, and blocks whose last is not full."""
+    n = 700_001
+    indices = (torch.rand(n, generator=torch.Generator().manual_seed(2)) < share).nonzero().view(-1)
+    coded = encode_indices(indices, len(indices) + 3, n)
+    assert torch.equal(decode_indices(coded, len(indices) + 3, n), indices)

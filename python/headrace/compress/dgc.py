@@ -23,12 +23,12 @@ import math
 import torch
 from torch import Tensor
 
-from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.limits import within
 from headrace.compress.selection import largest
+from headrace.compress.signs import scattered
 from headrace.compress.spec import OWN_FEEDBACK, OWN_MOMENTUM, VARIABLE, CodecSpec
 from headrace.compress.topk import kept
 from headrace.errors import UserError
@@ -91,8 +91,7 @@ class DGC(Codec):
         indices = decode_indices(data[8 + 4 * count :], count, n)
         if indices.numel() != count:
             raise PayloadError(f"{indices.numel()} places of {count} came")
-        out = fresh(n, dtype, data.device).zero_()
-        return out.index_copy_(0, indices, saturated(taken(data, 8, count, torch.float32), dtype))
+        return scattered(indices, saturated(taken(data, 8, count, torch.float32), dtype), n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
         """See `Codec.nbytes`."""

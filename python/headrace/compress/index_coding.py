@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from headrace.compress.base import PayloadError
-from headrace.compress.signs import pack, piece_for, places, unpack
+from headrace.compress.signs import ascends, pack, pack_bit, piece_for, places, set_flags, unpack
 
 
 def low_bits(k: int, n: int) -> int:
@@ -40,13 +40,13 @@ def encode_indices(indices: Tensor, k: int, n: int) -> Tensor:
     low = low_bits(k, n)
     steps = torch.zeros(k + ((n - 1) >> low), dtype=torch.bool, device=indices.device)
     planes = torch.zeros(low, -(-k // 8), dtype=torch.uint8, device=indices.device)
-    for first, block in _blocks(indices):
-        steps.index_fill_(0, _counting(first, block).add_(block >> low), True)
+    for first, block, counting in _blocks(indices):
+        set_flags(steps, (block >> low).add_(counting).add_(first))
         place = planes[:, first // 8 : -(-(first + block.numel()) // 8)]
         for start in range(0, low, 8):
             part = (block >> start).to(torch.uint8)  # one byte of each index: its bits are cheaper to take
             for bit, plane in enumerate(place[start : start + 8]):
-                plane.copy_(pack((part >> bit & 1).view(torch.bool)))
+                plane.copy_(pack_bit(part, bit))
     return torch.cat([pack(steps), planes.view(-1)])
 
 
@@ -67,10 +67,10 @@ def decode_indices(data: Tensor, k: int, n: int) -> Tensor:
         raise PayloadError(f"{indices.numel()} indices where {k} have room")
     planes = data[-(-length // 8) :].view(low, -(-k // 8))
     last = -1
-    for first, block in _blocks(indices):
-        block.sub_(_counting(first, block)).bitwise_left_shift_(low)
+    for first, block, counting in _blocks(indices):
+        block.sub_(counting).sub_(first).bitwise_left_shift_(low)
         _add_low_bits(block, planes[:, first // 8 : -(-(first + block.numel()) // 8)])
-        if int(block[0]) <= last or not bool((block[1:] > block[:-1]).all()):
+        if int(block[0]) <= last or not ascends(block):
             raise PayloadError("indices do not ascend")
         last = int(block[-1])
     if last >= n:
@@ -82,18 +82,16 @@ def _add_low_bits(block: Tensor, planes: Tensor) -> None:
     """In place, to indices [m] whose lower bits are 0, from planes [low, ceil(m / 8)]."""
     for start in range(0, len(planes), 8):
         part = torch.zeros(block.numel(), dtype=torch.uint8, device=block.device)
-        for bit, plane in enumerate(planes[start : start + 8]):
-            part |= unpack(plane, block.numel()).view(torch.uint8) << bit
-        block |= part.to(torch.int64) << start
+        for plane in planes[start : start + 8].flip(0):  # the highest bit first: doubling takes less than shifting
+            part.add_(part).add_(unpack(plane, block.numel()).view(torch.uint8))
+        block.add_(part.to(torch.int64), alpha=1 << start)
 
 
-def _blocks(indices: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """So many at a time that they stay in the cache; each with the place of its first, a multiple of 8."""
+def _blocks(indices: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """So many at a time that they stay in the cache; each with the place of its first, a multiple of 8, and 0, 1, ...
+    for each of a block."""
     size = piece_for(indices, 32) // 4
+    counting = torch.arange(min(size, indices.numel()), device=indices.device)
     for first in range(0, indices.numel(), size):
-        yield first, indices[first : first + size]
-
-
-def _counting(first: int, block: Tensor) -> Tensor:
-    """first, first + 1, ... for each of a block."""
-    return torch.arange(first, first + block.numel(), device=block.device)
+        block = indices[first : first + size]
+        yield first, block, counting[: block.numel()]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.limits import within
@@ -63,7 +64,7 @@ class OneBit(Codec):
         buckets, piece = -(-n // bucket), piece_for(data, bucket)
         means = taken(data, 0, 2 * buckets, torch.int32).view(buckets, 2, 1).split(piece // bucket)
         signs = pad(data[8 * buckets :], (0, buckets * bucket // 8 - -(-n // 8))).split(piece // 8)
-        numbers = torch.empty(buckets * bucket // 8, 8, dtype=torch.int32, device=data.device)
+        numbers = fresh(buckets * bucket, torch.int32, data.device).view(-1, 8)
         masks = table(*torch.tensor([0, -1], dtype=torch.int32, device=data.device))
         for place, mean, bits in zip(numbers.split(piece // 8), means, signs, strict=True):
             # m+ where a mask is 0, else m+ ^ (m- ^ m+) = m-: exact, and faster than a choice.

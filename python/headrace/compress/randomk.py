@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from headrace.comm.base import as_bytes
-from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import SharedDrawCodec, taken
 from headrace.compress.limits import within
 from headrace.compress.selection import all_finite
+from headrace.compress.signs import scattered
 from headrace.compress.spec import CONTRACTION, RANDOM, SHARED_DRAWS, SUMMABLE, UNBIASED, CodecSpec
 from headrace.compress.topk import kept
 
@@ -76,8 +76,7 @@ class RandomK(SharedDrawCodec):
         values = taken(data, 0, k, dtype)
         if self._unbiased:
             values = _scaled(values, n / k)
-        out = fresh(n, dtype, data.device).zero_()
-        return out.index_copy_(0, drawn_places(n, k, generator), values)
+        return scattered(drawn_places(n, k, generator), values, n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""

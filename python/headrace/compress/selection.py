@@ -83,14 +83,17 @@ def sampled_places(n: int, count: int, device: torch.device = CPU) -> Tensor:
 
 def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
     """Ascending indices int64 where not |x| <= threshold."""
-    found, size = [], piece_for(x)
-    for start in range(0, x.numel(), size):
-        piece = x[start : start + size]
-        if in_numpy(x):
-            flags = torch.from_numpy(np.logical_not(np.abs(piece.numpy()) <= threshold.numpy()))
-        else:
-            flags = (piece.abs() <= threshold).logical_not_()
-        found.append(places(flags).add_(start))
+    found = []
+    if not in_numpy(x):
+        for start, piece in zip(range(0, x.numel(), piece_for(x)), x.split(piece_for(x)), strict=True):
+            found.append(places((piece.abs() <= threshold).logical_not_()).add_(start))
+        return torch.cat(found)
+    numbers, limit, size = x.numpy(), threshold.numpy(), piece_for(x)
+    sizes, flags = np.empty(min(size, len(numbers)), numbers.dtype), np.empty(min(size, len(numbers)), np.bool_)
+    for start in range(0, len(numbers), size):  # in memory that is there
+        piece = numbers[start : start + size]
+        within = np.less_equal(np.abs(piece, out=sizes[: len(piece)]), limit, out=flags[: len(piece)])
+        found.append(places(torch.from_numpy(np.logical_not(within, out=within))).add_(start))
     return torch.cat(found)
 
 

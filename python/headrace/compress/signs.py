@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from headrace.comm.fresh import fresh
+
 _GATHER = 0x0102040810204080
 _ONES = 0x0101010101010101
 _EACH = 0x8040201008040201 - (1 << 64)  # bit i of byte i; as a signed number
@@ -58,6 +60,13 @@ def pack(flags: Tensor) -> Tensor:
     return pack_by_words(flags)
 
 
+def pack_bit(numbers: Tensor, bit: int) -> Tensor:
+    """As `pack`, the flags that a bit of numbers uint8 [n] is set."""
+    if numbers.device.type == "cpu":
+        return torch.from_numpy(np.packbits(numbers.numpy() & (1 << bit), bitorder="little"))
+    return pack_by_words((numbers >> bit & 1).view(torch.bool))
+
+
 def pack_by_words(flags: Tensor) -> Tensor:
     """As `pack`, on any device."""
     return ((words_of(flags) * _GATHER) >> 56).to(torch.uint8)
@@ -83,6 +92,30 @@ def places(flags: Tensor) -> Tensor:
     return flags.nonzero().view(-1)
 
 
+def set_flags(flags: Tensor, indices: Tensor) -> None:
+    """Set flags of bool [n], in place."""
+    if flags.device.type == "cpu":
+        flags.numpy()[indices.numpy()] = True
+    else:
+        flags.index_fill_(0, indices, True)
+
+
+def ascends(indices: Tensor) -> bool:
+    """Whether each of [n] is more than the one before."""
+    if indices.device.type == "cpu":
+        return bool((indices.numpy()[1:] > indices.numpy()[:-1]).all())
+    return bool((indices[1:] > indices[:-1]).all())
+
+
+def scattered(indices: Tensor, values: Tensor, n: int) -> Tensor:
+    """Values [k] at different places of zeros [n]."""
+    out = fresh(n, values.dtype, values.device).zero_()
+    if in_numpy(values):
+        out.numpy()[indices.numpy()] = values.numpy()
+        return out
+    return out.index_copy_(0, indices, values)
+
+
 def table(clear: Tensor, marked: Tensor) -> Tensor:
     """[256, 8]: for every byte, `marked` (a scalar) where its bit is set and `clear` where not."""
     every = unpack(torch.arange(256, dtype=torch.uint8, device=clear.device), 2048)
@@ -91,4 +124,7 @@ def table(clear: Tensor, marked: Tensor) -> Tensor:
 
 def looked_up(data: Tensor, entries: Tensor) -> Tensor:
     """Bytes uint8 [m] by way of a `table`: [8 m]."""
-    return torch.embedding(entries, data.to(torch.int32)).view(-1)
+    out, size = fresh(8 * data.numel(), entries.dtype, data.device), piece_for(data) // 8
+    for part, rows in zip(data.split(size), out.view(-1, 8).split(size), strict=True):
+        torch.index_select(entries, 0, part.to(torch.int32), out=rows)
+    return out

@@ -23,13 +23,12 @@ import math
 import torch
 from torch import Tensor
 
-from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.limits import within
 from headrace.compress.selection import all_finite, places_beyond
-from headrace.compress.signs import looked_up, negative, pack, piece_for, table
+from headrace.compress.signs import looked_up, negative, pack, piece_for, scattered, table
 from headrace.compress.spec import VARIABLE, CodecSpec
 
 
@@ -65,7 +64,7 @@ class Threshold(Codec):
             raise PayloadError(f"{places.numel()} places of {count} came")
         tau = saturated(taken(data, 8, 1, torch.float32), dtype)[0]
         values = looked_up(data[12:start], table(tau, -tau))[:count]
-        return fresh(n, dtype, data.device).zero_().index_copy_(0, places, values)
+        return scattered(places, values, n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
         """See `Codec.nbytes`."""

@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.limits import one_of, within
 from headrace.compress.selection import SELECTIONS, largest
+from headrace.compress.signs import scattered
 from headrace.compress.spec import CONTRACTION, CodecSpec
 
 VALUES = {"float32": torch.float32, "float16": torch.float16}
@@ -74,8 +74,7 @@ class TopK(Codec):
             values = taken(data, 4, k, torch.float16) * scale
         else:
             values = taken(data, 0, k, torch.float32)
-        out = fresh(n, dtype, data.device).zero_()
-        return out.index_copy_(0, indices, saturated(values[: indices.numel()], dtype))
+        return scattered(indices, saturated(values[: indices.numel()], dtype), n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""

@@ -76,6 +76,7 @@ PARALLELISMS: dict[str, ParallelismSpec] = {
 
 def create(
     name: str,
+    /,  # a pipeline has an option of that name as well
     model: nn.Module | list[nn.Module],
     collective: Collective,
     mailbox: Mailbox | None = None,
