@@ -45,7 +45,9 @@ def test_baselines_run_and_stand_in_one_table(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADRACE_BASELINES_ROWS", "20000")
     said, pictures = executed("baselines.ipynb", tmp_path, 1500)
     table = said[said.index("seconds by stage") :]
-    assert all(f" {model} " in table for model in ("logistic", "gbt", "deepfm", "als"))
+    assert all(f" {model} " in table for model in ("lbfgs", "saga", "gbt", "deepfm", "als"))
+    saga, lbfgs = map(float, re.search(r"test AUC of saga ([\d.]+), of lbfgs ([\d.]+)", said).groups())
+    assert saga == pytest.approx(lbfgs, abs=0.01) and "relative gap <= " in said
     rmse, best = (float(re.search(rf"{name} ([\d.]+)", said)[1]) for name in ("RMSE of known rows", "possible RMSE"))
     assert best < rmse < 2 * best
-    assert pictures == 1
+    assert pictures == 2
