@@ -166,7 +166,7 @@ def mllib(arena: Arena, problem: Problem, iterations: int) -> tuple[Point, list[
     from headrace.baselines import create
 
     context = arena.spark.sparkContext
-    options = {"reg_param": problem.reg, "elastic_net_param": problem.l1_ratio, "tol": 1e-13, "max_iter": iterations}
+    options = {"reg_param": problem.reg, "elastic_net_param": problem.l1_ratio, "tol": 1e-10, "max_iter": iterations}
     estimator = create("lbfgs", **options, fit_intercept=problem.intercept)
     group = f"mllib-{time.monotonic_ns()}"
     context.setJobGroup(group, "row g")
