@@ -23,7 +23,8 @@ objective is computed from coefficients by the same lines (of ours, rounds on th
 component gradients by rows until the gap is 1e-6: what does not depend on how busy the machine was. **CPU s** are of a
 fit with the fewest iterations (of the numbers tried) that has the gap, of ours of the whole fit to a gap of 1e-8;
 **seconds** are by the clock, with the load. **MB** of ours are numbers sent to partitions and back until then, as its
-summary counts them. **best** is the least gap that the contestant reached. Empty: not within its seconds.
+summary counts them. **best** is the least gap that the contestant reached. Empty cells: not there within its seconds,
+or not counted (epochs of liblinear and newton-cg).
 """
 HEAD = "| who | partitions | order | epochs | CPU s | seconds | MB | best | ended | load |"
 
@@ -123,6 +124,8 @@ def table(curves: Sequence[Line], floor: float) -> str:
     """Of one problem; what it says of the bound is below."""
     noisy = sum(line["noisy"] for line in curves)
     said = f"{noisy} of {len(curves)} began on a busy machine: their seconds are upper bounds.\n" if noisy else ""
+    if marked := {line["jvm"] for line in curves if line.get("jvm")}:
+        said += f"Some JVMs ran with {' or '.join(sorted(marked))}: their CPU seconds are not a user's.\n"
     bounds = [line["bound"] for line in curves if line.get("bound") is not None]
     proof = f"Least objective {floor:.12g}; " + (
         f"no objective is below it by more than {max(0.0, (floor - max(bounds)) / floor):.1g} of it (by duality).\n"
