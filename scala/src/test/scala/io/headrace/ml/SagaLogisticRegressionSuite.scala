@@ -162,7 +162,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     refused(_.setStepSize("1"))
     refused(_.setRegParam(-1))
     refused(_.setElasticNetParam(1.1))
-    refused(_.setLocalPasses(0))
+    refused(_.setLocalPasses(-1))
     refused(_.setNumPartitions(-1))
     refused(_.setTol(-1))
   }
