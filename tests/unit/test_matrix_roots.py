@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from headrace.optim.matrix_roots import _by_newton, eigh, inverse_roots, largest_eigenvalues, refined_bases
+from headrace.optim.matrix_roots import _by_newton, eigenbases, eigh, inverse_roots, largest_eigenvalues, refined_bases
 
 F64 = torch.float64
 
@@ -94,3 +94,8 @@ def test_a_matrix_with_one_number_that_is_none_has_no_refined_basis_and_harms_no
     made, good = refined_bases(matrices, bases)
     assert good.tolist() == [True, False]
     assert torch.equal(made[:1], alone)
+
+
+def test_no_matrices_have_no_roots() -> None:
+    for made, good in (inverse_roots(torch.zeros(0, 3, 3), 2, 0.0, "eigh"), eigenbases(torch.zeros(0, 3, 3))):
+        assert made.shape == (0, 3, 3) and good.shape == (0,)

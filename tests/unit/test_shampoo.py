@@ -19,7 +19,7 @@ from headrace import optim
 from headrace.comm.base import Collective
 from headrace.comm.local import LocalGroup
 from headrace.errors import UserError
-from headrace.optim import matrix_roots
+from headrace.optim import block_rule, matrix_roots
 from headrace.optim.block_rule import BlockOptimizer
 from headrace.optim.blocks import layout, merged
 from headrace.optim.context import StepContext
@@ -154,6 +154,36 @@ def test_memory_layouts_other_than_rows_are_as_good() -> None:
 
 
 # What it is in special cases
+
+
+def test_a_third_dimension_goes_with_the_second_by_their_product() -> None:
+    assert merged((4, 3, 8), 24) == (4, 24) and merged((4, 3, 8), 23) == (4, 3, 8)
+
+
+def test_the_least_of_what_can_be_chosen_can_be() -> None:
+    param = nn.Parameter(torch.zeros(2, 2))
+    optimizer = made("shampoo", [param], block_size=1, max_dim=0, merge_dims=0, interval=1)
+    step(optimizer, [param], 0)
+    assert bool(param.all())
+
+
+def test_a_block_whose_squares_overflow_stays_where_it_is() -> None:
+    param = nn.Parameter(torch.zeros(4, 4))
+    optimizer = made("shampoo", [param], block_size=2)
+    param.grad = torch.ones(4, 4)
+    param.grad[:2, :2] = 1e25
+    optimizer.step()
+    assert optimizer.counts["overflows"] == 1
+    assert not param[:2, :2].any() and bool(param[2:].all()) and bool(param[:2, 2:].all())
+
+
+def test_work_is_dealt_by_the_cubes_of_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[float]] = []
+    monkeypatch.setattr(block_rule, "longest_first", lambda costs, loads: asked.append(costs) or [0] * len(costs))
+    param = nn.Parameter(torch.zeros(2, 3))
+    optimizer = made("shampoo", [param], merge_dims=0)
+    step(optimizer, [param], 0)
+    assert asked == [[8.0, 27.0]]
 
 
 def test_on_diagonal_gradients_shampoo_is_adagrad() -> None:
