@@ -19,6 +19,7 @@ from headrace.optim.base import RuleOptimizer
 from headrace.optim.block_rule import Member
 from headrace.optim.blocks import Region
 from headrace.optim.clipping import ClippingConfig, clip_gradients
+from headrace.optim.context import NonFiniteStepError, check_finite
 from headrace.optim.curvature import Linearized
 from headrace.optim.flat import dot
 from headrace.optim.kfac_factors import INVERSE, pack, solve
@@ -543,3 +544,9 @@ def test_shampoos_diagonals_are_sums_over_rows_and_columns() -> None:
 def test_the_norm_of_a_large_tensor_is_not_summed_in_one_go() -> None:
     """float32 adds a million squares at once to 4e-4."""
     assert norms([torch.full((1_000_000,), 0.1)], 1 << 16) == pytest.approx([100.0], rel=5e-5)
+
+
+def test_numbers_whose_sum_is_out_of_range_are_numbers() -> None:
+    check_finite([torch.full((4,), 3e38)], "large ones")
+    with pytest.raises(NonFiniteStepError, match="one of them is not finite"):
+        check_finite([torch.ones(2), torch.tensor([1.0, math.inf])], "one of them")
