@@ -13,7 +13,7 @@ from torch.optim import lr_scheduler
 
 from headrace.errors import UserError
 from headrace.optim.plateau import Plateau
-from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, Rates, Schedule, ScheduleConfig, set_rates
+from headrace.optim.schedules import NEEDS_VALIDATION, SCHEDULES, At, Rates, Schedule, ScheduleConfig, set_rates
 
 TOTAL = 40
 Make = Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler]
@@ -184,3 +184,19 @@ def test_rates_scale_what_groups_began_with_and_set_the_momentum_of_rules_that_h
         assert [group["momentum"] for group in sgd.param_groups] == [momentum or 0.5, 0.0]
         assert adam.param_groups[0]["lr"] == 0.1 * factor
         assert adam.param_groups[0]["betas"] == (momentum or 0.9, 0.99) and "momentum" not in adam.param_groups[0]
+
+
+def test_defaults_are_those_of_their_sources_and_the_help_tells_them() -> None:
+    """What a run without options has followed; torch's for plateau, He et al.'s steps, a warm-up of nothing."""
+    defaults = {name: dict(spec.defaults) for name, spec in SCHEDULES.items()}
+    assert defaults["step"] == {"every": 30, "gamma": 0.1} and defaults["multistep"] == {"milestones": (), "gamma": 0.1}
+    assert defaults["exponential"] == {"gamma": 0.95} and defaults["linear"] == {"end": 0.0}
+    assert defaults["polynomial"] == {"power": 2.0, "end": 0.0} and defaults["inverse_sqrt"] == {"timescale": 0}
+    assert defaults["cosine"] == {"period": 0, "growth": 1.0, "end": 0.0}
+    torchs = {"factor": 0.1, "patience": 10, "threshold": 1e-4, "threshold_mode": "rel", "cooldown": 0, "end": 0.0}
+    assert defaults["plateau"] == torchs
+    config = ScheduleConfig()
+    assert (config.warmup, config.warmup_epochs, At(0, 1).warmup) == (0, 0.0, 0)
+    assert "every 30, gamma 0.1" in str(ScheduleConfig.__doc__)
+    for number in range(4):  # no warm-up: nothing rises
+        assert Schedule(config).rates(number, 2, 2).factor == 1.0
