@@ -31,6 +31,7 @@ from headrace.optim.row_gradients import is_linear
 from headrace.optim.sarah import SARAH
 from headrace.optim.schedules import At, Schedule, ScheduleConfig, cosine, inverse_sqrt, polynomial
 from headrace.optim.shampoo import _over_tensors
+from headrace.optim.torch_rule import TorchOptimizer, torch_factory
 from headrace.optim.trust_ratio import excluded, norms
 from headrace.testing.optim_exam import make
 from headrace.testing.problems import Problem, least_squares, perceptron, squared_errors
@@ -550,3 +551,27 @@ def test_numbers_whose_sum_is_out_of_range_are_numbers() -> None:
     check_finite([torch.full((4,), 3e38)], "large ones")
     with pytest.raises(NonFiniteStepError, match="one of them is not finite"):
         check_finite([torch.ones(2), torch.tensor([1.0, math.inf])], "one of them")
+
+
+TORCHS = ("sgd", "momentum", "nesterov", "adagrad", "adam", "amsgrad", "adamw")
+
+
+@pytest.mark.parametrize("name", TORCHS)
+def test_a_rule_of_torchs_is_fused_and_shows_what_the_inner_one_holds(name: str) -> None:
+    param = nn.Parameter(torch.ones(3))
+    optimizer = optim.create(name, [param], lr=0.1)
+    assert isinstance(optimizer, TorchOptimizer)
+    param.grad = torch.ones(3)
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"] is True
+    assert optimizer.state is optimizer.inner.state and optimizer.param_groups is optimizer.inner.param_groups
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert optimizer.param_groups[1]["decoupled"] == optimizer.param_groups[0]["decoupled"]
+
+
+def test_a_rule_of_torchs_that_has_no_fused_form_is_made_without() -> None:
+    rows = nn.Parameter(torch.zeros(3, 2))
+    optimizer = torch_factory("sparse_adam", torch.optim.SparseAdam, sparse=True)([rows], lr=0.1)
+    rows.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2))
+    optimizer.step()
+    assert rows.detach().any(1).tolist() == [False, True, False]
