@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -14,12 +15,13 @@ from torch import nn
 
 from headrace import optim
 from headrace.comm import LocalGroup
+from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS, StepContext, cache_blocks, hessian_free, lars, one_cycle
 from headrace.optim.base import RuleOptimizer
 from headrace.optim.block_rule import Member
 from headrace.optim.blocks import Region
 from headrace.optim.clipping import ClippingConfig, clip_gradients
-from headrace.optim.context import NonFiniteStepError, check_finite
+from headrace.optim.context import NonFiniteStepError, check_finite, summed
 from headrace.optim.curvature import Linearized
 from headrace.optim.flat import dot
 from headrace.optim.kfac_factors import INVERSE, pack, solve
@@ -575,3 +577,18 @@ def test_a_rule_of_torchs_that_has_no_fused_form_is_made_without() -> None:
     rows.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2))
     optimizer.step()
     assert rows.detach().any(1).tolist() == [False, True, False]
+
+
+def test_a_rule_of_ours_refuses_rows_unless_it_says_otherwise() -> None:
+    table = nn.Parameter(torch.zeros(3, 2))
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[1]]), torch.ones(1, 2), (3, 2), check_invariants=True)
+    with pytest.raises(UserError, match="row-sparse|sparse"):
+        optim.create("lion", [table]).step()
+
+
+def test_sums_are_over_two_ranks_too_and_a_loss_is_not_scaled_unless_said() -> None:
+    group = LocalGroup(2, timeout_s=20.0)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda r: summed([torch.full((2,), r + 1.0)], group.collective(r))[0].tolist(), range(2)))
+    assert found == [[3.0, 3.0], [3.0, 3.0]]
+    assert {field.name: field.default for field in dataclasses.fields(StepContext)}["scale"] == 1.0
