@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from headrace.compress.dynamic_tree import BLOCK, _tables, dequantize, quantize, scales_like, tree_values
+from headrace.compress.dynamic_tree import BLOCK, dequantize, quantize, scales_like, tree_values
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS, cache_blocks, create, scaling
 from headrace.testing import optim_exam
@@ -144,19 +144,19 @@ def test_values_are_those_of_the_bits(signed: bool) -> None:
     np.testing.assert_allclose(tree_values(signed), np.sort([decode(code, signed) for code in range(256)]), rtol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("signed", [True, False])
-def test_a_half_precision_number_divides_at_most_two_values(signed: bool) -> None:
-    """The ground of `_Tables`: checked on both ends of all that rounds to every half-precision number."""
+def test_the_middle_of_two_values_divides_them_to_the_last_bit(signed: bool, dtype: torch.dtype) -> None:
+    """As a binary search does; 1 makes the block's scale 1."""
     middles = (tree_values(signed)[:-1] + tree_values(signed)[1:]) / 2
     middles[0] *= signed
-    halves = np.arange(-(1 << 15), 1 << 15).astype(np.int16).view(np.float16)
-    inside = np.flatnonzero(np.abs(halves) <= 1)
-    x = halves[inside].astype(np.float64)
-    ulp = np.spacing(np.abs(halves[inside])).astype(np.float64)
-    low = _tables(signed, torch.float64, torch.device("cpu")).low.numpy()[inside]
-    for end in (x - 0.5001 * ulp, x + 0.5001 * ulp):
-        code = np.searchsorted(middles, end, side="left")
-        assert bool(((code == low) | (code == low + 1)).all())
+    at = torch.tensor(middles, dtype=dtype)
+    beside = [torch.nextafter(at, torch.full_like(at, end)) for end in (-2.0, 2.0)]
+    x = torch.cat([at, *beside, torch.ones(1, dtype=dtype)])
+    x = x if signed else x[x >= 0]
+    codes, scales = torch.zeros(len(x), dtype=torch.uint8), scales_like(x)
+    quantize(x, codes, scales, signed=signed)
+    np.testing.assert_array_equal(codes.numpy(), np.searchsorted(at.numpy(), x.numpy(), side="left"))
 
 
 @pytest.mark.parametrize("signed", [True, False])
