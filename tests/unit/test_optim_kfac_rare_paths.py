@@ -509,6 +509,13 @@ def test_an_anchor_over_a_row_that_is_no_number_is_refused() -> None:
         problem.step(svrg, torch.arange(2))
 
 
+def test_an_anchor_whose_loss_alone_is_no_number_is_refused() -> None:
+    problem = least_squares(8, 2, condition=2.0)
+    problem.losses = lambda outputs, y: outputs.flatten() + math.inf
+    with pytest.raises(NonFiniteStepError, match="the full gradient"):
+        problem.step(optim.create("svrg", problem.model, lr=1e-3), torch.arange(2))
+
+
 def test_a_first_pass_over_a_row_that_is_no_number_keeps_no_table() -> None:
     problem = least_squares(8, 2, condition=2.0)
     saga: Any = optim.create("saga", problem.model, lr=1e-3)

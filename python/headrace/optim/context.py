@@ -98,12 +98,12 @@ def full_gradient(ctx: StepContext, params: Named) -> Named:
     Every batch's sum is added up on its rank; ranks are summed once, at the end, in rank order.
 
     Raises:
-        NonFiniteStepError: one of these numbers is NaN or Inf.
+        NonFiniteStepError: the loss, or a number of its gradient, is NaN or Inf.
     """
     if ctx.full_pass is None:
         raise ValueError("this step's context has no way through all training rows")
     first = next(iter(params.values()))
-    rows = first.new_zeros(1, dtype=torch.float64)
+    loss, rows = first.new_zeros(1, dtype=torch.float64), first.new_zeros(1, dtype=torch.float64)
     grads = {name: torch.zeros_like(value) for name, value in params.items()}
     for part in ctx.full_pass():
         with torch.enable_grad():
@@ -113,8 +113,9 @@ def full_gradient(ctx: StepContext, params: Named) -> Named:
         for name, grad in zip(grads, made, strict=True):
             if grad is not None:
                 grads[name] += grad
+        loss += total.detach()
         rows += part.rows
-    (rows,) = summed([rows], ctx.collective)
+    loss, rows = summed([loss, rows], ctx.collective)
     sums = summed(list(grads.values()), ctx.collective)
-    check_finite(sums, "the full gradient")
+    check_finite([loss, *sums], "the full gradient")
     return {name: s / rows.to(s.dtype) for name, s in zip(grads, sums, strict=True)}
