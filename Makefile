@@ -8,7 +8,7 @@ PACKAGE := python/headrace
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 25
 
-setup: ## tools, environment, jar, Spark's settings: what is missing is named; redone only when its inputs change
+setup: ## tools, environment, kernels, jar, Spark's settings: what is missing is named; redone only when its inputs change
 	@scripts/python scripts/setup.py
 
 demo: setup ## the main job on generated data, end to end

@@ -1,4 +1,4 @@
-"""The wheel also carries conf/, data_catalog/, jobs/ and, where it is built, the jar: see headrace.resources."""
+"""The wheel also carries conf/, data_catalog/, jobs/ and, where built, jar and kernels: see headrace.resources."""
 
 import shutil
 from pathlib import Path
@@ -17,9 +17,10 @@ class BuildWithData(build_py):
         data = Path(self.build_lib) / "headrace" / "_data"
         for name in ("conf", "data_catalog", "jobs"):
             shutil.copytree(ROOT / name, data / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
-        for jar in (ROOT / ".build").glob("headrace-assembly-*.jar"):
-            (data / "jars").mkdir(parents=True, exist_ok=True)
-            shutil.copy2(jar, data / "jars" / jar.name)
+        for folder, built in (("jars", "headrace-assembly-*.jar"), ("kernels", "headrace-kernels-*.so")):
+            for path in (ROOT / ".build").glob(built):
+                (data / folder).mkdir(parents=True, exist_ok=True)
+                shutil.copy2(path, data / folder / path.name)
 
 
 setup(cmdclass={"build_py": BuildWithData})

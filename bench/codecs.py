@@ -5,7 +5,7 @@
 Codecs and a copy of the tensor into new memory take turns; so does a copy into memory that is there. Numbers are
 normal, times a power of ten by rows of 1000, so that buckets differ. An encoding goes by `Codec.compress` and a
 decoding by `Codec.decompress`, as a reducer calls them: each into new memory, which for 25M numbers the system clears
-first. One JSON line is appended to docs/results/codecs.jsonl.
+first. HEADRACE_KERNELS=off is without compiled kernels. One JSON line is appended to docs/results/codecs.jsonl.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headrace.compress import COMPRESSORS, create
+from headrace.compress import COMPRESSORS, create, kernels
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "codecs.jsonl"
@@ -108,6 +108,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     load = os.getloadavg()[0]
+    print(kernels.found().said)
     runs = {}
     for n in args.numbers:
         runs[str(n)] = found = contest(args.names, n, args.rounds)
@@ -124,7 +125,7 @@ def main() -> None:
         "bench": "codecs", "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "rounds": args.rounds,
         "numbers": runs, "load_before": load, "load_after": os.getloadavg()[0], "noisy": noisy,
         "cores": os.cpu_count(), "python": platform.python_version(), "versions": {"torch": str(torch.__version__)},
-        "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
+        "kernels": kernels.found().said.split(":")[0], "huge_pages": os.environ.get("THP_MEM_ALLOC_ENABLE", "0"),
     }  # fmt: skip
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with RESULTS.open("a") as file:

@@ -1,4 +1,6 @@
-"""Set the project up from nothing: tools, environment, jar, Spark's settings. `make setup` runs it; so may you, again.
+"""Set the project up from nothing: tools, environment, kernels, jar, Spark's settings.
+
+`make setup` runs it; so may you, again.
 
 Each stage is redone only when a hash of its inputs changed or what it makes is gone. Standard library only: this runs
 before anything is installed.
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD, TOOLS, VENV = ROOT / ".build", ROOT / ".tools", ROOT / ".venv"
 UV, PYTHON = TOOLS / "bin" / "uv", VENV / "bin" / "python"
 DISK_GB = 8
+CXX_FLAGS = ("-O3", "-std=c++17", "-ffp-contract=off", "-Wall", "-Wextra", "-fPIC", "-shared")
 sys.path.insert(0, str(ROOT / "python"))
 
 
@@ -34,6 +37,8 @@ def main() -> None:
         inputs = ["pyproject.toml", "requirements.lock", "scripts/cxx17"]
         stage("environment", inputs, [PYTHON, VENV / "bin" / "spark-submit", VENV / "bin" / "pytest"], sync)
         stage("package", [*inputs, "setup.py"], [VENV / "bin" / "headrace"], install_package)
+        sources = ["python/headrace/compress/cpp/*", "scripts/setup.py", "python/headrace/__init__.py"]
+        stage("kernels", sources, [kernels()], build_kernels)
         scala = [
             "build.sbt",
             "project/*.sbt",
@@ -59,7 +64,7 @@ def check_machine() -> None:
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
         missing.append(f"Python's headers (to build Horovod): sudo apt-get install python{version}-dev")
     for tool, package in (("g++", "g++"), ("make", "make"), ("bash", "bash")):
-        if not shutil.which(os.environ.get("HEADRACE_CXX", tool) if tool == "g++" else tool):
+        if not shutil.which(compiler() if tool == "g++" else tool):
             missing.append(f"{tool}: sudo apt-get install {package}")
     try:
         java.find()
@@ -117,8 +122,26 @@ def install_package() -> None:
     run(str(UV), "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--python", str(PYTHON), "-e", ".")
 
 
+def build_kernels() -> None:
+    """The codecs' kernels as one library. No flag may let the compiler change a bit of a result."""
+    built = kernels().with_suffix(".new")
+    sources = sorted(str(path) for path in (ROOT / "python/headrace/compress/cpp").glob("*.cpp"))
+    run(compiler(), *CXX_FLAGS, *sources, "-o", str(built), quiet=True)
+    built.replace(kernels())  # who has the old one loaded keeps it
+
+
 def build_jar() -> None:
     run(str(ROOT / "scripts" / "sbt"), "assembly", "package", "deltaJars", quiet=True)
+
+
+def compiler() -> str:
+    return os.environ.get("HEADRACE_CXX", "g++")
+
+
+def kernels() -> Path:
+    from headrace import __version__, resources
+
+    return resources.kernels(__version__)
 
 
 def jar() -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import sys
 from pathlib import Path
 
 from headrace.errors import UserError
@@ -36,3 +38,9 @@ def jar(version: str) -> Path:
     """Where the assembly jar of this version belongs (it need not exist)."""
     name = f"headrace-assembly-{version}.jar"
     return _CHECKOUT / ".build" / name if in_checkout() else _PACKAGE / "_data" / "jars" / name
+
+
+def kernels(version: str) -> Path:
+    """Where the compiled kernels of this version belong, for this platform (they need not exist)."""
+    name = f"headrace-kernels-{version}-{sys.platform}-{platform.machine()}.so"
+    return _CHECKOUT / ".build" / name if in_checkout() else _PACKAGE / "_data" / "kernels" / name

@@ -190,3 +190,12 @@ def test_java_home_is_tried_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert java.candidates()[0] == home
     monkeypatch.setenv("JAVA_HOME", str(tmp_path / "nothing"))
     assert str(tmp_path / "nothing") not in java.candidates()
+
+
+def test_codecs_without_kernels_are_a_warning_that_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_KERNELS", "off")
+    found = doctor.check_kernels()
+    assert found.level == WARN and "HEADRACE_KERNELS is off" in found.detail and "make setup" in found.remedy
+    monkeypatch.delenv("HEADRACE_KERNELS")
+    found = doctor.check_kernels()
+    assert found.level == OK and "compiled kernels" in found.detail

@@ -1,7 +1,7 @@
 """Codecs that send a scale for every bucket of numbers, and a small code for every number.
 
 A payload is the scales, in float32 (float64 for float64), and behind them the packed codes. Work goes in pieces of some
-buckets that stay in the cache.
+buckets that stay in the cache: each is drawn for and packed by itself. Kernels take several at a time.
 
 What a scale is, holds for all of them: it is 0 for a bucket of zeros and no number where the bucket holds one that is
 not finite; else at least LEAST times the type's smallest normal number, so that what is divided by it is exact, and a
@@ -11,6 +11,7 @@ former are coded as if it were that; with a range of 8e-34 and less no gradient 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from torch import Tensor
 
 from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
+from headrace.compress import kernels
 from headrace.compress.base import Codec, RandomCodec, State, taken
 from headrace.compress.packing import bits_bytes, pack_bits, pack_trits, trits_bytes, unpack_bits, unpack_trits
 from headrace.errors import UserError
 
 PIECE = 1 << 17  # numbers; draws depend on it
+ABREAST = 16  # pieces for kernels: what is around a call costs more than memory that is farther away
 LEAST = 2.0**16
 MOST = 1 - 1e-6
 _SHAPES = 64  # views of as many are kept
@@ -43,13 +46,13 @@ class Bits:
         """Of n codes."""
         return bits_bytes(n, self.bits)
 
-    def pack(self, codes: Tensor, out: Tensor) -> None:
-        """Write codes [n] into bytes."""
-        pack_bits(codes, self.bits, out)
+    def pack(self, codes: Tensor, out: Tensor, piece: int) -> None:
+        """Write codes [n] into bytes; see `pack_bits`."""
+        pack_bits(codes, self.bits, out, piece)
 
-    def unpack(self, data: Tensor, n: int) -> Tensor:
-        """Codes [n]."""
-        return unpack_bits(data, self.bits, n)
+    def unpack(self, data: Tensor, n: int, piece: int, room: Tensor) -> Tensor:
+        """Codes [n]; see `unpack_bits`."""
+        return unpack_bits(data, self.bits, n, piece, room)
 
 
 class Trits:
@@ -59,18 +62,18 @@ class Trits:
         """See `Bits.nbytes`."""
         return trits_bytes(n)
 
-    def pack(self, codes: Tensor, out: Tensor) -> None:
+    def pack(self, codes: Tensor, out: Tensor, piece: int) -> None:
         """See `Bits.pack`."""
-        pack_trits(codes, out)
+        pack_trits(codes, out, piece)
 
-    def unpack(self, data: Tensor, n: int) -> Tensor:
+    def unpack(self, data: Tensor, n: int, piece: int, room: Tensor) -> Tensor:
         """See `Bits.unpack`."""
-        return unpack_trits(data, n)
+        return unpack_trits(data, n, piece, room)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some buckets: numbers [start, stop), scales [first, last), bytes [begin, end) behind the scales."""
+    """A piece or several: numbers [start, stop), scales [first, last), bytes [begin, end) behind the scales."""
 
     start: int
     stop: int
@@ -81,9 +84,8 @@ class Piece:
 
 
 class _Draws(NamedTuple):
-    """Views of a scratch: random words, their bytes as numbers, those again from the second byte on, where both go."""
+    """Views of a scratch: bytes of random words as numbers, those again from the second byte on, where both go."""
 
-    words: Tensor
     even: Tensor
     askew: Tensor
     straight: Tensor
@@ -115,7 +117,7 @@ class Scratch:
         self._views: dict[tuple[torch.Size, torch.dtype | None], Tensor] = {}
         self._draws: dict[tuple[torch.Size, torch.dtype], _Draws] = {}
         self._moved = torch.empty(n, dtype=torch.uint8, device=device)
-        self._words = torch.empty(n // 8 + 2, dtype=torch.int64, device=device)
+        self._words = torch.empty(_words(n) + 2 * ABREAST, dtype=torch.int64, device=device)
 
     @property
     def shapes(self) -> int:
@@ -144,20 +146,23 @@ class Scratch:
         if (shape, dtype) not in self._draws:
             self._draws[shape, dtype] = self._drawn(self.others(shape, dtype))
         views = self._draws[shape, dtype]
-        views.words.random_(-(1 << 63), None, generator=self.generator)
+        self.words(shape.numel(), shape.numel())
         views.first.copy_(views.even)
         views.straight.copy_(views.askew)
         views.second.copy_(views.odd)
         return views.whole
 
+    def words(self, n: int, piece: int) -> Tensor:
+        """Random bits int64 for n numbers: those that `draws` makes as many of, in turns of `piece`, end to end."""
+        count = n // piece * _words(piece) + (_words(n % piece) if n % piece else 0)
+        return self._words[:count].random_(-(1 << 63), None, generator=self.generator)
+
     def _drawn(self, whole: Tensor) -> _Draws:
         n = whole.numel()
         half = -(-n // 2)
-        words = self._words[: half // 4 + 1]
-        raw, out = words.view(torch.uint8), whole.view(-1)
+        raw, out = self._words[: _words(n)].view(torch.uint8), whole.view(-1)
         straight = self._moved[: 2 * (n - half)]  # numbers must not begin at an odd byte
         return _Draws(
-            words=words,
             even=raw[: 2 * half].view(torch.uint16),
             askew=raw[1 : 2 * (n - half) + 1],
             straight=straight,
@@ -205,6 +210,12 @@ class Buckets(Codec):
         """What values are multiplied by, of scales [rows]."""
         return scales
 
+    def restore(self, codes: Tensor, steps: Tensor, out: Tensor) -> None:
+        """Values of codes [n] times the step of their bucket, of steps [buckets], into `out` [n]."""
+        self.values(codes, out)
+        for step, rows in self._rows(steps, out):
+            rows.mul_(step)
+
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
         return self.encoded(x, None), state
@@ -215,16 +226,19 @@ class Buckets(Codec):
         data = fresh(self.nbytes(n, x.dtype), torch.uint8, x.device)
         head = self._buckets(n) * wide.itemsize
         sizes, body = data[:head].view(wide), data[head:]
-        scratch = _scratch(min(n, self._size), wide, x.device)
+        abreast = ABREAST if kernels.serve(x) else 1
+        scratch = _scratch(min(n, self.piece * abreast), wide, x.device)
         scratch.generator = generator
-        for piece in self._pieces(n):
-            numbers = x[piece.start : piece.stop].to(wide)
-            codes = scratch.codes[: numbers.numel()]
+        whole = self.packing == Bits(8)
+        for piece in self._pieces(n, abreast):
+            numbers, packed = x[piece.start : piece.stop].to(wide), body[piece.begin : piece.end]
+            codes = packed if whole else scratch.codes[: numbers.numel()]
             for size, rows, out in self._rows(sizes[piece.first : piece.last], numbers, codes):
                 size[:, 0] = self.sizes(rows, scratch.numbers(rows.shape))
                 self.codes(rows, self.scales(size), out, scratch)
-            self.packing.pack(codes, body[piece.begin : piece.end])
-        sizes.copy_(self.scales(sizes).where(sizes != 0, 0.0).add_(sizes - sizes))
+            if not whole:
+                self.packing.pack(codes, packed, self.piece)
+        sizes.copy_(self.scales(sizes).where(sizes != 0, 0.0).where(sizes.isfinite(), math.nan))
         return data
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
@@ -233,12 +247,13 @@ class Buckets(Codec):
         steps = self.steps(taken(data, 0, self._buckets(n), wide))
         body = data[steps.numel() * wide.itemsize :]
         found = fresh(n, dtype, data.device)
-        for piece in self._pieces(n):
+        abreast = ABREAST if kernels.serve(data, dtype=torch.uint8) else 1
+        room = _scratch(min(n, self.piece * abreast), wide, data.device).codes
+        for piece in self._pieces(n, abreast):
             out = found[piece.start : piece.stop]
             numbers = out if dtype == wide else torch.empty(out.numel(), dtype=wide, device=data.device)
-            self.values(self.packing.unpack(body[piece.begin : piece.end], out.numel()), numbers)
-            for step, rows in self._rows(steps[piece.first : piece.last], numbers):
-                rows.mul_(step)
+            codes = self.packing.unpack(body[piece.begin : piece.end], out.numel(), self.piece, room)
+            self.restore(codes, steps[piece.first : piece.last], numbers)
             if numbers is not out:
                 out.copy_(saturated(numbers, dtype))
         return found
@@ -251,11 +266,12 @@ class Buckets(Codec):
         return -(-n // self.bucket)
 
     @property
-    def _size(self) -> int:
+    def piece(self) -> int:
+        """Numbers of a piece: whole buckets that fill whole bytes."""
         return max(1, PIECE // (self.bucket * _WHOLE)) * _WHOLE * self.bucket
 
-    def _pieces(self, n: int) -> Iterator[Piece]:
-        size, rows = self._size, self._size // self.bucket
+    def _pieces(self, n: int, abreast: int) -> Iterator[Piece]:
+        size, rows = self.piece * abreast, self.piece // self.bucket * abreast
         for first, start in zip(range(0, self._buckets(n), rows), range(0, n, size), strict=True):
             stop, last = min(n, start + size), min(self._buckets(n), first + rows)
             yield Piece(start, stop, first, last, self.packing.nbytes(start), self.packing.nbytes(stop))
@@ -285,9 +301,14 @@ def _scratch(n: int, dtype: torch.dtype, device: torch.device) -> Scratch:
     kept: Scratch | None = getattr(_KEPT, "scratch", None)
     if kept is None or (kept.dtype, kept.device) != (dtype, device) or kept.n < n or kept.shapes > _SHAPES:
         kept = Scratch(max(n, PIECE), dtype, device)
-        if n <= PIECE:
+        if n <= PIECE * ABREAST:
             _KEPT.scratch = kept
     return kept
+
+
+def _words(n: int) -> int:
+    """Of 8 bytes, for the draws of n numbers: a byte for each, and one more for an odd one."""
+    return -(-n // 2) // 4 + 1
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

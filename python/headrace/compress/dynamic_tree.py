@@ -13,6 +13,7 @@ NeurIPS 2023, the zero-point problem).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -21,6 +22,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from headrace.compress import kernels
 
 BLOCK = 2048
 _ZEROS = 7  # exponents 10^0 to 10^-6
@@ -104,11 +107,16 @@ def quantize(x: Tensor, codes: Tensor, scales: Tensor, *, signed: bool) -> None:
     """Round x into `codes` and `scales`.
 
     Args:
-        x: [n]; not negative where not signed. Infinite numbers become the largest of the type.
+        x: [n]; not negative where not signed. Infinite numbers become the largest of the type. Where a number is none
+            so is the scale, always the same.
         codes: [n] uint8, written.
         scales: [blocks], written.
         signed: which values.
     """
+    if kernels.serve(x, scales) and kernels.serve(codes, dtype=torch.uint8):
+        entries = _tables(signed, scales.dtype, x.device).entries
+        kernels.run("tree_quantize", x, x.numel(), signed, entries, codes, scales)
+        return
     whole = x.numel() - x.numel() % BLOCK
     for part, out, scale in (
         (x[:whole].view(-1, BLOCK), codes[:whole].view(-1, BLOCK), scales[: whole // BLOCK]),
@@ -122,7 +130,8 @@ def _quantize_rows(x: Tensor, codes: Tensor, scales: Tensor, signed: bool) -> No
     """One block a row."""
     tables = _tables(signed, scales.dtype, x.device)
     x = x.to(scales.dtype)
-    torch.amax(x.abs() if signed else x, 1, out=scales).clamp_(max=torch.finfo(scales.dtype).max)
+    torch.amax(x.abs() if signed else x, 1, out=scales)
+    scales.nan_to_num_(math.nan, torch.finfo(scales.dtype).max, -math.inf)
     bits = (x / scales.where(scales > 0, 1.0)[:, None]).view(-1).view(tables.whole)  # those over 1 are infinite
     signs = bits >> 8 * bits.element_size() - 1
     upper = (bits >> tables.low).bitwise_and_(len(tables.entries) - 1)
@@ -135,10 +144,14 @@ def dequantize(codes: Tensor, scales: Tensor, dtype: torch.dtype, *, signed: boo
     """What codes [n] and scales [blocks] stand for: [n]; written into `out` [n] of `dtype`, where it is given."""
     own = scales.dtype == dtype
     values = out if out is not None and own else torch.empty(codes.numel(), dtype=scales.dtype, device=codes.device)
-    _look_up(codes, _tables(signed, scales.dtype, codes.device), values)
-    whole = codes.numel() - codes.numel() % BLOCK
-    values[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
-    values[whole:].mul_(scales[whole // BLOCK :])
+    tables = _tables(signed, scales.dtype, codes.device)
+    if kernels.serve(scales, values) and kernels.serve(codes, dtype=torch.uint8):
+        kernels.run("tree_values", codes, codes.numel(), scales, tables.values, values)
+    else:
+        _look_up(codes, tables, values)
+        whole = codes.numel() - codes.numel() % BLOCK
+        values[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
+        values[whole:].mul_(scales[whole // BLOCK :])
     if out is None:
         return values.to(dtype)
     return out if own else out.copy_(values)

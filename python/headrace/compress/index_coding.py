@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from headrace.compress import kernels
 from headrace.compress.base import PayloadError
 from headrace.compress.signs import ascends, pack, pack_bit, piece_for, places, set_flags, unpack
 
@@ -38,6 +39,8 @@ def encode_indices(indices: Tensor, k: int, n: int) -> Tensor:
     if k == 0:
         return torch.empty(0, dtype=torch.uint8, device=indices.device)
     low = low_bits(k, n)
+    if kernels.serve(indices, dtype=torch.int64):
+        return _encode(indices, k, low, k + ((n - 1) >> low))
     steps = torch.zeros(k + ((n - 1) >> low), dtype=torch.bool, device=indices.device)
     planes = torch.zeros(low, -(-k // 8), dtype=torch.uint8, device=indices.device)
     for first, block, counting in _blocks(indices):
@@ -62,6 +65,34 @@ def decode_indices(data: Tensor, k: int, n: int) -> Tensor:
         return torch.empty(0, dtype=torch.int64, device=data.device)
     low = low_bits(k, n)
     length = k + ((n - 1) >> low)
+    decode = _decode if kernels.serve(data, dtype=torch.uint8) else _decode_by_blocks
+    indices = decode(data, k, low, length)
+    if indices.numel() and int(indices[-1]) >= n:
+        raise PayloadError(f"an index is {int(indices[-1])}, not below {n}")
+    return indices
+
+
+def _encode(indices: Tensor, k: int, low: int, length: int) -> Tensor:
+    if len(indices) > k:
+        raise IndexError(f"{len(indices)} indices where {k} have room")
+    head, plane = -(-length // 8), -(-k // 8)
+    data = torch.zeros(head + low * plane, dtype=torch.uint8)
+    if kernels.run("encode_places", indices, len(indices), k, low, length, data, data[head:]):
+        raise IndexError("an index is out of range")
+    return data
+
+
+def _decode(data: Tensor, k: int, low: int, length: int) -> Tensor:
+    count = kernels.run("count_bits", data, length)
+    if count > k:
+        raise PayloadError(f"{count} indices where {k} have room")
+    indices = torch.empty(count, dtype=torch.int64)
+    if kernels.run("decode_places", data, length, data[-(-length // 8) :], k, low, indices):
+        raise PayloadError("indices do not ascend")
+    return indices
+
+
+def _decode_by_blocks(data: Tensor, k: int, low: int, length: int) -> Tensor:
     indices = places(unpack(data[: -(-length // 8)], length))
     if indices.numel() > k:
         raise PayloadError(f"{indices.numel()} indices where {k} have room")
@@ -73,8 +104,6 @@ def decode_indices(data: Tensor, k: int, n: int) -> Tensor:
         if int(block[0]) <= last or not ascends(block):
             raise PayloadError("indices do not ascend")
         last = int(block[-1])
-    if last >= n:
-        raise PayloadError(f"an index is {last}, not below {n}")
     return indices
 
 

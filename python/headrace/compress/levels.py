@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from headrace.compress import kernels
 from headrace.compress.buckets import Bits, Buckets, Scratch, Trits
 
 
@@ -24,7 +25,12 @@ class Levels(Buckets):
         levels: s, 1 to 127.
         bucket: see `Buckets`.
         packing: where not in bits.
+
+    Attributes:
+        clipped: y is kept within [-1, 1] before it is rounded by chance.
     """
+
+    clipped = False
 
     def __init__(self, levels: int, bucket: int, packing: Trits | None = None) -> None:
         super().__init__(bucket, packing or Bits((2 * levels).bit_length()))
@@ -32,20 +38,26 @@ class Levels(Buckets):
 
     def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        s, room = self.levels, scratch.numbers(rows.shape)
-        torch.mul(rows, s / scales, out=room)
-        self.prepare(room)
+        s, n, factors = self.levels, rows.numel(), self.levels / scales
+        if kernels.serve(rows, factors):
+            if scratch.generator is None:
+                kernels.run("level_codes_nearest", rows, n, rows.shape[1], factors, s, out)
+            else:
+                words, given = scratch.words(n, self.piece), (s, self.clipped, out)
+                kernels.run("level_codes_drawn", rows, n, rows.shape[1], self.piece, factors, words, *given)
+            return
+        room = scratch.numbers(rows.shape)
+        torch.mul(rows, factors, out=room)
         if scratch.generator is None:
             room.round_()
         else:
+            if self.clipped:
+                room.clamp_(-1.0, 1.0)
             room.add_(scratch.draws(rows.shape, rows.dtype), alpha=2.0**-16)
         # Conversion cuts off towards zero, and by way of 16 bits in a third of the time. y may be a rounding error over
         # s or under -s; what is not finite becomes any code, its bucket's scale says so.
         whole = scratch.others(rows.shape, torch.int16).copy_(room.add_(s))
         out.copy_(whole).clamp_(max=2 * s)
-
-    def prepare(self, multiples: Tensor) -> None:
-        """Change y [rows, width] before it is rounded."""
 
     def values(self, codes: Tensor, out: Tensor) -> None:
         """See `Buckets.values`."""
@@ -55,10 +67,22 @@ class Levels(Buckets):
         """See `Buckets.steps`."""
         return scales / self.levels
 
+    def restore(self, codes: Tensor, steps: Tensor, out: Tensor) -> None:
+        """See `Buckets.restore`."""
+        if kernels.serve(steps, out) and kernels.serve(codes, dtype=torch.uint8):
+            kernels.run("level_values", codes, len(codes), self.bucket, steps, self.levels, out)
+        else:
+            super().restore(codes, steps, out)
+
 
 def largest(rows: Tensor, room: Tensor) -> Tensor:
-    """max |x| of every row."""
-    return torch.abs(rows, out=room).amax(1)
+    """max |x| of every row; NaN, always the same, where a number is none."""
+    if kernels.serve(rows):
+        found = rows.new_empty(len(rows))
+        kernels.run("bucket_largest", rows, rows.numel(), rows.shape[1], found)
+        return found
+    found = torch.abs(rows, out=room).amax(1)
+    return found.where(found == found, math.nan)
 
 
 def norms(rows: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from headrace.compress import kernels
 from headrace.compress.buckets import MOST, Bits, DrawnBuckets, Scratch
 from headrace.compress.levels import largest
 from headrace.compress.spec import RANDOM, UNBIASED, CodecSpec
@@ -54,7 +55,12 @@ class Natural(DrawnBuckets):
 
     def codes(self, rows: Tensor, scales: Tensor, out: Tensor, scratch: Scratch) -> None:
         """See `Buckets.codes`."""
-        ones = torch.mul(rows, scales.reciprocal(), out=scratch.numbers(rows.shape))
+        factors = scales.reciprocal()
+        if kernels.serve(rows, factors):
+            n, words = rows.numel(), scratch.words(rows.numel(), self.piece)
+            kernels.run("natural_codes", rows, n, rows.shape[1], self.piece, factors, words, out)
+            return
+        ones = torch.mul(rows, factors, out=scratch.numbers(rows.shape))
         bits = ones.float().view(torch.int32)
         draws = scratch.draws(rows.shape, torch.int32)
         # 1 is exponent 127: its eighth bit is always 0, and the sign takes its place. Shifted signs are -1.
@@ -70,6 +76,13 @@ class Natural(DrawnBuckets):
         bits.bitwise_left_shift_(_MANTISSA).bitwise_and_(~(1 << 30))
         if numbers is not out:
             out.copy_(numbers)
+
+    def restore(self, codes: Tensor, steps: Tensor, out: Tensor) -> None:
+        """See `Buckets.restore`."""
+        if kernels.serve(steps, out) and kernels.serve(codes, dtype=torch.uint8):
+            kernels.run("natural_values", codes, len(codes), self.bucket, steps, out)
+        else:
+            super().restore(codes, steps, out)
 
 
 def _omega(n: int, options: Mapping[str, Any]) -> float:

@@ -12,6 +12,9 @@ sign have |S+| = |x+|_1 >= |x+|_2, so |C(x)|^2 >= |x|^2 / max(k+, k-) >= |x|^2 /
 The worst is reached by a bucket with a single number that is not 0; of normal numbers |C(x)|^2 is 2 / pi of |x|^2.
 
 A bucket with a number that is not finite has means that are not: it is seen.
+
+Sums have an order of their own, the same wherever they are made: 512 numbers after each other, zeros behind, are added
+by halves, the first half to the second, until one is left; so are then these sums, until there is one.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from torch.nn.functional import pad
 
 from headrace.comm.fresh import fresh
 from headrace.comm.sums import saturated
+from headrace.compress import kernels
 from headrace.compress.base import Codec, State, joined, taken
 from headrace.compress.limits import within
-from headrace.compress.signs import counts_of, negative, pack, piece_for, table
+from headrace.compress.signs import counts_of, negative, negative_bits, piece_for, table
 from headrace.compress.spec import CONTRACTION, CodecSpec
 from headrace.errors import UserError
+
+_SPAN, _NARROW = 512, 16
 
 
 class OneBit(Codec):
@@ -47,7 +53,8 @@ class OneBit(Codec):
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
         n, bucket = x.numel(), self._bucket_of(x.numel())
-        parts = [_parted(saturated(piece, torch.float32), bucket) for piece in x.split(piece_for(x, bucket))]
+        pieces = [x] if kernels.serve(x) else x.split(piece_for(x, bucket))
+        parts = [_parted(saturated(piece, torch.float32), bucket) for piece in pieces]
         below, sums = torch.cat([part.below for part in parts]), torch.cat([part.sums for part in parts], 1)
         sizes = torch.full_like(below, bucket)
         sizes[-1] -= -n % bucket
@@ -62,7 +69,12 @@ class OneBit(Codec):
         """See `Codec.decode`."""
         bucket = self._bucket_of(n)
         buckets, piece = -(-n // bucket), piece_for(data, bucket)
-        means = taken(data, 0, 2 * buckets, torch.int32).view(buckets, 2, 1).split(piece // bucket)
+        pairs = taken(data, 0, 2 * buckets, torch.int32)
+        if kernels.serve(data, dtype=torch.uint8):
+            found = fresh(n, torch.float32, data.device)
+            kernels.run("choose", data[8 * buckets :], n, bucket, pairs, found)
+            return saturated(found, dtype)
+        means = pairs.view(buckets, 2, 1).split(piece // bucket)
         signs = pad(data[8 * buckets :], (0, buckets * bucket // 8 - -(-n // 8))).split(piece // 8)
         numbers = fresh(buckets * bucket, torch.int32, data.device).view(-1, 8)
         masks = table(*torch.tensor([0, -1], dtype=torch.int32, device=data.device))
@@ -90,14 +102,37 @@ class _Parted(NamedTuple):
 
 
 def _parted(x: Tensor, bucket: int) -> _Parted:
+    if kernels.serve(x):
+        buckets, n = -(-x.numel() // bucket), x.numel()
+        below, sums = torch.empty(buckets, dtype=torch.int64), torch.empty(2, buckets)
+        signs = torch.empty(-(-n // 8), dtype=torch.uint8)
+        kernels.run("part_buckets", x, n, bucket, below, sums, signs)
+        return _Parted(below, sums, signs)
     rows = _rows(x, bucket)
-    flags = negative(rows).view(-1)
-    return _Parted(counts_of(flags, bucket), _sums(rows), pack(flags[: x.numel()]))
+    return _Parted(counts_of(negative(rows).view(-1), bucket), _sums(rows), negative_bits(x))
 
 
 def _sums(rows: Tensor) -> Tensor:
     """Of negative numbers and of others: [2, rows]."""
-    return torch.stack([rows.clamp(max=0).sum(1), rows.clamp(min=0).sum(1)])
+    sums = torch.stack([_folded(rows.clamp(max=0)), _folded(rows.clamp(min=0))])
+    return sums.add_(0.0)  # there is no minus zero
+
+
+def _folded(rows: Tensor) -> Tensor:
+    """Sums of rows [rows, width], in the order of the module's docstring."""
+    while rows.shape[1] > 1:
+        span = min(_SPAN, 1 << (rows.shape[1] - 1).bit_length())
+        parts = _halved(pad(rows, (0, -rows.shape[1] % span)).view(-1, span), _NARROW)
+        rows = _halved(parts.t().contiguous().t(), 1).view(len(rows), -1)  # turned: few numbers a row take long
+    return rows[:, 0]
+
+
+def _halved(parts: Tensor, width: int) -> Tensor:
+    """The halves of parts [parts, a power of two] added until they are as wide."""
+    while parts.shape[1] > width:
+        half = parts.shape[1] // 2
+        parts = parts[:, :half] + parts[:, half:]
+    return parts
 
 
 def _rows(flat: Tensor, length: int) -> Tensor:

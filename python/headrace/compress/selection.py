@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headrace.compress import kernels
 from headrace.compress.signs import in_numpy, piece_for, places
 
 SELECTIONS = ("exact", "sampled")
@@ -83,6 +84,11 @@ def sampled_places(n: int, count: int, device: torch.device = CPU) -> Tensor:
 
 def places_beyond(x: Tensor, threshold: Tensor) -> Tensor:
     """Ascending indices int64 where not |x| <= threshold."""
+    if kernels.serve(x, threshold):
+        bits = torch.empty(-(-x.numel() // 8), dtype=torch.uint8)
+        beyond = torch.empty(kernels.run("mark_beyond", x, x.numel(), threshold, bits), dtype=torch.int64)
+        kernels.run("places_of", bits, x.numel(), beyond)
+        return beyond
     found = []
     if not in_numpy(x):
         for start, piece in zip(range(0, x.numel(), piece_for(x)), x.split(piece_for(x)), strict=True):

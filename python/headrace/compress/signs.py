@@ -9,6 +9,7 @@ Words are those of little-endian machines.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from headrace.comm.fresh import fresh
+from headrace.compress import kernels
 
 _GATHER = 0x0102040810204080
 _ONES = 0x0101010101010101
@@ -31,9 +33,26 @@ def piece_for(x: Tensor, multiple: int = 8) -> int:
     return max(1, size // multiple) * multiple
 
 
+def pieces_with_sums(x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pieces of x [n], each with the sum of its |x|, at least in float32; in memory that is there."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    room = torch.empty(min(x.numel(), piece_for(x)), dtype=x.dtype, device=x.device)
+    for piece in x.split(piece_for(x)):
+        yield piece, torch.abs(piece, out=room[: piece.numel()]).sum(dtype=wide)
+
+
 def negative(x: Tensor) -> Tensor:
     """Flags of x < 0, bool."""
     return torch.from_numpy(np.less(x.numpy(), 0)) if in_numpy(x) else x < 0
+
+
+def negative_bits(x: Tensor) -> Tensor:
+    """Flags of x < 0 as bytes; see `pack`."""
+    if not kernels.serve(x):
+        return pack(negative(x))
+    bits = torch.empty(-(-x.numel() // 8), dtype=torch.uint8)
+    kernels.run("mark_negative", x, x.numel(), bits)
+    return bits
 
 
 def in_numpy(x: Tensor) -> bool:
@@ -109,7 +128,12 @@ def ascends(indices: Tensor) -> bool:
 
 def scattered(indices: Tensor, values: Tensor, n: int) -> Tensor:
     """Values [k] at different places of zeros [n]."""
-    out = fresh(n, values.dtype, values.device).zero_()
+    out = fresh(n, values.dtype, values.device)
+    if kernels.serve(values) and kernels.serve(indices, dtype=torch.int64):
+        falling = kernels.run("scatter", indices, values, len(indices), n, out)
+        if not falling:
+            return out
+    out.zero_()
     if in_numpy(values):
         out.numpy()[indices.numpy()] = values.numpy()
         return out
@@ -120,6 +144,15 @@ def table(clear: Tensor, marked: Tensor) -> Tensor:
     """[256, 8]: for every byte, `marked` (a scalar) where its bit is set and `clear` where not."""
     every = unpack(torch.arange(256, dtype=torch.uint8, device=clear.device), 2048)
     return torch.where(every, marked, clear).view(256, 8)
+
+
+def chosen(data: Tensor, clear: Tensor, marked: Tensor, n: int) -> Tensor:
+    """Numbers [n]: `marked` (a scalar) where the bit of bytes uint8 [ceil(n / 8)] is set, `clear` where not."""
+    if not (kernels.serve(clear, marked) and kernels.serve(data, dtype=torch.uint8)):
+        return looked_up(data, table(clear, marked))[:n]
+    out = fresh(n, clear.dtype, clear.device)
+    kernels.run("choose", data, n, 8 * len(data), torch.stack([marked, clear]), out)
+    return out
 
 
 def looked_up(data: Tensor, entries: Tensor) -> Tensor:

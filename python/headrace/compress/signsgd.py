@@ -25,8 +25,8 @@ from torch import Tensor
 
 from headrace.comm.sums import saturated
 from headrace.compress.base import Codec, State, joined, taken
-from headrace.compress.signs import looked_up, negative, pack, piece_for, table
-from headrace.compress.spec import CONTRACTION, Bound, CodecSpec
+from headrace.compress.signs import chosen, negative_bits, piece_for, pieces_with_sums
+from headrace.compress.spec import CONTRACTION, NO_SIZES, Bound, CodecSpec
 
 
 class SignSGD(Codec):
@@ -41,19 +41,19 @@ class SignSGD(Codec):
 
     def encode(self, x: Tensor, state: State) -> tuple[Tensor, State]:
         """See `Codec.encode`."""
-        sums, signs, size = [], [], piece_for(x)
-        for piece in x.split(size):
-            sums.append(piece.abs().sum(dtype=torch.promote_types(piece.dtype, torch.float32)))
-            signs.append(pack(negative(piece)))
+        sums, signs = [], []
+        for piece, total in pieces_with_sums(x):
+            sums.append(total)
+            signs.append(negative_bits(piece))
         scale = torch.stack(sums).double().sum() / x.numel()
         if not bool(scale.isfinite()):  # a sum beyond float32, or a number that is not finite
-            scale = torch.stack([(piece.double() / x.numel()).abs().sum() for piece in x.split(size)]).sum()
+            scale = torch.stack([(piece.double() / x.numel()).abs().sum() for piece in x.split(piece_for(x))]).sum()
         return joined([self._sent(scale).view(1), *signs]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
         """See `Codec.decode`."""
         scale = saturated(taken(data, 0, 1, torch.float32), dtype)[0]
-        return looked_up(data[4:], table(scale, -scale))[:n]
+        return chosen(data[4:], scale, -scale, n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> int:
         """See `Codec.nbytes`."""
@@ -73,7 +73,7 @@ def _spec(scaled: bool, rule: str, use: str, delta: Bound | None = None) -> Code
         rule=rule,
         use=use,
         bits="1, and 32 a tensor",
-        traits=frozenset({CONTRACTION} if scaled else ()),
+        traits=frozenset({CONTRACTION if scaled else NO_SIZES}),
         delta=delta,
     )
 

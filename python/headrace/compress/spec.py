@@ -18,8 +18,9 @@ SUMMABLE = "summable"  # payloads of all ranks may be added up as numbers of `nu
 VARIABLE = "variable"  # the number of bytes depends on the values
 OWN_FEEDBACK = "own_feedback"  # keeps what it did not send by itself: no error feedback around it
 OWN_MOMENTUM = "own_momentum"  # applies momentum itself: the optimizer must have none
+NO_SIZES = "no_sizes"  # what is decoded has a size of its own, whatever the tensor's: C(a x) = C(x) for a > 0
 TRAITS = (
-    EXACT, UNBIASED, CONTRACTION, RANDOM, SHARED_DRAWS, SUMMABLE, VARIABLE, OWN_FEEDBACK, OWN_MOMENTUM,
+    EXACT, UNBIASED, CONTRACTION, RANDOM, SHARED_DRAWS, SUMMABLE, VARIABLE, OWN_FEEDBACK, OWN_MOMENTUM, NO_SIZES,
 )  # fmt: skip
 
 Bound = Callable[[int, Mapping[str, Any]], float]

@@ -54,6 +54,8 @@ class ClippedTernGrad(TernGrad):
         clip: c, at least 1.
     """
 
+    clipped = True
+
     def __init__(self, bucket: int, clip: float) -> None:
         if not clip >= 1:
             raise UserError(f"clip must be at least 1, not {clip}", "2.5 is the paper's; without: terngrad")
@@ -64,10 +66,6 @@ class ClippedTernGrad(TernGrad):
         """See `Buckets.sizes`."""
         bound = norms(rows).mul_(self.clip / math.sqrt(rows.shape[1]))
         return torch.minimum(super().sizes(rows, room), bound)
-
-    def prepare(self, multiples: Tensor) -> None:
-        """See `Levels.prepare`."""
-        multiples.clamp_(-1.0, 1.0)
 
 
 def _omega(n: int, options: Mapping[str, Any]) -> float:

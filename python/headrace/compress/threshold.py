@@ -28,7 +28,7 @@ from headrace.compress.base import Codec, PayloadError, State, joined, taken
 from headrace.compress.index_coding import coded_bytes, decode_indices, encode_indices
 from headrace.compress.limits import within
 from headrace.compress.selection import all_finite, places_beyond
-from headrace.compress.signs import looked_up, negative, pack, piece_for, scattered, table
+from headrace.compress.signs import chosen, negative_bits, piece_for, pieces_with_sums, scattered
 from headrace.compress.spec import VARIABLE, CodecSpec
 
 
@@ -50,7 +50,7 @@ class Threshold(Codec):
         tau = self._threshold(x)
         beyond = places_beyond(x, tau.to(x.dtype)) if tau == tau else x.isfinite().logical_not_().nonzero().view(-1)
         count = torch.full((1,), beyond.numel(), dtype=torch.int64, device=x.device)
-        signs = pack(negative(x.index_select(0, beyond)))
+        signs = negative_bits(x.index_select(0, beyond))
         return joined([count, tau.view(1), signs, encode_indices(beyond, beyond.numel(), n)]), state
 
     def decode(self, data: Tensor, n: int, dtype: torch.dtype) -> Tensor:
@@ -63,7 +63,7 @@ class Threshold(Codec):
         if places.numel() != count:
             raise PayloadError(f"{places.numel()} places of {count} came")
         tau = saturated(taken(data, 8, 1, torch.float32), dtype)[0]
-        values = looked_up(data[12:start], table(tau, -tau))[:count]
+        values = chosen(data[12:start], tau, -tau, count)
         return scattered(places, values, n)
 
     def nbytes(self, n: int, dtype: torch.dtype) -> None:
@@ -73,10 +73,9 @@ class Threshold(Codec):
         """tau float32, or NaN where x is not finite."""
         if not self._relative:
             return torch.tensor(self._tau if all_finite(x) else math.nan, device=x.device)
-        size, wide = piece_for(x), torch.promote_types(x.dtype, torch.float32)
-        total = torch.stack([piece.abs().sum(dtype=wide) for piece in x.split(size)]).double().sum()
+        total = torch.stack([part for _, part in pieces_with_sums(x)]).double().sum()
         if not bool(total.isfinite()):  # a sum beyond float32, or a number that is not finite
-            total = torch.stack([piece.double().abs().sum() for piece in x.split(size)]).sum()
+            total = torch.stack([piece.double().abs().sum() for piece in x.split(piece_for(x))]).sum()
         return saturated(total * (self._tau / x.numel()), torch.float32)
 
 

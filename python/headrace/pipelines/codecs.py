@@ -85,10 +85,12 @@ def _facts(spec: CodecSpec) -> Iterator[str]:
 
 
 def _error(spec: CodecSpec) -> str:
-    from headrace.compress.spec import EXACT
+    from headrace.compress.spec import EXACT, NO_SIZES
 
     if EXACT in spec.traits:
         return "none"
+    if NO_SIZES in spec.traits:
+        return "no bound: sizes are not sent"
     said = [f"omega {spec.omega(10**6, spec.defaults):.3g}"] if spec.omega else []
     said += [f"delta {spec.delta(10**6, spec.defaults):.3g}"] if spec.delta else []
     return ", ".join(said) or "no bound: feedback sends the rest"

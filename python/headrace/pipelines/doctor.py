@@ -67,6 +67,7 @@ def checks(cfg: Config) -> dict[str, Callable[[], Finding]]:
         "jar": check_own_jar,
         "spark-submit": check_submit,
         "torch": check_torch,
+        "kernels": check_kernels,
         "horovod": check_horovod,
         "petastorm": lambda: _imported("petastorm", "from petastorm.reader import Reader"),
         "mlflow": lambda: _imported("mlflow", "import mlflow.pyfunc"),
@@ -153,6 +154,13 @@ def check_torch() -> Finding:
     )
     said = _run_python(code)
     return Finding(OK, f"{importlib.metadata.version('torch')}, {said}")
+
+
+def check_kernels() -> Finding:
+    """Codecs of gradients and optimizers' states in 8 bits have compiled kernels; without them they are slower."""
+    code = "from headrace.compress import kernels as k; print(int(k.found().library is not None), k.found().said)"
+    used, said = _run_python(code).split(" ", 1)
+    return Finding(OK, said) if used == "1" else Finding(WARN, said, "make setup, without HEADRACE_KERNELS=off")
 
 
 def check_horovod() -> Finding:
