@@ -142,6 +142,26 @@ def test_broken_rules_are_counted_in_the_users_words(spark: SparkSession, lake: 
     assert delta.latest_version(TOY.path(lake)) == 1
 
 
+def test_a_table_that_another_has_just_created_is_tried_again() -> None:
+    """Delta says so where its copy of the log is from before the first commit; what is no race is raised at once."""
+    tries = []
+
+    def late() -> int:
+        tries.append(len(tries))
+        if len(tries) < 3:
+            raise RuntimeError("[DELTA_TABLE_NOT_FOUND] Delta table `silver/toy` doesn't exist.")
+        return 7
+
+    def wrong() -> int:
+        tries.append(len(tries))
+        raise RuntimeError("[DELTA_SCHEMA_CHANGED] no race")
+
+    assert delta._retry(late, 5) == 7 and len(tries) == 3
+    with pytest.raises(RuntimeError, match="no race"):
+        delta._retry(wrong, 5)
+    assert len(tries) == 4
+
+
 def test_creators_and_writers_race_and_nothing_is_lost(spark: SparkSession, lake: Path) -> None:
     writers, failures = 3, []
     barrier = threading.Barrier(writers)

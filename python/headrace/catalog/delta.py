@@ -62,6 +62,8 @@ _CONFLICT = re.compile(
     r"(ProtocolChanged|MetadataChanged|Concurrent(Append|DeleteRead|DeleteDelete|Write|Transaction|Modification))\w*"
     r"|DELTA_(CONCURRENT|PROTOCOL_CHANGED|METADATA_CHANGED|TABLE_ALREADY_EXISTS)|TABLE_OR_VIEW_ALREADY_EXISTS"
 )
+# Of a table that another has just created: what this JVM holds of its log is from before the first commit.
+_UNSEEN = re.compile("DELTA_TABLE_NOT_FOUND")
 
 
 @dataclass(frozen=True)
@@ -319,12 +321,12 @@ def materialize(
 
 
 def _retry(act: Callable[[], T], attempts: int) -> T:
-    """Try again when another writer came between; waits grow to two seconds, with chance in them."""
+    """Try again when another writer, or creator, came between; waits grow to two seconds, with chance in them."""
     for attempt in range(1, attempts + 1):
         try:
             return act()
         except Exception as error:
-            if not is_conflict(error):
+            if not is_conflict(error) and not _UNSEEN.search(str(error)):
                 raise
             if attempt == attempts:
                 remedy = "run it again when fewer programs write to this table"
