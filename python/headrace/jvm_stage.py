@@ -1,11 +1,16 @@
 """What our stages of spark.ml that live in the JVM (`io.headrace.ml`) share in Python: reading them back.
 
+A pipeline, or a tuned model, that is read back looks for Python's class of a stage by the JVM's name: as `X` of a
+module `io.headrace.ml`. There it finds those whose modules were imported before.
+
 Import the module within functions: its classes are pyspark's.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 from pyspark.ml.util import JavaMLReader
@@ -14,6 +19,7 @@ from headrace import __version__, resources
 from headrace.errors import UserError
 
 _PACKAGE = "io.headrace.ml"
+_BY_NAME = sys.modules.setdefault(_PACKAGE, ModuleType(_PACKAGE))
 
 
 class _Reader(JavaMLReader[Any]):
@@ -31,7 +37,15 @@ class _Reader(JavaMLReader[Any]):
         return self._made(self._jread.load(path))
 
 
-class JvmModel:
+class _Named:
+    """A class that pyspark finds by the name of the JVM's."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        setattr(_BY_NAME, cls.__name__, cls)
+
+
+class JvmModel(_Named):
     """Beside JavaModel, before JavaMLReadable: a model that is read back."""
 
     @classmethod
@@ -46,7 +60,7 @@ class JvmModel:
         return model
 
 
-class JvmEstimator:
+class JvmEstimator(_Named):
     """Beside JavaEstimator, before JavaMLReadable: an estimator made by our jar, and read back."""
 
     def _of_the_jar(self) -> Any:

@@ -153,6 +153,32 @@ def test_kept_read_back_and_started_from(spark: SparkSession, tmp_path: Path, ag
     assert model.summary.certificate.startswith("objective ") and model.summary.warnings
 
 
+def test_pipelines_and_tuned_models_are_read_back(spark: SparkSession, tmp_path: Path) -> None:
+    from pyspark.ml import Pipeline, PipelineModel
+    from pyspark.ml.evaluation import BinaryClassificationEvaluator
+    from pyspark.ml.linalg import Vectors
+    from pyspark.ml.tuning import ParamGridBuilder, TrainValidationSplit, TrainValidationSplitModel
+
+    x = np.random.default_rng(4).normal(size=(60, 2))
+    rows = spark.createDataFrame([(float(a > 0), Vectors.dense(a, b)) for a, b in x], ["label", "features"]).coalesce(1)
+    stage = estimator(regParam=0.1)
+    whole = Pipeline(stages=[stage])
+    whole.write().save(str(tmp_path / "whole"))
+    (read,) = Pipeline.load(str(tmp_path / "whole")).getStages()
+    assert type(read) is type(stage) and (read.uid, read.getOrDefault("regParam")) == (stage.uid, 0.1)
+    fitted = whole.fit(rows)
+    fitted.write().save(str(tmp_path / "fitted"))
+    (model,) = PipelineModel.load(str(tmp_path / "fitted")).stages
+    assert model.coefficients == fitted.stages[0].coefficients
+    grid = ParamGridBuilder().addGrid(stage.regParam, [0.1, 1.0]).build()
+    tuned = TrainValidationSplit(
+        estimator=stage, estimatorParamMaps=grid, evaluator=BinaryClassificationEvaluator(), seed=1
+    ).fit(rows)
+    tuned.write().save(str(tmp_path / "tuned"))
+    again = TrainValidationSplitModel.load(str(tmp_path / "tuned"))
+    assert again.bestModel.coefficients == tuned.bestModel.coefficients
+
+
 def test_refusals(spark: SparkSession) -> None:
     from pyspark.ml.linalg import Vectors
 
@@ -177,52 +203,22 @@ def test_a_jar_without_the_class_is_said_with_what_makes_it(spark: SparkSession)
 
 @pytest.mark.campaign
 @pytest.mark.timeout(3600)
+@pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("name", ["agaricus", "a9a"])
-def test_every_solver_penalty_and_number_of_partitions(name: str, request: pytest.FixtureRequest) -> None:
+def test_every_solver_and_number_of_partitions(name: str, penalty: str, request: pytest.FixtureRequest) -> None:
     rows, known = request.getfixturevalue(name)
-    for penalty, (reg, share) in PENALTIES.items():
-        how = Settings(reg_param=reg, elastic_net_param=share, standardization=False)
-        least = newton_cg(known, reg) if share == 0 else minimum(known, how, tol=1e-11)[2]
-        for solver, parts in itertools.product(SOLVERS, PARTITIONS):
-            for shuffle in (True, False):
-                model = estimator(
-                    solver=solver,
-                    regParam=reg,
-                    elasticNetParam=share,
-                    standardization=False,
-                    shuffle=shuffle,
-                    tol=1e-6,
-                    maxIter=5000,
-                ).fit(partitioned(rows, parts, by_label=True))
-                print(name, penalty, solver, parts, shuffle, model.summary.certificate)
-                check_minimum(model, known, how, least)
-
-
-@pytest.mark.campaign
-@pytest.mark.timeout(3600)
-def test_a_million_rows_of_a_hundred_thousand_features(spark: SparkSession) -> None:
-    """Generated, ten features of the zeta distribution a row; against scikit-learn's newton-cg."""
-    from pyspark.ml.linalg import SparseVector, VectorUDT
-    from pyspark.sql import functions as f
-
-    count, features = 1_000_000, 100_000
-
-    @f.udf(VectorUDT())
-    def drawn(key: int) -> SparseVector:
-        rng = np.random.default_rng(key)
-        places = np.unique(np.minimum(rng.zipf(1.3, 10), features) - 1)
-        return SparseVector(features, places, np.ones(len(places)))
-
-    @f.udf("double")
-    def labelled(key: int, vector: SparseVector) -> float:
-        truth = np.sin(1.0 + vector.indices * 12.9898) * 2  # a coefficient by feature, without a table of them
-        return float(np.random.default_rng(key + count).logistic() < truth.sum())
-
-    rows = spark.range(0, count, 1, 8).withColumn("features", drawn("id"))
-    rows = rows.withColumn("label", labelled("id", "features")).cache()
-    known = arrays(rows)
-    least = newton_cg(known, 1e-5)
-    for parts in (2, 16):
-        model = estimator(regParam=1e-5, standardization=False, numPartitions=parts, tol=1e-6).fit(rows)
-        print(model.summary.certificate)
-        check_minimum(model, known, Settings(reg_param=1e-5, standardization=False), least)
+    reg, share = PENALTIES[penalty]
+    how = Settings(reg_param=reg, elastic_net_param=share, standardization=False)
+    least = newton_cg(known, reg) if share == 0 else minimum(known, how, tol=1e-11)[2]
+    for solver, parts, shuffle in itertools.product(SOLVERS, PARTITIONS, (True, False)):
+        model = estimator(
+            solver=solver,
+            regParam=reg,
+            elasticNetParam=share,
+            standardization=False,
+            shuffle=shuffle,
+            tol=1e-6,
+            maxIter=5000,
+        ).fit(partitioned(rows, parts, by_label=True))
+        print(name, penalty, solver, parts, shuffle, model.summary.certificate, flush=True)
+        check_minimum(model, known, how, least)

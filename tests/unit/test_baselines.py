@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from pyspark.errors import IllegalArgumentException
 
 from headrace.baselines import BASELINES, having, options_of
+from headrace.baselines.saga import Round, TrainingSummary
 from headrace.baselines.spec import CLASSIFIER, LOGISTIC, RECOMMENDER, SEEDED, BaselineSpec, option_name, param_name
 from headrace.baselines.tuning import check_grid
 from headrace.errors import UserError
 from headrace.pipelines import baseline_als, baseline_classifier, baseline_logistic
 from headrace.pipelines.baseline_data import InputConfig
+from headrace.pipelines.baseline_fit import _in_the_users_words, _tell_of_rounds
 from headrace.pipelines.baseline_settings import ModelOptions, TuningConfig
 from headrace.pipelines.peak_memory import PeakMemory
 from headrace.pipelines.spark_events import event_log, written
+from headrace.report import Report
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -99,6 +105,31 @@ def test_recommenders_settings_are_refused_before_spark_starts(tmp_path):
     assert "is unknown" in als(cold_start="nan")
     grid = {"tune": "cross_validation", "tuning": TuningConfig(grid={"rank": [5]})}
     assert "says nothing of implicit" in als(model=ModelOptions(options={"implicit_prefs": True}), **grid)
+
+
+@pytest.mark.parametrize(
+    ("ended", "converged", "said"),
+    [("gap", True, None), ("epochs", False, "raise --model.max_iter"), ("rounding", False, "--model.standardization")],
+)
+def test_a_fit_that_did_not_come_to_its_tolerance_is_a_warning_with_what_to_do(ended, converged, said):
+    first = Round(0, 1.0, 10, 0.7, 0.2, "start", 0, 0, 0.1)
+    summary = TrainingSummary("proof", ended, converged, 0.7, 0.5, 0.2 / 0.7, 1.0, 10, (), (first,))
+    run = SimpleNamespace(report=Report("baseline", out=io.StringIO()), event=lambda event: None)
+    _tell_of_rounds(run, summary)
+    assert [said in warning for warning in run.report.warnings] == ([] if said is None else [True])
+    assert run.report.results["ended"] == ended
+
+
+def test_what_the_jvm_says_of_rows_is_an_error_of_the_users():
+    with (
+        pytest.raises(UserError, match=r"^column label has .* no row of class 1: .*holes\n.*mend the rows"),
+        _in_the_users_words(),
+    ):
+        raise IllegalArgumentException(
+            "requirement failed: column label has classes up to 2 but no row of class 1: number them without holes"
+        )
+    with pytest.raises(IllegalArgumentException), _in_the_users_words():
+        raise IllegalArgumentException("requirement failed: something else")
 
 
 def test_bytes_shuffled_are_those_of_stages_that_ended():

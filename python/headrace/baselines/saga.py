@@ -137,7 +137,7 @@ class TrainingSummary:
     Args:
         certificate: all in a line.
         ended: why: gap, change, rounding or epochs (`maxIter`).
-        converged: whether it ended by anything but `maxIter`.
+        converged: whether it ended by neither `maxIter` nor, with a gap over `tol` (without l2, its root), by rounding.
         objective: where it ended.
         bound: a lower bound of the minimum; -inf without penalty, which gives none.
         relative_gap: (objective - bound) / |objective|.

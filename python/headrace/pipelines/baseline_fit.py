@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.baselines.saga import Round, TrainingSummary
     from headrace.pipelines.baseline_run import BaselineRun
 
+_BAD_ROWS = re.compile(r"(?:requirement failed: )?(column .+)")
 _BAD_PARAM = re.compile(r"parameter (\w+) given invalid value ([^\s.]+(?:\.\d+\S*)?)")
 
 
@@ -119,7 +120,11 @@ def _tell_of_rounds(run: BaselineRun, summary: TrainingSummary) -> None:
     for line in (summary.certificate, *summary.warnings):
         run.report.say(f"  {line}")
     if not summary.converged:
-        run.report.warn(f"ended by epochs, not by --model.tol: raise --model.max_iter ({summary.certificate})")
+        why, remedy = summary.ended, "raise --model.max_iter"
+        if summary.ended != "epochs":
+            why += ": features differ too much in size"
+            remedy = "--model.standardization true, or scale them"
+        run.report.warn(f"ended by {why}, not by --model.tol: {remedy} ({summary.certificate})")
 
 
 def _heights(each: Round) -> dict[str, float]:
@@ -131,7 +136,7 @@ def _heights(each: Round) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _in_the_users_words() -> Iterator[None]:
-    """What MLlib's validators say of an option."""
+    """What MLlib's validators say of an option, and our estimator of rows."""
     from pyspark.errors import IllegalArgumentException
 
     try:
@@ -142,4 +147,6 @@ def _in_the_users_words() -> Iterator[None]:
             raise UserError(
                 f"--model.{name} {found[2].rstrip('.')} is out of range", "--help lists the defaults"
             ) from None
+        if said := _BAD_ROWS.match(str(error)):
+            raise UserError(said[1], "mend the rows, or name other columns") from None
         raise

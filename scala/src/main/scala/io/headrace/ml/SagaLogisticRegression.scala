@@ -83,11 +83,12 @@ final class SagaLogisticRegression(override val uid: String)
     try {
       val facts   = TrainingFacts.of(raw, columns)
       val outputs = outputsOf(facts)
-      val moments = Moments.of(raw.map(_.block).filter(_.rows > 0), facts.features)
-      val scale   = ModelScale.of(moments, $(standardization))
+      refuseOverlong(facts.features, outputs)
+      val moments = finite(Moments.of(raw.map(_.block).filter(_.rows > 0), facts.features))
+      val scale   = ModelScale.of(moments, $(standardization), $(fitIntercept))
       val penalty = Penalty($(regParam) * $(elasticNetParam), $(regParam) * (1 - $(elasticNetParam)))
       val problem = Problem(lossOf(outputs), penalty, Shape(facts.features, outputs, $(fitIntercept)))
-      val rows    = scaled(raw, scale.factor).persist(StorageLevel.MEMORY_AND_DISK)
+      val rows    = scaled(raw, scale, problem.shape).persist(StorageLevel.MEMORY_AND_DISK)
       try {
         val shards = new RddShards(rows, facts.features)
         raw.unpersist(blocking = false) // the scaled ones are there
@@ -114,12 +115,30 @@ final class SagaLogisticRegression(override val uid: String)
     else TrainingBlocks.of(rows, told)
   }
 
-  private def scaled(raw: RDD[RawBlock], factor: Array[Double]): RDD[Shard] = {
-    val shared    = raw.sparkContext.broadcast(factor)
-    val intercept = $(fitIntercept)
+  private def scaled(raw: RDD[RawBlock], scale: ModelScale, shape: Shape): RDD[Shard] = {
+    val shared = raw.sparkContext.broadcast(scale)
     raw.mapPartitionsWithIndex { (at, blocks) =>
-      blocks.filter(_.block.rows > 0).map(one => Shard.of(at, one.block.scaled(shared.value), intercept))
+      blocks.filter(_.block.rows > 0).map(one => Shard.of(at, one.block.scaled(shared.value), shape))
     }
+  }
+
+  /** What a partition sends of moments, or of an evaluation, is one array. */
+  private def refuseOverlong(features: Int, outputs: Int): Unit = {
+    val most = math.max(4L * features + 4, (features + 1L + outputs) * outputs + 3)
+    require(
+      most <= Int.MaxValue - 8,
+      s"column ${$(featuresCol)} has vectors of $features features, for $outputs margins: more than an array holds; hash them to fewer"
+    )
+  }
+
+  /** Else a spread without end would make a feature's factor 0, as if it were constant. */
+  private def finite(moments: Moments): Moments = {
+    val at = moments.deviation.indexWhere(each => each.isInfinite || each.isNaN)
+    require(
+      at < 0,
+      s"column ${$(featuresCol)} has numbers whose squares are no finite numbers at feature $at: scale them"
+    )
+    moments
   }
 
   private def outputsOf(facts: TrainingFacts): Int =

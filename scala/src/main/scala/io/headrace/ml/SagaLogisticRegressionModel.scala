@@ -143,7 +143,8 @@ private final class SagaScorer(
       thresholds match {
         case Some(limits) if probabilities =>
           val scores = probability(features).toArray.zip(limits)
-          Vectors.dense(scores.map { case (p, t) => if (t == 0) Double.PositiveInfinity else p / t }).argmax.toDouble
+          // as in MLlib: a class of threshold 0 is predicted always, but where its probability is 0, too
+          Vectors.dense(scores.map { case (p, t) => if (p == 0) 0.0 else p / t }).argmax.toDouble
         case _ => raw(features).argmax.toDouble
       }
 

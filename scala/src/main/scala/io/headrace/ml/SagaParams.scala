@@ -132,6 +132,15 @@ trait SagaParams
       numeric(schema, $(labelCol), "labelCol")
       if (isNamed(weightCol)) numeric(schema, $(weightCol), "weightCol")
     }
+    require(
+      !isDefined(thresholds) || $(loss) == "logistic",
+      s"thresholds are of probabilities, which the loss ${$(loss)} has none of: leave them out"
+    )
+    val twice = made.map(_._1).diff(made.map(_._1).distinct)
+    require(
+      twice.isEmpty,
+      s"column ${twice.mkString} is asked for twice: name predictions, scores, probabilities apart"
+    )
     for ((name, _) <- made) require(!schema.fieldNames.contains(name), s"column $name is there already")
     StructType(schema.fields ++ made.map { case (name, kind) =>
       StructField(name, kind, nullable = kind == VectorType)

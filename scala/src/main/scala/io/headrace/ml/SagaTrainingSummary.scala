@@ -30,7 +30,7 @@ final class SagaTrainingSummary private[ml] (
   def bound: Double = rounds.last.bound
 
   /** (objective - bound) / |objective|: the relative distance from the minimum is not larger. */
-  def relativeGap: Double = (objective - bound) / math.abs(objective)
+  def relativeGap: Double = if (objective == bound) 0.0 else (objective - bound) / math.abs(objective)
 
   /** By each round, what its objective was above the last bound: a bound of its distance from the minimum. */
   def gapHistory: Array[Double] = objectiveHistory.map(_ - bound)

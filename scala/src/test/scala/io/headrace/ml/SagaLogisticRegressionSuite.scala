@@ -1,19 +1,23 @@
 package io.headrace.ml
 
 import java.nio.file.{Files, Paths}
+import java.util.concurrent.atomic.AtomicLong
 
 import scala.jdk.CollectionConverters._
 
 import com.fasterxml.jackson.databind.{JsonNode, ObjectMapper}
 import org.apache.spark.ml.{Pipeline, PipelineModel}
 import org.apache.spark.ml.classification.LogisticRegression
-import org.apache.spark.ml.linalg.{Vector, Vectors}
+import org.apache.spark.ml.linalg.{Matrices, Vector, Vectors}
+import org.apache.spark.scheduler.{SparkListener, SparkListenerTaskEnd}
 import org.apache.spark.sql.{DataFrame, SparkSession}
 import org.apache.spark.sql.functions.col
 import org.scalatest.BeforeAndAfterAll
+import org.scalatest.concurrent.Eventually.{eventually, timeout}
 import org.scalatest.funsuite.AnyFunSuite
+import org.scalatest.time.{Seconds, Span}
 
-import io.headrace.ml.saga.{GeneratedRows, OrderedSum, Anchor}
+import io.headrace.ml.saga._
 
 class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
   private lazy val spark = {
@@ -131,6 +135,8 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     val dot     = row.getAs[Vector](0).toArray.zip(ridge.coefficients.toArray).map(two => two._1 * two._2).sum
     assert(math.abs(row.getDouble(1) - dot - ridge.intercept) < 1e-12)
     assert(ridge.transform(numbers).columns.toSeq == Seq("label", "weight", "features", "prediction"))
+    val none = estimator.setLoss("squared").fit(frame(generated(1).map(_.copy(_1 = 0.0)), 2)).summary
+    assert(none.objective == 0.0 && none.relativeGap == 0.0 && none.converged)
     val machine = estimator.setLoss("squared_hinge").fit(frame(generated(2), 2)).transform(frame(generated(2), 2))
     assert(machine.columns.drop(3).toSeq == Seq("rawPrediction", "prediction"))
     assert(machine.where(col("prediction") === col("label")).count() > 130) // of 200 noisy labels
@@ -150,6 +156,13 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     assert(SagaLogisticRegression.load(folder).getTol == 0.5)
     val warm = estimator.setThresholds(Array(0.1, 0.2, 0.3)).setInitialModel(inner)
     assert(warm.copy(warm.extractParamMap()).fit(rows).summary.rounds.length <= 3)
+  }
+
+  test("a class of threshold 0 is predicted but where its probability is 0, as in MLlib") {
+    val limits = Some(Array(0.0, 1.0))
+    val scorer = new SagaScorer(Matrices.dense(1, 1, Array(1.0)), Vectors.dense(0.0), 2, limits)
+    assert(scorer.prediction(Vectors.dense(30.0), probabilities = true) == 0.0)
+    assert(scorer.prediction(Vectors.dense(1000.0), probabilities = true) == 1.0) // exp(-1000) is no number
   }
 
   test("parameters are checked") {
@@ -178,6 +191,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     says(good :+ ((-1.0, 1.0, one)), "column label", "-1")()
     says(good :+ ((Double.NaN, 1.0, one)), "column label", "NaN")()
     says(good :+ ((3.0, 1.0, one)), "column label", "no row of class 2")()
+    says(good :+ ((1e5, 1.0, one)), "column label", "100000 classes")()
     says(good :+ ((2.0, 1.0, one)), "column label", "3 classes")(_.setFamily("binomial"))
     says(good.filter(_._1 == 0), "column label", "one class only")()
     says(good :+ ((1.0, -1.0, one)), "column weight", "-1")()
@@ -191,9 +205,16 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, 1e300)))), "column features", "squares")(
       _.setStandardization(false)
     )
+    says(good :+ ((1.0, 1.0, Vectors.dense(one.toArray.updated(7, 1e160)))), "column features", "at feature 7")()
+    says(
+      Seq((0.0, 1.0, Vectors.sparse(1 << 30, Array(3), Array(1.0))), (1.0, 1.0, Vectors.sparse(1 << 30, Nil))),
+      "array"
+    )()
     says(Nil, "no rows")()
     says(good.map(row => (row._1, 0.0, row._3)), "no rows")()
     says(good, "thresholds has 3")(_.setThresholds(Array(0.1, 0.2, 0.3)))
+    for (loss <- Seq("squared_hinge", "squared"))
+      says(good, "thresholds", s"the loss $loss")(_.setLoss(loss).setThresholds(Array(0.9, 0.1)))
     val rows = frame(good, 2)
     assert(
       intercept[IllegalArgumentException](estimator.fit(rows.drop("label"))).getMessage.contains("no column label")
@@ -206,6 +227,28 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
       intercept[IllegalArgumentException](estimator.setPredictionCol("label").fit(rows)).getMessage
         .contains("is there already")
     )
+    assert(
+      intercept[IllegalArgumentException](estimator.setPredictionCol("p").setProbabilityCol("p").fit(rows)).getMessage
+        .contains("p is asked for twice")
+    )
+  }
+
+  test("a feature far from zero, such as a year, takes no more epochs: the intercept stands in for its center") {
+    for (classes <- Seq(2, 3)) {
+      val years = generated(classes).zipWithIndex.map { case ((label, weight, x), at) =>
+        (label, weight, Vectors.dense(x.toArray.updated(2, 2010.0 + at % 11)))
+      }
+      val rows = frame(years, 2)
+      val ours = estimator.setMaxIter(300).fit(rows)
+      val lib  =
+        new LogisticRegression().setWeightCol("weight").setRegParam(0.01).setTol(1e-13).setMaxIter(1000).fit(rows)
+      assert(ours.summary.ended == "gap", ours.summary.certificate)
+      val both = Seq(ours.coefficientMatrix, lib.coefficientMatrix).map(each => Vectors.dense(each.toArray))
+      assert(near(both(0), both(1), 1e-3), s"$classes classes")
+      val p = ours.setPredictionCol("p").setRawPredictionCol("r").setProbabilityCol("q").transform(lib.transform(rows))
+      for (row <- p.select("probability", "q").collect()) assert(near(row.getAs[Vector](1), row.getAs[Vector](0), 1e-3))
+      assert(estimator.setInitialModel(ours).fit(rows).summary.rounds.length <= 3, s"$classes classes")
+    }
   }
 
   test("a constant feature has coefficient 0, with a warning; rows of weight zero count for nothing") {
@@ -213,6 +256,34 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     val model = estimator.fit(frame(rows ++ rows.take(20).map(row => (1 - row._1, 0.0, row._3)), 2))
     assert(model.coefficients(2) == 0.0 && model.summary.warnings.exists(_.contains("1 constant features")))
     assert(near(model.coefficients, estimator.fit(frame(rows, 2)).coefficients, 1e-4))
+  }
+
+  test("the driver gets one vector where classes are many: an evaluation sends their number squared") {
+    val (classes, parts) = (300, 16)
+    val problem          = Problem(SoftmaxLoss(classes), Penalty(0, 0.1), Shape(1, classes, intercept = true))
+    val shards           = spark.sparkContext.parallelize(0 until parts, parts).map { part =>
+      val builder = new CsrBuilder
+      for (label <- 0 until classes) {
+        builder.feature(0, label.toDouble)
+        builder.row(label.toDouble, 1.0)
+      }
+      Shard.of(part, builder.result(), Shape(1, classes, intercept = true))
+    }
+    val sent     = new AtomicLong
+    val listener = new SparkListener {
+      override def onTaskEnd(end: SparkListenerTaskEnd): Unit = sent.addAndGet(end.taskMetrics.resultSize)
+    }
+    val lies = new RddShards(shards.cache(), 1)
+    spark.sparkContext.addSparkListener(listener)
+    try {
+      lies.evaluate(problem, new Array[Double](problem.shape.length), Batch.Whole).release()
+      eventually(timeout(Span(30, Seconds)))(assert(sent.get >= 8L * classes * classes))
+      Thread.sleep(500) // whatever else there is
+      assert(sent.get < 2 * 8L * classes * classes)
+    } finally {
+      spark.sparkContext.removeSparkListener(listener)
+      shards.unpersist()
+    }
   }
 
   test("a large sum goes over groups of neighbours, in the order of partitions") {

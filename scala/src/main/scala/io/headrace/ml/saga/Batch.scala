@@ -14,7 +14,9 @@ final case class Batch(share: Double, draw: Draw) {
   /** Whether it takes each of a partition's rows. */
   def of(partition: Int, rows: Int): Array[Boolean] = {
     val random = new SplittableRandom(draw.of(partition))
-    Array.fill(rows)(whole || random.nextDouble() < share)
+    val taken  = new Array[Boolean](rows)
+    for (row <- 0 until rows) taken(row) = whole || random.nextDouble() < share
+    taken
   }
 }
 

@@ -1,5 +1,7 @@
 package io.headrace.ml.saga
 
+import scala.collection.mutable.ArrayBuilder
+
 /**
  * Rows of one partition, compressed: row i's features are `index` and `value` from start(i) until start(i + 1).
  *
@@ -17,13 +19,18 @@ final class CsrBlock(
 
   val weightSum: Double = weight.sum
 
-  /** Every feature times its factor; those of factor 0 are left out. */
-  def scaled(factor: Array[Double]): CsrBlock = {
-    val builder = new CsrBuilder
-    for (row <- 0 until rows) {
-      for (at <- start(row) until start(row + 1); by = factor(index(at)) if by != 0)
-        builder.feature(index(at), value(at) * by)
+  /** Every feature less its center, times its factor; those of factor 0 are left out. See [[ModelScale]]. */
+  def scaled(scale: ModelScale): CsrBlock = {
+    val builder   = new CsrBuilder(rows, index.length)
+    var (row, at) = (0, 0)
+    while (row < rows) {
+      while (at < start(row + 1)) {
+        val by = scale.factor(index(at))
+        if (by != 0) builder.feature(index(at), (value(at) - scale.center(index(at))) * by)
+        at += 1
+      }
       builder.row(label(row), weight(row))
+      row += 1
     }
     builder.result()
   }
@@ -33,24 +40,34 @@ final class CsrBlock(
    * that comes again after a loss, has the same rows, not in the same order.
    */
   def canonical: CsrBlock = {
-    val hashes  = Array.tabulate(rows)(hash)
-    val builder = new CsrBuilder
-    for (row <- (0 until rows).sortBy(hashes(_))) builder.take(this, row)
+    val hashes = new Array[Long](rows)
+    for (row <- 0 until rows) hashes(row) = hash(row)
+    val builder = new CsrBuilder(rows, index.length)
+    for (row <- StableOrder.by(hashes)) builder.take(this, row)
     builder.result()
   }
 
   private def hash(row: Int): Long = {
     var found = Draw.mixed(label(row).hashCode.toLong ^ java.lang.Double.doubleToLongBits(weight(row)))
-    for (at <- start(row) until start(row + 1))
+    var at    = start(row)
+    while (at < start(row + 1)) {
       found = Draw.mixed(Draw.mixed(found + index(at)) ^ java.lang.Double.doubleToLongBits(value(at)))
+      at += 1
+    }
     found
   }
 
   /** sum_i w_i x_ij^2 by feature. */
   def secondMoments(features: Int): Array[Double] = {
-    val into = new Array[Double](features)
-    for (row <- 0 until rows; at <- start(row) until start(row + 1))
-      into(index(at)) += weight(row) * value(at) * value(at)
+    val into      = new Array[Double](features)
+    var (row, at) = (0, 0)
+    while (row < rows) {
+      while (at < start(row + 1)) {
+        into(index(at)) += weight(row) * value(at) * value(at)
+        at += 1
+      }
+      row += 1
+    }
     into
   }
 
@@ -66,39 +83,59 @@ final class CsrBlock(
   }
 }
 
-/** Takes rows one by one into a [[CsrBlock]]. */
-final class CsrBuilder {
-  private val index  = Array.newBuilder[Int]
-  private val value  = Array.newBuilder[Double]
-  private val start  = Array.newBuilder[Int] += 0
-  private val label  = Array.newBuilder[Double]
-  private val weight = Array.newBuilder[Double]
-  private var filled = 0
+/**
+ * Takes rows one by one into a [[CsrBlock]].
+ *
+ * @param rows
+ *   how many may come, 0 where nobody knows; so `nonZeros`
+ */
+final class CsrBuilder(rows: Int = 0, nonZeros: Int = 0) {
+  // addOne and addAll of these classes take numbers as they are, += boxes them
+  private val index  = new ArrayBuilder.ofInt
+  private val value  = new ArrayBuilder.ofDouble
+  private val start  = new ArrayBuilder.ofInt
+  private val label  = new ArrayBuilder.ofDouble
+  private val weight = new ArrayBuilder.ofDouble
+  index.sizeHint(nonZeros)
+  value.sizeHint(nonZeros)
+  label.sizeHint(rows)
+  weight.sizeHint(rows)
+  start.sizeHint(rows + 1)
+  start.addOne(0)
 
   /** Take a feature of the row that comes next. */
   def feature(at: Int, amount: Double): Unit = {
-    if (filled == CsrBuilder.Most)
-      throw new IllegalArgumentException(s"a partition has over ${CsrBuilder.Most} non-zeros: use more partitions")
-    index += at
-    value += amount
-    filled += 1
+    refuseOver(1)
+    index.addOne(at)
+    value.addOne(amount)
+  }
+
+  /** Take features of the row that comes next, from `from` until `until`. */
+  def features(at: Array[Int], amount: Array[Double], from: Int, until: Int): Unit = {
+    refuseOver(until - from)
+    index.addAll(at, from, until - from)
+    value.addAll(amount, from, until - from)
   }
 
   /** Close the row. */
   def row(labelGiven: Double, weightGiven: Double): Unit = {
-    start += filled
-    label += labelGiven
-    weight += weightGiven
+    start.addOne(index.length)
+    label.addOne(labelGiven)
+    weight.addOne(weightGiven)
   }
 
   /** Take a block's row. */
   def take(block: CsrBlock, from: Int): Unit = {
-    for (at <- block.start(from) until block.start(from + 1)) feature(block.index(at), block.value(at))
+    features(block.index, block.value, block.start(from), block.start(from + 1))
     row(block.label(from), block.weight(from))
   }
 
   def result(): CsrBlock =
     new CsrBlock(start.result(), index.result(), value.result(), label.result(), weight.result())
+
+  private def refuseOver(more: Int): Unit =
+    if (index.length > CsrBuilder.Most - more)
+      throw new IllegalArgumentException(s"a partition has over ${CsrBuilder.Most} non-zeros: use more partitions")
 }
 
 object CsrBuilder {

@@ -21,13 +21,17 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
   private val delta     = step * l2
   private val rate      = math.log1p(delta)
   private val shrink    = 1 / (1 + delta)
-  private val powers    = Array.tabulate(LaggedProx.Tabled)(k => math.exp(-k * rate))
-  private val sums      = Array.tabulate(LaggedProx.Tabled)(summed)
+  private val tabled    = new Array[Double](2 * LaggedProx.Tabled) // power and sum of a lag side by side
+  for (k <- 0 until LaggedProx.Tabled) {
+    tabled(2 * k) = math.exp(-k * rate)
+    tabled(2 * k + 1) = summed(k)
+  }
 
   /** One step. */
   def one(x: Double, drift: Double): Double = {
     val moved = x - drift
-    if (moved > threshold) (moved - threshold) * shrink
+    if (threshold == 0) moved * shrink // a branch on a sign, which nothing foretells, takes as long as the step
+    else if (moved > threshold) (moved - threshold) * shrink
     else if (moved < -threshold) (moved + threshold) * shrink
     else 0.0
   }
@@ -44,7 +48,7 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
 
   /** `count` steps on one affine piece. */
   private def along(x: Double, slope: Double, count: Int): Double =
-    if (count < LaggedProx.Tabled) x * powers(count) - slope * sums(count)
+    if (count < LaggedProx.Tabled) x * tabled(2 * count) - slope * tabled(2 * count + 1)
     else x * math.exp(-count * rate) - slope * summed(count)
 
   private def fromRight(x: Double, drift: Double, count: Int): Double = {
@@ -81,6 +85,6 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
 
 object LaggedProx {
 
-  /** Steps that are looked up: two arrays of 32 KiB. */
+  /** Steps that are looked up: 64 KiB. */
   private val Tabled = 4096
 }

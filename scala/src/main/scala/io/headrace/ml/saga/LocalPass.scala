@@ -49,7 +49,7 @@ abstract class LocalPass(
   protected val block: CsrBlock       = shard.block
   protected val record: Array[Double] = table.clone
   protected val point: Array[Double]  = start.clone
-  protected val mean: Array[Double]   = Array.tabulate(shape.length)(at => gradient(at) - plan.pull * start(at))
+  protected val mean: Array[Double]   = LocalPass.less(gradient, plan.pull, start)
   protected val last: Array[Int]      = new Array[Int](shape.features)
   protected val margin: Array[Double] = new Array[Double](outputs)
   protected val slope: Array[Double]  = new Array[Double](outputs)
@@ -60,6 +60,7 @@ abstract class LocalPass(
   protected var step: Double          = 0.0
   protected var lagged: LaggedProx    = _
   private var interceptShrink         = 1.0
+  protected var fetched: Double       = 0.0
   setStep()
 
   /** The partition's steps of a round, on rows drawn by (seed, round, partition). */
@@ -70,20 +71,58 @@ abstract class LocalPass(
 
   /** Take `steps` steps on rows in this order. */
   def run(order: RowOrder, steps: Int): PassEnd = {
-    var time = 0
+    val rows = new Array[Int](LocalPass.Ahead)
+    var time = if (steps > 0) begin() else 0
     while (time < steps) {
-      advance(order, time)
-      time += 1
+      val count = math.min(rows.length, steps - time)
+      var at    = 0
+      while (at < count) {
+        rows(at) = order.next()
+        at += 1
+      }
+      fetch(rows, count)
+      at = 0
+      while (at < count) {
+        advance(rows(at), time)
+        at += 1
+        time += 1
+      }
     }
     settle(steps)
     PassEnd(point, curvature, gradients)
   }
 
-  /** The step from `time` to `time` + 1. */
-  protected def advance(order: RowOrder, time: Int): Unit
+  /**
+   * Read from each of the rows that come next. They lie anywhere in memory: to wait for one after the other is a good
+   * part of what a step does, and they can be waited for at once.
+   */
+  private def fetch(rows: Array[Int], count: Int): Unit = {
+    var total = 0.0
+    var at    = 0
+    while (at < count) {
+      val row   = rows(at)
+      val first = block.start(row)
+      if (first < block.index.length) total += block.index(first) + block.value(first)
+      total += (block.label(row) + block.weight(row)) + (record(row * outputs) + shard.sampler.chanceOf(row))
+      at += 1
+    }
+    fetched = total // else the compiler leaves the reads out
+  }
+
+  /** Take the steps that need no row, and say how many. */
+  protected def begin(): Int = 0
+
+  /** The step from `time` to `time` + 1, on this row. */
+  protected def advance(row: Int, time: Int): Unit
 
   /** Bring every coordinate up to `time`. */
   protected def settle(time: Int): Unit
+
+  /** A row's margins at a point, and its slope there. */
+  protected final def slopeAt(row: Int, x: Array[Double], margins: Array[Double], into: Array[Double]): Unit = {
+    shape.margins(block, row, x, margins)
+    problem.loss.slope(margins, block.label(row), into)
+  }
 
   /** What the row's change is multiplied with. */
   protected final def scaleOf(row: Int): Double =
@@ -127,11 +166,21 @@ abstract class LocalPass(
 
 object LocalPass {
 
+  /** Rows that are drawn, and fetched, at once: many together, and what they hold stays in the cache until their steps. */
+  private val Ahead = 32
+
   /** Squared slopes below it say nothing of the curvature. */
   private val Flat = 1e-8
 
   /** Of rows without features. */
   private val LongestStep = 1e12
+
+  /** a - by b. */
+  private def less(a: Array[Double], by: Double, b: Array[Double]): Array[Double] = {
+    val into = new Array[Double](a.length)
+    for (at <- into.indices) into(at) = a(at) - by * b(at)
+    into
+  }
 
   /** The pass of a solver. */
   def of(

@@ -4,12 +4,17 @@ import org.apache.spark.ml.linalg.{DenseMatrix, Matrix, Vector, Vectors}
 
 /**
  * Between the scale that is trained on and the original one: a feature is multiplied by its factor, so that its trained
- * coefficient is, too, on the way back.
+ * coefficient is, too, on the way back; before that its center is taken off, for which the intercept stands in.
+ *
+ * The minimum is the same. But a feature far from zero, a year for one, is nearly the intercept again, and no gradient
+ * method tells the two apart in good time. Only features that all rows have are moved: rows stay as sparse as they are.
  *
  * @param factor
  *   1 / deviation, or 1; 0 of a constant feature, whose coefficient is 0 as in MLlib
+ * @param center
+ *   0 where features stay where they are, as all do without an intercept
  */
-final case class ModelScale(factor: Array[Double]) {
+final case class ModelScale(factor: Array[Double], center: Array[Double]) {
 
   /** What the user should know. */
   def warnings: Seq[String] = {
@@ -29,6 +34,8 @@ final case class ModelScale(factor: Array[Double]) {
     for (feature <- 0 until shape.features; k <- 0 until shape.outputs)
       values(k * shape.features + feature) = point(feature * shape.outputs + k) * factor(feature)
     val intercepts = Array.tabulate(shape.outputs)(k => if (shape.intercept) point(shape.penalized + k) else 0.0)
+    for (feature <- 0 until shape.features; if center(feature) != 0; k <- 0 until shape.outputs)
+      intercepts(k) -= values(k * shape.features + feature) * center(feature)
     if (shape.outputs > 1) {
       if (problem.penalty == Penalty(0, 0)) for (feature <- 0 until shape.features) center(values, feature, shape)
       if (shape.intercept) {
@@ -47,10 +54,13 @@ final case class ModelScale(factor: Array[Double]) {
         s"${shape.outputs} x ${shape.features}"
     )
     val point = new Array[Double](shape.length)
-    coefficients.foreachActive { (k, feature, value) =>
-      if (factor(feature) != 0) point(feature * shape.outputs + k) = value / factor(feature)
-    }
     if (shape.intercept) for (k <- 0 until shape.outputs) point(shape.penalized + k) = intercepts(k)
+    coefficients.foreachActive { (k, feature, value) =>
+      if (factor(feature) != 0) {
+        point(feature * shape.outputs + k) = value / factor(feature)
+        if (shape.intercept) point(shape.penalized + k) += value * center(feature)
+      }
+    }
     point
   }
 
@@ -67,6 +77,9 @@ object ModelScale {
   /** Features that a warning names. */
   private val Shown = 10
 
-  def of(moments: Moments, standardization: Boolean): ModelScale =
-    ModelScale(moments.deviation.map(each => if (each == 0) 0.0 else if (standardization) 1 / each else 1.0))
+  def of(moments: Moments, standardization: Boolean, intercept: Boolean): ModelScale =
+    ModelScale(
+      moments.deviation.map(each => if (each == 0) 0.0 else if (standardization) 1 / each else 1.0),
+      if (intercept) moments.center else new Array[Double](moments.center.length)
+    )
 }

@@ -2,7 +2,7 @@ package io.headrace.ml.saga
 
 import scala.reflect.ClassTag
 
-import org.apache.spark.HashPartitioner
+import org.apache.spark.{HashPartitioner, TaskContext}
 import org.apache.spark.rdd.RDD
 
 /**
@@ -32,7 +32,13 @@ object OrderedSum {
   ): Option[Array[Double]] = {
     val size   = parts.getNumPartitions
     val summed = if (size.toLong * length <= Direct) parts else grouped(parts, combine)
-    summed.collect().reduceOption(combine)
+    collected(summed).reduceOption(combine)
+  }
+
+  /** What `collect` brings; that reads the byte code of RDD and of SparkContext whenever it is called, to clean closures. */
+  private def collected(parts: RDD[Array[Double]]): Seq[Array[Double]] = {
+    val all = (_: TaskContext, part: Iterator[Array[Double]]) => part.toArray
+    parts.sparkContext.runJob(parts, all, parts.partitions.indices).toSeq.flatten
   }
 
   private def grouped(

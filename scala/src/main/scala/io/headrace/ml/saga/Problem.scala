@@ -15,37 +15,57 @@ final case class Shape(features: Int, outputs: Int, intercept: Boolean) {
   def length: Int = penalized + (if (intercept) outputs else 0)
 
   /** The margins of a block's row at a point. */
-  def margins(block: CsrBlock, row: Int, point: Array[Double], into: Array[Double]): Unit = {
-    var k = 0
-    while (k < outputs) {
-      into(k) = if (intercept) point(penalized + k) else 0.0
-      k += 1
-    }
-    var at = block.start(row)
-    while (at < block.start(row + 1)) {
-      val base = block.index(at) * outputs
-      k = 0
+  def margins(block: CsrBlock, row: Int, point: Array[Double], into: Array[Double]): Unit =
+    if (outputs == 1) into(0) = margin(block, row, point)
+    else {
+      var k = 0
       while (k < outputs) {
-        into(k) += block.value(at) * point(base + k)
+        into(k) = if (intercept) point(penalized + k) else 0.0
         k += 1
       }
+      var at = block.start(row)
+      while (at < block.start(row + 1)) {
+        val base = block.index(at) * outputs
+        k = 0
+        while (k < outputs) {
+          into(k) += block.value(at) * point(base + k)
+          k += 1
+        }
+        at += 1
+      }
+    }
+
+  /** The only margin, summed in a register. */
+  private def margin(block: CsrBlock, row: Int, point: Array[Double]): Double = {
+    val index = block.index
+    val value = block.value
+    val end   = block.start(row + 1)
+    var total = if (intercept) point(penalized) else 0.0
+    var at    = block.start(row)
+    while (at < end) {
+      total += value(at) * point(index(at))
       at += 1
     }
+    total
   }
 
   /** Add scale times the gradient of a row with this slope. */
   def scatter(block: CsrBlock, row: Int, slope: Array[Double], scale: Double, into: Array[Double]): Unit = {
-    var k = 0
+    val index = block.index
+    val value = block.value
+    val end   = block.start(row + 1)
+    var k     = 0
     while (intercept && k < outputs) {
       into(penalized + k) += scale * slope(k)
       k += 1
     }
     var at = block.start(row)
-    while (at < block.start(row + 1)) {
-      val base = block.index(at) * outputs
+    while (at < end) {
+      val base   = index(at) * outputs
+      val scaled = scale * value(at)
       k = 0
       while (k < outputs) {
-        into(base + k) += scale * block.value(at) * slope(k)
+        into(base + k) += scaled * slope(k)
         k += 1
       }
       at += 1

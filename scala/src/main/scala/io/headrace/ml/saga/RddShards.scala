@@ -24,25 +24,20 @@ final class RddShards(shards: RDD[Shard], features: Int) extends Shards {
   private val aggregated = new AtomicLong
   private val sent       = new AtomicLong
 
-  private val counts = shards
-    .map(shard => Array(shard.block.rows.toDouble, shard.block.weightSum, shard.norm * shard.block.weightSum))
-    .collect()
-  private val weight = counts.map(_(1)).sum
-  private val whole  = {
-    val moments = RddShards.moments(shards, features)
-    shards.sparkContext.broadcast(Whole(weight, OrderedSum.of(moments, features)(Anchor.add).get))
-  }
+  private val totals = OrderedSum.of(RddShards.totals(shards), features + 4)(Anchor.add).get
+  private val weight = totals(features + 2)
+  private val whole  = shards.sparkContext.broadcast(Whole(weight, totals.take(features)))
 
-  override def rows: Long       = counts.map(_(0).toLong).sum
-  override def size: Int        = counts.length
-  override def norm: Double     = counts.map(_(2)).sum / weight
+  override def rows: Long       = totals(features + 1).toLong
+  override def size: Int        = totals(features).toInt
+  override def norm: Double     = totals(features + 3) / weight
   override def traffic: Traffic = Traffic(aggregated.get, sent.get)
 
   override def evaluate(problem: Problem, point: Array[Double], batch: Batch): Anchor = {
     val place  = broadcast(point)
     val tables = RddShards.tables(shards, problem, place, batch).persist(StorageLevel.MEMORY_AND_DISK)
     val parts  = RddShards.zipped(shards, tables)((shard, found) => Anchor.packed(problem.shape, shard.block, found))
-    Anchor.of(problem.shape, point, summed(parts, point.length), new Held(problem, place, tables))
+    Anchor.of(problem.shape, point, summed(parts, Anchor.packedLength(problem.shape)), new Held(problem, place, tables))
   }
 
   private final class Held(problem: Problem, place: Broadcast[Array[Double]], tables: RDD[Evaluation])
@@ -80,7 +75,11 @@ private object RddShards {
   def tables(shards: RDD[Shard], problem: Problem, place: Broadcast[Array[Double]], batch: Batch): RDD[Evaluation] =
     shards.map(shard => Evaluation.of(problem, shard.block, place.value, batch.of(shard.partition, shard.block.rows)))
 
-  def moments(shards: RDD[Shard], features: Int): RDD[Array[Double]] = shards.map(_.block.secondMoments(features))
+  /** sum_i w_i x_ij^2 by feature, and behind it: one for the shard, rows, sum of weights, norm times that. */
+  def totals(shards: RDD[Shard]): RDD[Array[Double]] = shards.map { shard =>
+    val weight = shard.block.weightSum
+    shard.secondMoments ++ Array(1.0, shard.block.rows.toDouble, weight, shard.norm * weight)
+  }
 
   def passes(
       shards: RDD[Shard],
@@ -94,7 +93,7 @@ private object RddShards {
   ): RDD[Array[Double]] =
     zipped(shards, tables) { (shard, found) =>
       val pass = LocalPass.of(problem, shard, plan, place.value, gradient.value, found.table)
-      Anchor.packed(problem.shape, shard.block, place.value, pass.drawn(draw), whole.value)
+      Anchor.packed(problem.shape, shard, place.value, pass.drawn(draw), whole.value)
     }
 
   def duals(

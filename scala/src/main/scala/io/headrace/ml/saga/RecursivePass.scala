@@ -17,26 +17,25 @@ final class RecursivePass(
   private val before       = start.clone
   private val marginBefore = new Array[Double](outputs)
 
-  override protected def advance(order: RowOrder, time: Int): Unit =
-    if (time == 0) {
-      gradients += 1
-      stepIntercepts()
-    } else {
-      val row = order.next()
-      catchUp(row, time)
-      shape.margins(block, row, before, marginBefore)
-      problem.loss.slope(marginBefore, block.label(row), change)
-      shape.margins(block, row, point, margin)
-      problem.loss.slope(margin, block.label(row), slope)
-      gradients += 2
-      search(row, time)
-      var k = 0
-      while (k < outputs) {
-        change(k) = slope(k) - change(k)
-        k += 1
-      }
-      move(row, time)
+  override protected def begin(): Int = {
+    gradients += 1
+    stepIntercepts()
+    1
+  }
+
+  override protected def advance(row: Int, time: Int): Unit = {
+    catchUp(row, time)
+    slopeAt(row, before, marginBefore, change)
+    slopeAt(row, point, margin, slope)
+    gradients += 2
+    search(row, time)
+    var k = 0
+    while (k < outputs) {
+      change(k) = slope(k) - change(k)
+      k += 1
     }
+    move(row, time)
+  }
 
   private def catchUp(row: Int, time: Int): Unit = {
     var at  = block.start(row)

@@ -58,10 +58,22 @@ final case class Round(
  * Where it ended.
  *
  * @param ended
- *   gap, change, rounding (a proximal step is not sure of any decrease that numbers can hold) or epochs
+ *   gap, change, rounding (two rounds brought no decrease that numbers can hold, and no proximal step is sure of one) or
+ *   epochs
+ * @param enough
+ *   relative gap up to which an end by rounding is one at the minimum
  */
-final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String) {
-  def converged: Boolean = ended != "epochs"
+final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String, enough: Double) {
+
+  /** Steps go by the largest curvature: where features differ much in size none can move the others, far from the minimum. */
+  def converged: Boolean = ended match {
+    case "epochs"   => false
+    case "rounding" => rounds.last.bound.isInfinite || within
+    case _          => true
+  }
+
+  private def within: Boolean =
+    rounds.last.objective - rounds.last.bound <= enough * math.abs(rounds.last.objective)
 }
 
 /**
@@ -105,13 +117,14 @@ final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String
  */
 final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, onRound: Round => Unit) {
   private val began     = System.nanoTime()
-  private val bounding  = math.max(problem.loss.curvature * shards.norm, Double.MinPositiveValue)
+  private val bounding  = math.max(problem.loss.curvature * shards.norm, Rounds.Least)
   private val pace      = new Pace(bounding)
   private val lengths   = new SplittableRandom(settings.seed)
   private var curvature = problem.loss.curvature * (if (settings.search) Rounds.FirstGuess else 1.0)
   private var gradients = 0L
   private var bound     = Double.NegativeInfinity
   private var still     = 0
+  private var flat      = 0
   private var number    = 0
   private var told      = Vector.empty[Round]
 
@@ -131,7 +144,7 @@ final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, on
     }
     val point = finished(here)
     here.release()
-    Outcome(point, told, if (ended.isEmpty) "epochs" else ended)
+    Outcome(point, told, if (ended.isEmpty) "epochs" else ended, enough)
   }
 
   private def round(here: Anchor, last: Array[Double]): Taken = {
@@ -238,14 +251,21 @@ final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, on
     val value = objective(now)
     val tol   = settings.tol * math.abs(value)
     still = if (math.abs(before - value) <= tol) still + 1 else 0
+    flat = if (before - value <= Rounds.Rounding * math.abs(value)) flat + 1 else 0
     val guess = Certificate.guess(problem, now)
     if (guess <= tol || (guess.isInfinite && math.abs(before - value) <= Rounds.Nearly * tol))
       bound = math.max(bound, Certificate.bound(problem, now))
     val bounded = settings.byGap && problem.penalty != Penalty(0, 0)
     if (bounded && value - bound <= tol) "gap"
     else if (!bounded && still > 1) "change"
-    else if (sure(now) <= Rounds.Rounding * math.abs(value)) "rounding"
+    else if (flat > 1 && sure(now) <= Rounds.Rounding * math.abs(value)) "rounding"
     else ""
+  }
+
+  /** Without l2 a bound is of first order in the distance: its gap is as the root of what the objective's is. */
+  private def enough: Double = {
+    val held = math.max(settings.tol, Rounds.Proven)
+    if (problem.penalty.l2 > 0) held else math.sqrt(held)
   }
 
   /** With l1 a proximal step more: an average is seldom exactly zero where it should be, and P does not rise. */
@@ -269,11 +289,17 @@ private final case class Taken(anchor: Anchor, reached: Array[Double], how: Stri
 
 private object Rounds {
 
+  /** Curvature of rows without features: a step of one by it times no gradient is zero, not NaN. */
+  private val Least = 1e-300
+
   /** Of the curvature, where it is searched for. */
   private val FirstGuess = 1.0 / 8
 
   /** A gain below it times P is lost in the rounding of a sum. */
   private val Rounding = 1e-16
+
+  /** A relative gap that no end by rounding can be asked to be below. */
+  private val Proven = 1e-8
 
   /** Times the tolerance: changes below it are worth a bound that costs two more evaluations. */
   private val Nearly = 10.0

@@ -28,8 +28,12 @@ final class RowChecker(columns: Columns) {
     if (row.label == null) Some(s"column $name has a null")
     else if (row.label.isNaN || row.label.isInfinite) Some(s"column $name has the label ${row.label}")
     else if (!columns.classes) None
-    else if (row.label < 0 || row.label != math.floor(row.label) || row.label >= RowChecker.MostClasses)
+    else if (row.label < 0 || row.label != math.floor(row.label))
       Some(s"column $name has the label ${row.label}, where classes are whole numbers 0, 1, ...")
+    else if (row.label >= RowChecker.MostClasses)
+      Some(
+        s"column $name has the label ${row.label}, where there may be ${RowChecker.MostClasses} classes, numbered from 0"
+      )
     else None
   }
 
@@ -47,11 +51,11 @@ final class RowChecker(columns: Columns) {
       Some(RowChecker.unlike(columns, length, row.features.size))
     else {
       length = row.features.size
-      var found: Option[String] = None
-      row.features.foreachActive { (at, value) =>
-        if (found.isEmpty && (value.isNaN || value.isInfinite)) found = Some(s"column $name has $value at feature $at")
-      }
-      found
+      val cells = row.features.toSparse
+      var at    = 0
+      while (at < cells.values.length && java.lang.Double.isFinite(cells.values(at))) at += 1
+      if (at == cells.values.length) None
+      else Some(s"column $name has ${cells.values(at)} at feature ${cells.indices(at)}")
     }
   }
 }

@@ -93,16 +93,25 @@ object Anchor {
    * What a partition sends of a pass: how far each coordinate went times its part in it, its curvature times its weight,
    * and its count.
    */
-  def packed(shape: Shape, block: CsrBlock, start: Array[Double], end: PassEnd, whole: Whole): Array[Double] = {
-    val share = block.weightSum / whole.weight
-    val own   = block.secondMoments(shape.features)
-    val moved = Array.tabulate(shape.length) { at =>
+  def packed(shape: Shape, shard: Shard, start: Array[Double], end: PassEnd, whole: Whole): Array[Double] = {
+    val share = shard.block.weightSum / whole.weight
+    val own   = shard.secondMoments
+    val sent  = new Array[Double](shape.length + 2)
+    var at    = 0
+    while (at < shape.length) {
       val feature = at / shape.outputs
       val known   = at < shape.penalized && whole.moments(feature) > 0
-      (if (known) own(feature) / whole.moments(feature) else share) * (end.point(at) - start(at))
+      val part    = if (known) own(feature) / whole.moments(feature) else share
+      sent(at) = part * (end.point(at) - start(at))
+      at += 1
     }
-    moved ++ Array(end.curvature * share, end.gradients.toDouble)
+    sent(shape.length) = end.curvature * share
+    sent(shape.length + 1) = end.gradients.toDouble
+    sent
   }
+
+  /** Numbers of what a partition sends of an evaluation. */
+  def packedLength(shape: Shape): Int = shape.length + 3 + (if (shape.intercept) shape.outputs * shape.outputs else 0)
 
   /** Of the sum of what partitions sent. */
   def of(shape: Shape, point: Array[Double], sums: Array[Double], held: Held): Anchor = {

@@ -10,12 +10,10 @@ final class TablePass(
     table: Array[Double]
 ) extends LocalPass(problem, shard, plan, start, gradient, table) {
 
-  override protected def advance(order: RowOrder, time: Int): Unit = {
-    val row = order.next()
+  override protected def advance(row: Int, time: Int): Unit = {
     remember(row)
     catchUp(row, time)
-    shape.margins(block, row, point, margin)
-    problem.loss.slope(margin, block.label(row), slope)
+    slopeAt(row, point, margin, slope)
     gradients += 1
     search(row, time)
     var k = 0
@@ -30,17 +28,17 @@ final class TablePass(
   /** The row's slope at the start, where its table has none. */
   private def remember(row: Int): Unit =
     if (record(row * outputs).isNaN) {
-      shape.margins(block, row, start, margin)
-      problem.loss.slope(margin, block.label(row), slope)
+      slopeAt(row, start, margin, slope)
       gradients += 1
       System.arraycopy(slope, 0, record, row * outputs, outputs)
     }
 
   private def catchUp(row: Int, time: Int): Unit = {
-    var at  = block.start(row)
-    val end = block.start(row + 1)
+    val index = block.index
+    var at    = block.start(row)
+    val end   = block.start(row + 1)
     while (at < end) {
-      val feature = block.index(at)
+      val feature = index(at)
       if (last(feature) != time) {
         renew(feature, time)
         last(feature) = time
@@ -51,34 +49,46 @@ final class TablePass(
 
   private def renew(feature: Int, time: Int): Unit = {
     val lag = time - last(feature)
-    var at  = feature * outputs
-    val end = at + outputs
-    while (at < end) {
-      point(at) = lagged.many(point(at), step * mean(at), lag)
-      at += 1
+    if (outputs == 1) renewOne(feature, lag)
+    else {
+      var at  = feature * outputs
+      val end = at + outputs
+      while (at < end) {
+        renewOne(at, lag)
+        at += 1
+      }
     }
   }
 
+  private def renewOne(at: Int, lag: Int): Unit = point(at) = lagged.many(point(at), step * mean(at), lag)
+
   private def move(row: Int, time: Int): Unit = {
-    val now   = scaleOf(row)
-    val after = if (plan.solver.renews) shard.share(row) else 0.0
-    var at    = block.start(row)
-    val end   = block.start(row + 1)
+    val index  = block.index
+    val values = block.value
+    val now    = scaleOf(row)
+    val after  = if (plan.solver.renews) shard.share(row) else 0.0
+    var at     = block.start(row)
+    val end    = block.start(row + 1)
     while (at < end) {
-      val value   = block.value(at)
-      val feature = block.index(at)
-      val base    = feature * outputs
-      var k       = 0
-      while (k < outputs) {
-        val here = value * change(k)
-        point(base + k) = lagged.one(point(base + k), step * (mean(base + k) + now * here))
-        mean(base + k) += after * here
-        k += 1
+      val feature = index(at)
+      if (outputs == 1) moveOne(feature, values(at) * change(0), now, after)
+      else {
+        val base = feature * outputs
+        var k    = 0
+        while (k < outputs) {
+          moveOne(base + k, values(at) * change(k), now, after)
+          k += 1
+        }
       }
       last(feature) = time + 1
       at += 1
     }
     moveIntercepts(now, after)
+  }
+
+  private def moveOne(at: Int, change: Double, now: Double, after: Double): Unit = {
+    point(at) = lagged.one(point(at), step * (mean(at) + now * change))
+    mean(at) += after * change
   }
 
   private def moveIntercepts(now: Double, after: Double): Unit =

@@ -50,7 +50,8 @@ object TrainingBlocks {
     while (rows.hasNext && checker.fault.isEmpty) {
       val row = rows.next()
       if (checker.accepts(row)) {
-        row.features.foreachActive((at, value) => if (value != 0) builder.feature(at, value))
+        val cells = row.features.toSparse // without zeros
+        builder.features(cells.indices, cells.values, 0, cells.indices.length)
         builder.row(row.label, row.weight)
       }
     }
@@ -68,7 +69,7 @@ object TrainingBlocks {
   }
 
   private def joined(parts: Array[RawBlock], columns: Columns): RawBlock = {
-    val builder = new CsrBuilder
+    val builder = new CsrBuilder(parts.map(_.block.rows).sum, parts.map(_.block.index.length).sum)
     for (part <- parts; row <- 0 until part.block.rows) builder.take(part.block, row)
     val lengths = parts.map(_.features).filter(_ >= 0).distinct
     val unlike  = if (lengths.length > 1) Some(RowChecker.unlike(columns, lengths(0), lengths(1))) else None

@@ -18,8 +18,8 @@ class LocalPassSuite extends AnyFunSuite {
     for (loss <- GeneratedRows.losses; intercept <- Seq(true, false)) {
       val rows  = GeneratedRows.rows(count, features, GeneratedRows.classesOf(loss), seed = 5)
       val block = GeneratedRows.block(rows)
-      val shard = Shard.of(0, block, intercept)
       val shape = Shape(features, loss.outputs, intercept)
+      val shard = Shard.of(0, block, shape)
       val start = Array.fill(shape.length)(random.nextGaussian() * 0.2)
       val order = Seq.fill(120)(random.nextInt(count))
       for (penalty <- GeneratedRows.penalties; solver <- Solver.byName.values; pull <- Seq(0.0, 0.3)) {
@@ -52,7 +52,7 @@ class LocalPassSuite extends AnyFunSuite {
       for (solver <- Solver.byName.values) {
         val plan = PassPlan(solver, 5.0, LogisticLoss.curvature, search = false, 0.0)
         val end  =
-          LocalPass.of(problem, Shard.of(0, block, true), plan, minimum, gradient, found.table).drawn(Draw(1, 1))
+          LocalPass.of(problem, Shard.of(0, block, shape), plan, minimum, gradient, found.table).drawn(Draw(1, 1))
         for (at <- minimum.indices) assert(math.abs(end.point(at) - minimum(at)) < 1e-9, s"$solver $penalty")
       }
     }
@@ -68,7 +68,7 @@ class LocalPassSuite extends AnyFunSuite {
     val slope   = Evaluation.gradient(shape, block, found.table).map(_ / block.weightSum)
     for (solver <- Solver.byName.values) {
       val plan = PassPlan(solver, 4.0, LogisticLoss.curvature / 64, search = true, 0.0)
-      def end  = LocalPass.of(problem, Shard.of(0, block, true), plan, start, slope, found.table).drawn(Draw(2, 1))
+      def end  = LocalPass.of(problem, Shard.of(0, block, shape), plan, start, slope, found.table).drawn(Draw(2, 1))
       assert(end.curvature > plan.curvature && end.curvature <= LogisticLoss.curvature, s"$solver")
       assert(end.point.sameElements(end.point), s"$solver")
     }

@@ -1,11 +1,11 @@
 package io.headrace.ml.saga
 
 /** Partitions in this process, one after another: what [[Rounds]] do, without Spark. */
-final class LocalShards(blocks: Seq[CsrBlock], intercept: Boolean) extends Shards {
-  private val shards = blocks.zipWithIndex.map { case (block, at) => Shard.of(at, block, intercept) }
+final class LocalShards(blocks: Seq[CsrBlock], shape: Shape) extends Shards {
+  private val shards = blocks.zipWithIndex.map { case (block, at) => Shard.of(at, block, shape) }
   private val weight = blocks.map(_.weightSum).sum
 
-  private def whole(features: Int) = Whole(weight, blocks.map(_.secondMoments(features)).reduce(Anchor.add))
+  private val whole = Whole(weight, blocks.map(_.secondMoments(shape.features)).reduce(Anchor.add))
 
   override def rows: Long       = blocks.map(_.rows.toLong).sum
   override def size: Int        = blocks.size
@@ -27,7 +27,7 @@ final class LocalShards(blocks: Seq[CsrBlock], intercept: Boolean) extends Shard
           shards.indices
             .map { at =>
               val end = LocalPass.of(problem, shards(at), plan, point, gradient, found(at).table).drawn(draw)
-              Anchor.packed(problem.shape, blocks(at), point, end, whole(problem.shape.features))
+              Anchor.packed(problem.shape, shards(at), point, end, whole)
             }
             .reduce(Anchor.add)
 

@@ -10,7 +10,7 @@ class RoundsSuite extends AnyFunSuite {
     RoundSettings(solver, tol, byGap = true, 3000, solver.passes, search, seed = 3)
 
   private def run(problem: Problem, blocks: Seq[CsrBlock], how: RoundSettings): Outcome = {
-    val shards = new LocalShards(blocks, problem.shape.intercept)
+    val shards = new LocalShards(blocks, problem.shape)
     new Rounds(problem, shards, how, _ => ()).run(new Array[Double](problem.shape.length))
   }
 
@@ -62,11 +62,32 @@ class RoundsSuite extends AnyFunSuite {
     }
   }
 
+  test("features of sizes so unlike that no step moves the small ones end by rounding, and not as converged") {
+    val rows = GeneratedRows.rows(count, features, 2, seed = 12).map { row =>
+      row.copy(x = row.x.updated(0, 1e9 * (1 + row.x(0) / 10)))
+    }
+    val problem = Problem(LogisticLoss, Penalty(0, 0.02), Shape(features, 1, intercept = true))
+    val out     = run(problem, GeneratedRows.split(rows, 2, sorted = false), settings(Solver.Saga, 1e-6))
+    val last    = out.rounds.last
+    assert(last.objective - last.bound > 1e-3 * last.objective)
+    assert(out.ended == "rounding" && out.rounds.length > 2 && !out.converged)
+  }
+
+  test("rows without features, without an intercept and without a penalty: coefficients are zero") {
+    val builder = new CsrBuilder
+    for (label <- Seq(0.0, 1.0, 1.0)) builder.row(label, 1.0)
+    val problem = Problem(LogisticLoss, Penalty(0, 0), Shape(2, 1, intercept = false))
+    val out     = run(problem, Seq(builder.result()), settings(Solver.Saga))
+    assert(out.point.toSeq == Seq(0.0, 0.0) && out.converged)
+  }
+
   test("coefficients that are zero at the minimum are exactly zero") {
     val rows    = GeneratedRows.rows(count, features, 2, seed = 11)
     val problem = Problem(LogisticLoss, Penalty(0.05, 0), Shape(features, 1, intercept = true))
     val out     = run(problem, GeneratedRows.split(rows, 4, sorted = true), settings(Solver.Saga))
     val exact   = Reference.minimum(problem, Seq(GeneratedRows.block(rows)))
+    val end     = run(problem, GeneratedRows.split(rows, 4, sorted = true), settings(Solver.Saga, tol = 1e-12))
+    assert(end.ended == "rounding" && end.converged) // as far as l1 alone lets it prove
     assert(exact.count(_ == 0) > 2)
     assert(out.point.map(_ == 0).sameElements(exact.map(_ == 0)))
   }
