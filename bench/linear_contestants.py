@@ -55,7 +55,7 @@ class Entry:
         return self.name != "liblinear" or problem.l1_ratio in (0, 1)
 
 
-@dataclass
+@dataclass(eq=False)
 class Arena:
     """Rows as contestants take them.
 

@@ -7,8 +7,9 @@ and MLlib's L-BFGS.
 
 A curve is one contestant on one problem (rows, penalty, with or without intercept), gap against epochs and seconds; see
 linear_contestants.py. Ours takes 1, 2, 4 and 16 partitions, dealt at random or sorted by label. A race is the time that
-counts: of each contestant the fewest iterations whose curve is within 1e-6, of ours a fit that proves the gap itself,
-`--rounds` times by turns, the JVM warmed twice; curves that it needs and that are not there are made first. Results are
+counts: of each contestant the fewest iterations whose curve is within 1e-6, and of ours (`saga`) a fit that does not
+know them and proves the gap itself, `--rounds` times by turns, the JVM warmed twice; curves that it needs and that are
+not there are made first; `saga unproved` has the epochs of its curve, as the others have their iterations. Results are
 proved equal first: every objective is computed anew from coefficients, by the same lines of numpy, and one that is not
 within 1e-6 of the least known is no contestant.
 
@@ -19,6 +20,7 @@ One JSON line a curve, or a race, is appended to docs/results/saga.jsonl; a curv
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import statistics
@@ -48,6 +50,7 @@ PENALTIES = {"l2": 0.0, "l1": 1.0, "elastic_net": 0.5}
 STRENGTH = 10.0  # penalty by rows of generated data: as hard at a thousandth of the size
 PARTITIONS = (1, 2, 4, 16)
 RACERS = (Entry("saga", 2), *(Entry(name) for name in PEERS))
+UNPROVED = "saga unproved"
 
 
 def sources(args: argparse.Namespace) -> list[tuple[Source, float]]:
@@ -108,27 +111,29 @@ def race(args: argparse.Namespace, arena: Arena, lines: Lines, problem: Problem)
     """Who is there first, by turns."""
     load, about = os.getloadavg()[0], problem.about()
     least = saga_report.least(lines.all, about)
-    racers = {entry: saga_report.iterations_to(lines.all, about, entry, TARGET) for entry in RACERS}
-    left_out = [entry.name for entry, needed in racers.items() if needed is None]
+    firsts = {entry: saga_report.first_at(lines.all, about, entry, TARGET) for entry in RACERS}
+    left_out = [entry.name for entry, first in firsts.items() if first is None]
     if least is None or RACERS[0].name in left_out:
         raise SystemExit(f"{about} has no curve of ours within {TARGET:g}: more --minutes, or more --epochs")
-    there = {entry: needed for entry, needed in racers.items() if needed is not None}
-    points: dict[str, list[dict[str, Any]]] = {entry.name: [] for entry in there}
+    racers = [(entry.name, entry, first) for entry, first in firsts.items() if first is not None]
+    racers.insert(1, (UNPROVED, *racers[0][1:]))
+    points: dict[str, list[dict[str, Any]]] = {name: [] for name, *_ in racers}
     for turn in range(-2, args.rounds):
-        for entry, needed in there.items():
-            if turn == -1 and entry.name not in ("saga", "mllib"):
+        for name, entry, first in racers:
+            if turn == -1 and not (entry.ours or name == "mllib"):
                 continue  # only the JVM is warmed twice
             if entry.ours:
-                point = ours(arena, problem, entry, TARGET, args.epochs)
+                epochs = math.ceil(first["epochs"]) if name == UNPROVED else args.epochs
+                point = ours(arena, problem, entry, TARGET, epochs)
                 point |= point["points"][-1] | {"seconds": point["seconds"]}
             else:
-                point = fit(arena, problem, entry, needed)
+                point = fit(arena, problem, entry, first["setting"])
             gap = point["objective"] / least - 1
             if gap > TARGET:
-                raise SystemExit(f"{entry.name} ended {gap:.2g} from the least objective: it is no contestant")
-            kept = {name: point.get(name) for name in ("setting", "epochs", "seconds", "cpu_seconds", "objective")}
-            points[entry.name].append(kept | {"turn": turn})
-            print(f"turn {turn:>2} {entry.name:<13} {point['seconds']:8.2f} s {gap:9.2g}", flush=True)
+                raise SystemExit(f"{name} ended {gap:.2g} from the least objective: it is no contestant")
+            kept = {what: point.get(what) for what in ("setting", "epochs", "seconds", "cpu_seconds", "objective")}
+            points[name].append(kept | {"turn": turn})
+            print(f"turn {turn:>2} {name:<13} {point['seconds']:8.2f} s {gap:9.2g}", flush=True)
     nonzeros = int(arena.arrays(problem.source).x.nnz)
     at = {"at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     figures = {name: {"turns": some, "ratio": ratios(points["saga"], some)} for name, some in points.items()}

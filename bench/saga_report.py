@@ -49,12 +49,11 @@ def reached(line: Line, floor: float, target: float) -> dict[str, Any] | None:
     return next((p for p in line["points"] if p["objective"] - floor <= target * floor), None)
 
 
-def iterations_to(lines: Sequence[Line], problem: Mapping[str, Any], entry: Entry, target: float) -> int | None:
-    """Iterations of a contestant's first point at the target."""
+def first_at(lines: Sequence[Line], problem: Mapping[str, Any], entry: Entry, target: float) -> dict[str, Any] | None:
+    """A contestant's first point at the target."""
     floor = least(lines, problem)
     mine = [line for line in curves_of(lines, problem) if line["run"]["entry"] == asdict(entry)]
-    point = reached(mine[0], floor, target) if mine and floor is not None else None
-    return point["setting"] if point else None
+    return reached(mine[0], floor, target) if mine and floor is not None else None
 
 
 def name_of(line: Line) -> str:

@@ -87,7 +87,10 @@ def test_curves_go_on_and_a_race_is_of_equals(spark: SparkSession, tmp_path: Pat
     assert saga.go_on(args, arena, again) == 1  # the next one, not one of those
     again.append(raced := saga.race(args, arena, again, problem))
     racers = raced["racers"]
-    assert {"saga", "mllib", "liblinear", "newton-cg"} <= {*racers} and racers["saga"]["ratio"]["seconds"][0] == 1.0
+    assert {"saga", saga.UNPROVED, "mllib", "liblinear", "newton-cg"} <= {*racers}
+    assert racers["saga"]["ratio"]["seconds"][0] == 1.0
+    proved, unproved = (racers[name]["turns"][-1]["epochs"] for name in ("saga", saga.UNPROVED))
+    assert unproved <= proved
     assert [turn["turn"] for turn in racers["mllib"]["turns"]] == [-2, -1, 0]
     with pytest.raises(SystemExit, match="no curve of ours"):
         saga.race(args, arena, again, Problem(problem.source, 0.025, 1.0, intercept=False))
@@ -105,7 +108,7 @@ def test_a_racer_that_ends_elsewhere_is_none(
     arena, lines = Arena(spark, tmp_path), Lines(args.results)
     saga.go_on(args, arena, lines)
     monkeypatch.setattr(saga_report, "least", lambda *_: 0.1)  # as if another had found less
-    monkeypatch.setattr(saga_report, "iterations_to", lambda *_: 1)
+    monkeypatch.setattr(saga_report, "first_at", lambda *_: {"setting": 1, "epochs": 1.0})
     problem = Problem(Source("generated", 400, 60), 0.025, 0.0, intercept=False)
     with pytest.raises(SystemExit, match="it is no contestant"):
         saga.race(args, arena, lines, problem)
@@ -119,8 +122,8 @@ def test_epochs_to_the_target_are_those_of_the_first_point_there() -> None:
     lines = [line | {"points": points}]
     floor = saga_report.least(lines, about)
     assert floor == 1 + 1e-9
-    assert saga_report.iterations_to(lines, about, Entry("saga", 2), 1e-6) == 6
-    assert saga_report.iterations_to(lines, about, Entry("saga", 4), 1e-6) is None
+    assert saga_report.first_at(lines, about, Entry("saga", 2), 1e-6) == points[6]
+    assert saga_report.first_at(lines, about, Entry("saga", 4), 1e-6) is None
     assert saga_report.reached(lines[0], 0.5, 1e-6) is None
 
 
