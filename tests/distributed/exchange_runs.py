@@ -21,23 +21,25 @@ from headrace.pipelines.train_config import (
     StrategyConfig,
 )
 from headrace.strategies import STRATEGIES
-from headrace.strategies.compression import POWERSGD
+from headrace.strategies.compression import AUTO, POWERSGD
 from headrace.train.job import TrainJob
 
+DECIDED = {"budget": 0.5, "interval": 2, "switch": False}  # not by time: the same in every run
 HALT_AT, STEPS = 5, 11  # ranks compare the first three batches, so that all wait there
 PLAIN = "none"
 SHARDED = "sharded tables"
 
 
 def covering() -> list[str]:
-    """The fewest codecs, by a greedy choice, that have all traits between them; and PowerSGD, which is none."""
+    """The fewest codecs, by a greedy choice, that have all traits between them; PowerSGD, which is none, and the choice
+    by tensor."""
     left = {trait for spec in COMPRESSORS.values() for trait in spec.traits}
     chosen = []
     while left:
         best = max(COMPRESSORS, key=lambda name: len(COMPRESSORS[name].traits & left))
         chosen.append(best)
         left -= COMPRESSORS[best].traits
-    return [*(name for name in chosen if name != PLAIN), POWERSGD]
+    return [*(name for name in chosen if name != PLAIN), POWERSGD, AUTO]
 
 
 def options_of(strategy: str) -> dict[str, Any]:
@@ -46,10 +48,12 @@ def options_of(strategy: str) -> dict[str, Any]:
 
 
 def exchange_runs(lake: Path, directory: Path, ranks: int) -> dict[str, TrainJob]:
-    """By `strategy/codec`: every strategy as it is, synchronous ones with the codecs, and with sharded tables."""
+    """By `strategy/codec`: every strategy as it is, synchronous ones with the codecs, and with sharded tables, others
+    whose runs repeat with one codec."""
     codecs = covering()
     names = [(name, PLAIN) for name in STRATEGIES]
     names += [(name, codec) for name, spec in STRATEGIES.items() if spec.synchronous for codec in (*codecs, SHARDED)]
+    names += [(name, "topk") for name, spec in STRATEGIES.items() if spec.repeatable and not spec.synchronous]
     directory.mkdir()
     return {
         f"{strategy}/{codec}": _job(lake, directory / f"{strategy}-{codec}", ranks, strategy, codec)
@@ -64,7 +68,9 @@ def _job(lake: Path, directory: Path, ranks: int, strategy: str, codec: str) -> 
         ranks=ranks,
         optimizer=sgd,
         strategy=StrategyConfig(name=strategy, options=options_of(strategy)),
-        compression=CompressionConfig(name=PLAIN if codec == SHARDED else codec, min_numel=64),
+        compression=CompressionConfig(
+            name=PLAIN if codec == SHARDED else codec, min_numel=64, options=DECIDED if codec == AUTO else {}
+        ),
         parallel=ParallelConfig(tables="sharded" if codec == SHARDED else "replicated"),
         train=LoopSettings(batch_size=128, epochs=1, log_every=1),
     )
@@ -73,7 +79,7 @@ def _job(lake: Path, directory: Path, ranks: int, strategy: str, codec: str) -> 
 
 
 def compare(got: list[dict[str, Any]], expected: list[dict[str, Any]], *, alone: bool) -> None:
-    """One run under a launcher and by threads, where ranks wait for each other: the same curve, bits and bytes."""
+    """One run under a launcher and by threads, where runs repeat: the same curve, bits and bytes."""
     for key in ("curve", "weights_sha256", "bytes_sent", "bytes_of_tables", "steps"):
         assert [rank[key] for rank in got] == [rank[key] for rank in expected], key
     assert got[0]["steps"] == STEPS and len(got[0]["curve"]) == STEPS

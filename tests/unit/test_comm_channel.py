@@ -126,7 +126,7 @@ def test_strangers_are_dropped_and_ranks_still_heard(driver: Driver) -> None:
     with contextlib.suppress(ConnectionResetError):
         while stranger.recv(100):
             pass  # its nonce, then the end
-    link = RankLink(driver.address, 1, grace_s=1)
+    link = RankLink(driver.address, 1, grace_s=1, silent_s=60)
     link.emit({"loss": 0.5})
     link.result([1, None])
     got = [driver.inbox.get(timeout=10) for _ in range(3)]
@@ -141,7 +141,7 @@ def test_strangers_are_dropped_and_ranks_still_heard(driver: Driver) -> None:
 
 
 def test_stop_and_bye_reach_the_rank(driver: Driver) -> None:
-    link = RankLink(driver.address, 0, grace_s=1)
+    link = RankLink(driver.address, 0, grace_s=1, silent_s=60)
     driver.inbox.get(timeout=10)
     assert not link.should_stop()
     driver.tell("stop")
@@ -152,7 +152,7 @@ def test_stop_and_bye_reach_the_rank(driver: Driver) -> None:
 
 
 def test_a_long_traceback_keeps_both_ends(driver: Driver) -> None:
-    link = RankLink(driver.address, 0, grace_s=1)
+    link = RankLink(driver.address, 0, grace_s=1, silent_s=60)
     link.error("begin" + "x" * 200_000 + "end", collective=False)
     driver.inbox.get(timeout=10)
     text = driver.inbox.get(timeout=10)[1]["error"]
@@ -164,7 +164,7 @@ RANK = """
 import json, sys, time
 from headrace.launch.channel import Address, RankLink
 host, port, key, rank = json.loads(sys.argv[1])
-link = RankLink(Address(host, port, bytes.fromhex(key), 0.1), rank, grace_s=0.5)
+link = RankLink(Address(host, port, bytes.fromhex(key), 0.1), rank, grace_s=0.5, silent_s=60)
 print("up", flush=True)
 time.sleep(60)
 """
@@ -191,7 +191,7 @@ def test_a_rank_whose_driver_goes_ends_itself(driver: Driver, end: str) -> None:
 
 @pytest.mark.parametrize("rank", [0, 2, -1])
 def test_a_rank_that_is_not_expected_is_ended(driver: Driver, rank: int) -> None:
-    first = RankLink(driver.address, 0, grace_s=1)
+    first = RankLink(driver.address, 0, grace_s=1, silent_s=60)
     try:
         driver.inbox.get(timeout=10)
         # 0 is there already (Spark tries a failed task again), 2 and -1 never will be

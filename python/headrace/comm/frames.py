@@ -165,11 +165,18 @@ class FrameSocket:
         return count
 
 
-def prepare(sock: socket.socket) -> None:
-    """Small frames at once; a peer whose machine vanished without a word is noticed within half a minute, but where
-    something is under way to it: TCP itself tries for a quarter of an hour, as it must where a peer is stopped."""
+def prepare(sock: socket.socket, silent_s: float | None = None) -> None:
+    """Small frames at once; a peer whose machine vanished without a word is noticed within half a minute.
+
+    Args:
+        sock: connected.
+        silent_s: where something is under way to it, the connection ends when its machine has not taken it for so long
+            (a peer that is stopped takes what its buffers hold); None: a quarter of an hour.
+    """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
         if hasattr(socket, name):
             sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    if silent_s is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * silent_s))

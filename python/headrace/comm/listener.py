@@ -21,10 +21,17 @@ class Listener:
             themselves.
         welcome: called with every connection in a thread of its own: proves it (or raises ChannelError, OSError,
             ValueError, KeyError or TypeError: then it is dropped without a word) and returns what the thread does next.
+        silent_s: see `frames.prepare`.
     """
 
-    def __init__(self, bind: str, expected: int, welcome: Callable[[socket.socket], Callable[[], None]]) -> None:
-        self._welcome = welcome
+    def __init__(
+        self,
+        bind: str,
+        expected: int,
+        welcome: Callable[[socket.socket], Callable[[], None]],
+        silent_s: float | None = None,
+    ) -> None:
+        self._welcome, self._silent_s = welcome, silent_s
         family = socket.AF_INET6 if ":" in bind else socket.AF_INET
         self._listener = socket.create_server((bind, 0), family=family, backlog=expected + 16)
         self.port: int = self._listener.getsockname()[1]
@@ -54,7 +61,7 @@ class Listener:
 
     def _serve(self, sock: socket.socket) -> None:
         try:
-            prepare(sock)
+            prepare(sock, self._silent_s)
             then = self._welcome(sock)
         except (ChannelError, OSError, ValueError, KeyError, TypeError):
             sock.close()  # a stranger: no word to it, no trouble from it

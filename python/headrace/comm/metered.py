@@ -23,6 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.comm.base import Collective, summed_bytes
+from headrace.comm.clock import Clock, WallClock
 
 TABLES, EVALUATION = "tables", "evaluation"  # parts
 
@@ -34,10 +35,15 @@ class Metered:
         sent: bytes by kind of operation, on this rank.
         calls: operations by kind.
         parts: bytes by what they are of, as far as `part` said it.
+        seconds: in operations, waiting for other ranks included.
+        clock: of the seconds.
     """
+
+    clock: Clock = WallClock()
 
     def __init__(self, inner: Collective) -> None:
         self.inner = inner
+        self.seconds = 0.0
         self.sent: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
         self.parts: Counter[str] = Counter()
@@ -61,37 +67,46 @@ class Metered:
 
     def allreduce(self, x: Tensor) -> Tensor:
         """See `Collective.allreduce`."""
-        self._count("allreduce", 2 * (self.size - 1) * summed_bytes(x) // self.size)
-        return self.inner.allreduce(x)
+        with self._counted("allreduce", 2 * (self.size - 1) * summed_bytes(x) // self.size):
+            return self.inner.allreduce(x)
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.allgather`."""
-        self._count("allgather", (self.size - 1) * x.nbytes)
-        return self.inner.allgather(x, rows)
+        with self._counted("allgather", (self.size - 1) * x.nbytes):
+            return self.inner.allgather(x, rows)
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.alltoall`."""
-        self._count("alltoall", sum(c.nbytes for j, c in enumerate(chunks) if j != self.rank))
-        return self.inner.alltoall(chunks, rows)
+        with self._counted("alltoall", sum(c.nbytes for j, c in enumerate(chunks) if j != self.rank)):
+            return self.inner.alltoall(chunks, rows)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """See `Collective.broadcast`."""
-        self._count("broadcast", (self.size - 1) * x.nbytes if self.rank == root else 0)
-        return self.inner.broadcast(x, root)
+        with self._counted("broadcast", (self.size - 1) * x.nbytes if self.rank == root else 0):
+            return self.inner.broadcast(x, root)
 
     def barrier(self) -> None:
         """See `Collective.barrier`."""
-        self._count("barrier", 0)
-        self.inner.barrier()
+        with self._counted("barrier", 0):
+            self.inner.barrier()
 
     def allgather_object(self, value: Any) -> list[Any]:
         """See `Collective.allgather_object`."""
-        self._count("object", (self.size - 1) * len(json.dumps(value)))
-        return self.inner.allgather_object(value)
+        with self._counted("object", (self.size - 1) * len(json.dumps(value))):
+            return self.inner.allgather_object(value)
 
     def _count(self, kind: str, nbytes: int) -> None:
         self.sent[kind] += nbytes
         self.calls[kind] += 1
+
+    @contextmanager
+    def _counted(self, kind: str, nbytes: int) -> Iterator[None]:
+        self._count(kind, nbytes)
+        start = self.clock.now()
+        try:
+            yield
+        finally:
+            self.seconds += self.clock.now() - start
 
 
 @contextmanager

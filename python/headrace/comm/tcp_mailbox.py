@@ -51,6 +51,7 @@ class MailboxLimits:
         open_s: how long ranks may take to connect.
         handshake_s: how long a connection may take to prove that it knows the key.
         linger_s: how long `close` waits for what was sent to be written.
+        silent_s: a peer whose machine takes nothing of what was sent to it for so long is gone.
     """
 
     max_body: int = 1 << 30
@@ -59,6 +60,7 @@ class MailboxLimits:
     open_s: float = 60.0
     handshake_s: float = HANDSHAKE_S
     linger_s: float = 10.0
+    silent_s: float = 180.0
 
 
 def open_mailbox(
@@ -94,7 +96,7 @@ class TcpMailbox:
         self._changed = threading.Condition()
         self._session = secrets.token_hex(16)
         self._known = threading.Event()
-        listener = Listener(host, self.size, self._welcome)
+        listener = Listener(host, self.size, self._welcome, limits.silent_s)
         try:
             self._connect(collective.allgather_object([host, listener.port, self._session, limits.max_body]))
         except BaseException as error:
@@ -185,7 +187,7 @@ class TcpMailbox:
 
     def _call(self, rank: int, host: str, port: int, deadline: float) -> None:
         sock = socket.create_connection((host, port), timeout=max(deadline - time.monotonic(), 0.001))
-        prepare(sock)
+        prepare(sock, self.limits.silent_s)
         left = max(deadline - time.monotonic(), 0.001)
         try:
             frames = FrameSocket(sock, self._key, purpose=_PURPOSE, first=False, handshake_s=left)

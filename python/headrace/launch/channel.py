@@ -125,11 +125,12 @@ class RankLink:
         address: the driver's.
         rank: this rank.
         grace_s: how long it may go on without a driver once it was asked to stop.
+        silent_s: a driver whose machine takes nothing for so long is gone.
     """
 
-    def __init__(self, address: Address, rank: int, *, grace_s: float) -> None:
+    def __init__(self, address: Address, rank: int, *, grace_s: float, silent_s: float) -> None:
         sock = socket.create_connection((address.host, address.port), timeout=HANDSHAKE_S)
-        prepare(sock)
+        prepare(sock, silent_s)
         # How other ranks reach this one: by the address under which it reaches the driver.
         self.host: str = sock.getsockname()[0]
         self._frames = JsonSocket(sock, address.key, driver=False)

@@ -72,14 +72,12 @@ class HorovodBackend:
 
     def _environment(self) -> dict[str, str]:
         threads = str(self._options.threads)
-        # Our own stall detection names the rank, so it must come first.
-        gloo_timeout = str(int(2 * self._options.stall_timeout_s + 60))
         own = {"HOROVOD_TIMELINE": self._options.timeline, "HOROVOD_AUTOTUNE_LOG": self._options.autotune}
         own |= {"HOROVOD_AUTOTUNE": "1" if self._options.autotune else ""}
         return {name: value for name, value in own.items() if value} | {
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
-            "HOROVOD_GLOO_TIMEOUT_SECONDS": gloo_timeout,
+            "HOROVOD_GLOO_TIMEOUT_SECONDS": str(int(self._options.transport_timeout_s)),
             "HOROVOD_STALL_CHECK_DISABLE": "1",
             "HOROVOD_LOG_LEVEL": "error",
         }

@@ -14,7 +14,7 @@ import torch
 
 from headrace.comm.base import Collective, CollectiveError
 from headrace.comm.frames import ChannelError
-from headrace.comm.tcp_mailbox import open_mailbox
+from headrace.comm.tcp_mailbox import MailboxLimits, open_mailbox
 from headrace.launch.channel import Address, RankLink
 from headrace.launch.worker import LaunchOptions, MailboxOnce, Worker
 
@@ -42,7 +42,8 @@ def run_rank(
 
     A rank that failed ends its process: that is what releases the others from their collectives.
     """
-    link = RankLink(address, rank, grace_s=options.stop_grace_s)
+    silent_s = options.transport_timeout_s
+    link = RankLink(address, rank, grace_s=options.stop_grace_s, silent_s=silent_s)
     if threading.current_thread() is threading.main_thread():
         # Spark and Horovod end processes by SIGTERM: take it as a request to stop in good order.
         signal.signal(signal.SIGTERM, lambda signum, frame: link.request_stop())
@@ -50,7 +51,8 @@ def run_rank(
     torch.set_num_threads(options.threads)
     try:
         collective = connect()
-        mailbox = MailboxOnce(lambda: open_mailbox(collective, address.key, host=link.host))
+        limits = MailboxLimits(silent_s=silent_s)
+        mailbox = MailboxOnce(lambda: open_mailbox(collective, address.key, host=link.host, limits=limits))
         value = fn(Worker(collective, local_rank, link.emit, link.should_stop, mailbox))
         link.result(value)
     except BaseException as error:

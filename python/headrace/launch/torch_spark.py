@@ -64,7 +64,6 @@ def _rank_main(fn: Callable[[Worker], Any], address: Address, options: LaunchOpt
     def connect() -> Closable:
         from headrace.comm.torch_dist import TorchCollective
 
-        # Our own stall detection names the rank, so it must come first.
-        return TorchCollective(2 * options.stall_timeout_s + 60, gpu=gpu)
+        return TorchCollective(options.transport_timeout_s, gpu=gpu)
 
     run_rank(fn, address, options, rank, local_rank, connect)

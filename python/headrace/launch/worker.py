@@ -65,6 +65,12 @@ class LaunchOptions:
     timeline: str = ""
     autotune: str = ""
 
+    @property
+    def transport_timeout_s(self) -> float:
+        """When a rank gives up an operation that others do not join, and bytes that nobody takes: where ranks cannot
+        reach each other but the driver can reach all. Stall detection, which names the rank, must come first."""
+        return 2 * self.stall_timeout_s + 60
+
 
 class MailboxOnce:
     """A rank's mailbox, opened when it is first asked for.
