@@ -16,7 +16,7 @@ from headrace.comm import LocalCollective, Metered
 from headrace.comm.subgroup import Subgroup, parts_by
 from headrace.compress import COMPRESSORS, Payload, create
 from headrace.compress.feedback import VARIANTS, Feedback
-from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, VARIABLE
+from headrace.compress.spec import EXACT, OWN_FEEDBACK, OWN_MOMENTUM, SUMMABLE, VARIABLE
 from headrace.strategies import REDUCERS
 from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
 from headrace.strategies.reducers import ordered
@@ -45,7 +45,9 @@ def exchanges(name: str) -> list[str]:
     return [
         e
         for e in EXCHANGES
-        if e in ("allgather", "reduce_scatter") or (e == "allreduce" and SUMMABLE in COMPRESSORS[name].traits)
+        if e == "allgather"
+        or (e == "reduce_scatter" and OWN_MOMENTUM not in COMPRESSORS[name].traits)
+        or (e == "allreduce" and SUMMABLE in COMPRESSORS[name].traits)
     ]
 
 

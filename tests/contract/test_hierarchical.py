@@ -15,6 +15,7 @@ from headrace.comm import Collective, LocalCollective, Metered
 from headrace.compress import COMPRESSORS
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, VARIABLE
 from headrace.errors import UserError
+from headrace.strategies.adaptive import Tell
 from headrace.strategies.compression import CompressionConfig, compressed
 from headrace.strategies.overlap import ByBuckets, Overlap
 from headrace.strategies.reducers import ordered
@@ -32,9 +33,11 @@ def gradients(rank: int, step: int) -> Grads:
     return found | {"table": torch.sparse_coo_tensor(ids, torch.ones(20, 3), (50, 3), check_invariants=False)}
 
 
-def reducer(c: Collective, hosts: str, name: str, min_numel: int = 100, **settings: Any) -> ByBuckets:
+def reducer(
+    c: Collective, hosts: str, name: str, min_numel: int = 100, tell: Tell = lambda event: None, **settings: Any
+) -> ByBuckets:
     cfg = CompressionConfig(name=name, hierarchical=True, min_numel=min_numel, **settings)
-    return compressed(cfg, ordered(6000), 3, c, hosts[c.rank])
+    return compressed(cfg, ordered(6000), 3, c, hosts[c.rank], tell)
 
 
 def steps(c: Collective, made: ByBuckets, count: int) -> list[Grads]:
@@ -154,6 +157,21 @@ def test_a_step_given_up_leaves_nothing_and_a_saved_state_goes_on() -> None:
         assert same(moved, fresh), "chunks of other places are of no use"
     with pytest.raises(ValueError, match="two tiers"):
         raise on_ranks(1, lambda c: reducer(c, "a", "none").load_state_dict({"units": {}}))[0]
+
+
+def test_a_memory_that_is_lost_is_told() -> None:
+    def fn(c: LocalCollective) -> list[list[dict[str, Any]]]:
+        events: list[list[dict[str, Any]]] = []
+        for name, now in (("bf16", "abab"), ("bf16", "aabb"), ("none", "abab")):
+            made = reducer(c, "aabb", name)
+            steps(c, made, 1)
+            events.append([])
+            reducer(c, now, name, tell=events[-1].append).load_state_dict(made.state_dict())
+        return events
+
+    for lost, kept, none in on_ranks(4, fn):
+        assert [(event["type"], event["what"]) for event in lost] == [("reset", "memory of compressed gradients")]
+        assert not kept and not none, "there was nothing to lose without a codec"
 
 
 def test_memory_follows_the_scale_of_the_loss() -> None:

@@ -49,6 +49,7 @@ EVENTS = [
     evaluation("validation", 30),
     {"type": "epoch", "epoch": 0, "rows": 100, "dropped": 4},
     evaluation("test", 30),
+    {"type": "exchange", "step": 30, "megabytes_sent": 1.5, "compression_ratio": 4.0},
 ]
 
 
@@ -116,6 +117,7 @@ def test_everything_of_a_run_arrives(finished: dict[str, Any]) -> None:
     assert sorted((m.step, m.value) for m in losses) == [(e["step"], e["loss"]) for e in EVENTS if e["type"] == "step"]
     assert run.data.metrics["test/logloss"] == 0.5 and run.data.metrics["epoch/dropped"] == 4
     assert "test/calibration" not in run.data.metrics
+    assert run.data.metrics["exchange/megabytes_sent"] == 1.5 and run.data.metrics["exchange/compression_ratio"] == 4.0
     read = {i.tags[0].value: json.loads(i.dataset.source) for i in run.inputs.dataset_inputs}
     assert read == {part: {"path": "/lakes/one/silver/ctr", "delta_table_version": 3} for part in ("train", "test")}
     names = {item.path for item in client.list_artifacts(run.info.run_id)}

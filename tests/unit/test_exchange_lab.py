@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from contract.collective_exam import good, on_ranks
+from torch.nn import functional
 
 from bench import exchange_lab, exchange_report
-from bench.exchange_contestants import ENTRIES, PEERS, Entry, _low_rank
+from bench.exchange_contestants import ENTRIES, PEERS, SERVED, WITHOUT, Entry, _low_rank, contestant
 from bench.exchange_network import HEADER_BYTES, burst_bytes
-from bench.exchange_rank import make_model
+from bench.exchange_rank import Task, make_model
 from bench.studies.lines import Lines, read
+from headrace.comm import LocalCollective
 from headrace.compress import COMPRESSORS
-from headrace.strategies.compression import POWERSGD
+from headrace.strategies.compression import AUTO, POWERSGD, CompressionConfig, check
 
 
 def args(**changes: Any) -> argparse.Namespace:
@@ -39,9 +43,40 @@ def line(entry: Entry, ms: float) -> dict[str, Any]:
 
 def test_every_codec_takes_part_on_every_transport() -> None:
     ours = [entry for entry in ENTRIES.values() if not entry.peer]
-    for transport in ("torch", "horovod"):
-        assert {entry.codec for entry in ours if entry.transport == transport} == {*COMPRESSORS, POWERSGD}
+    everyone = {*COMPRESSORS, POWERSGD, AUTO, "local_sgd", "gossip"}
+    once = {*WITHOUT, "parameter_server", "ssp"}
+    for transport, all_there in (("torch", everyone | once), ("horovod", everyone)):
+        assert {entry.codec for entry in ours if entry.transport == transport} == all_there
+    for codec in WITHOUT:
+        name, feedback = codec.split(".")
+        check(CompressionConfig(name=name, feedback=feedback))
+        assert CompressionConfig(name=name).variant == "ef"
     assert {entry.system for entry in PEERS} == {"ddp", "horovod"}
+
+
+@pytest.mark.parametrize("codec", [AUTO, "local_sgd", "gossip", "topk.none", "parameter_server", "ssp"])
+def test_what_is_no_codec_trains_and_ends_with_one_model(codec: str) -> None:
+    made_before = [(Task(0), make_model(0)) for _ in range(2)]  # threads that seed at once would mix their draws
+
+    def fn(c: LocalCollective) -> tuple[float, float, float, bytes]:
+        task, model = made_before[c.rank]
+        made = contestant(Entry("headrace", "torch", codec), model, c)
+        losses = []
+        for number in range(11):
+            x, classes = task.rows(number, c.rank, 32)
+            made.optimizer.zero_grad()
+            losses.append(functional.cross_entropy(made.module(x), classes))
+            made.backward(losses[-1])
+            made.optimizer.step()
+        made.finish()
+        bits = torch.cat([p.detach().flatten() for p in model.parameters()]).numpy().tobytes()
+        return float(losses[0].detach()), float(losses[-1].detach()), made.sent(), bits
+
+    found = good(on_ranks(2, fn))
+    assert len({bits for *_, bits in found}) == 1
+    exact = 11 * 4 * sum(p.numel() for p in make_model(0).parameters())
+    for first, last, sent, _ in found:
+        assert last < first and (0 < sent < exact or codec in ("gossip", *SERVED))
 
 
 def test_figures_are_those_of_the_counters() -> None:

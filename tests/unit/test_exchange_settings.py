@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from distributed.ctr_lake import SIZES, make_ctr_lake
 
 from headrace import models, strategies
 from headrace.comm import LocalGroup
-from headrace.compress import COMPRESSORS
-from headrace.compress.spec import EXACT, OWN_FEEDBACK
+from headrace.compress import COMPRESSORS, create
+from headrace.compress.spec import EXACT, NO_SIZES, OWN_FEEDBACK
 from headrace.config import parse, to_yaml
 from headrace.data.stream import DataConfig
 from headrace.errors import UserError
@@ -30,7 +31,7 @@ from headrace.optim.spec import (
 )  # fmt: skip
 from headrace.pipelines import train_ctr
 from headrace.pipelines.train_config import from_dict, resumed
-from headrace.pipelines.train_exchange import Decisions, tell_of_compression
+from headrace.pipelines.train_exchange import Decisions, tell_of_compression, warn_of_feedback
 from headrace.report import Report
 from headrace.strategies.adaptive import Adaptive, AdaptiveConfig
 from headrace.strategies.aggregation import AGGREGATIONS
@@ -49,6 +50,7 @@ from headrace.strategies.reducers import BucketReducer
 from headrace.strategies.robust import Coordinatewise, Krum, NormClip
 from headrace.train.events import read_events
 from headrace.train.job import TrainJob
+from headrace.train.tracking import metrics_of
 
 SSP = ["--strategy.name", "ssp"]
 POWERSGD = ["--compression.name", "powersgd"]
@@ -149,6 +151,9 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--compression.exchange", "allreduce", *POWERSGD], "has its own", "auto"),
     (["--compression.feedback", "ef", *POWERSGD], "by itself", "feedback none"),
     (["--compression.hierarchical", "true", *POWERSGD], "whole matrices", "false"),
+    (["--compression.name", "dgc", "--compression.exchange", "reduce_scatter", *SGD], "once more", "exchange auto"),
+    (["--compression.name", "signsgd_unscaled", "--compression.feedback", "ef"], "sends no sizes", "signsgd"),
+    (["--compression.name", "signsgd_unscaled", "--compression.feedback", "ef21"], "sends no sizes", "feedback none"),
     (["--compression.rank", "0", *POWERSGD], "rank 0", "1 or more"),
     (["--compression.rank", "two", *POWERSGD], "of type int", ""),
     (["--compression.levels", "7", *POWERSGD], "no option 'levels'", "rank"),
@@ -230,11 +235,32 @@ def test_compression_that_never_engaged_says_why() -> None:
     assert "one rank" in told({}, *POWERSGD)[0]
     assert "2 rank (n + m)" in told({}, *POWERSGD, "--ranks", "2")[0]
     assert "--compression.sparse bf16" in told({}, "--compression.sparse", "bf16", "--ranks", "2")[0]
+    rows = {"bytes_before": 8.0, "bytes_after": 2.0, "row_bytes_after": 2.0}
+    both = ["--compression.sparse", "bf16", "--ranks", "2"]
+    assert told(rows, *TOPK, *both)[0].startswith("--compression.name topk never engaged: no dense gradient has")
+    said, results = told(rows | {"row_bytes_after": 0.0}, *TOPK, *both)
+    assert said == "--compression.sparse bf16 never engaged: no gradient is row-sparse"
+    assert results["compression_ratio"] == 4.0
     tiers = ["--compression.name", "bf16", "--compression.hierarchical", "true", "--ranks", "2"]
     assert "one host" in told({}, *tiers)[0]
-    figures = {"bytes_before": 8.0, "bytes_after": 2.0, "encode_seconds": 1.0}
+    figures = rows | {"encode_seconds": 1.0}
     warned, results = told(figures, "--compression.sparse", "bf16", "--ranks", "2")
     assert not warned and results["compression_ratio"] == 4.0 and results["compression_sparse"] == "bf16"
+
+
+def test_feedback_that_may_grow_is_warned_of() -> None:
+    def told(*argv: str) -> list[str]:
+        report = Report("train-ctr")
+        warn_of_feedback(load(*argv), report)
+        return report.warnings
+
+    by_norm = ["--compression.name", "qsgd", "--compression.options.norm", "l2", "--compression.options.levels", "7"]
+    for feedback in ("ef", "ef21"):
+        (warned,) = told(*by_norm, "--compression.feedback", feedback, "--ranks", "2")
+        assert warned.startswith(f"--compression.feedback {feedback}: errors of qsgd are up to ")
+        assert not told(*by_norm, "--compression.feedback", feedback)  # one rank sends nothing
+        assert not told(*TOPK, "--compression.feedback", feedback, "--ranks", "2")
+    assert not told(*by_norm, "--ranks", "2")
 
 
 def test_what_compression_decided_is_told() -> None:
@@ -286,6 +312,14 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
         assert ("compression_ratio" in report.results) == (kind in ("auto", "powersgd", "gossip", "served"))
         assert ("staleness_max" in report.results) == (kind == "served")
         events = read_events(Path(report.paths["run"]) / "events.jsonl")
+        assert all(report.results[f"{what}_seconds"] > 0 for what in ("send", "wait")), kind
+        told = [event for event in events if event["type"] == "exchange"]
+        shown = metrics_of(told[0])
+        assert len(told) == 1 and shown["exchange/megabytes_sent"] == report.results["megabytes_sent"]
+        assert ("exchange/encode_seconds" in shown) == ("compression_ratio" in report.results)
+        parts = [report.results[f"megabytes_sent_{part}"] for part in ("dense", "tables")]
+        assert (parts[0] > 0 or kind == "hogwild") and sum(parts) <= report.results["megabytes_sent"]
+        assert (parts[1] > 0) == (kind not in ("trimmed_mean", "hogwild")), kind
         decided = [event for event in events if event["type"] == "compression" and event.get("layers")]
         assert bool(decided) == (kind == "auto")
         assert set(report.results.get("compression_layers", [])) == {n for e in decided for n in e["layers"]}
@@ -325,6 +359,11 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
         (["--strategy.name", "local_sgd", "--optimizer.dense.name", "svrg"], "svrg goes through all rows"),
         (["--strategy.name", "local_sgd", *HALF], "local_sgd with bf16 parameters"),
+        (["--strategy.name", "local_sgd", "--compression.name", "signsgd_unscaled"], "sends no sizes"),
+        (
+            ["--strategy.name", "local_sgd", "--strategy.outer_momentum", "0.5", "--compression.name", "dgc", *SGD],
+            "dgc applies momentum itself",
+        ),
         (["--strategy.name", "gossip", *HALF], "gossip with bf16 parameters"),
         (["--strategy.name", "gossip", "--strategy.graph", "rong"], "ring"),
         (["--strategy.name", "gossip", "--strategy.steps", "0"], "--strategy.steps 0"),
@@ -444,11 +483,19 @@ def test_feedback_by_itself_is_for_codecs_whose_errors_it_can_hold(name: str) ->
     variant = CompressionConfig(name=name).variant
     if spec.omega is not None:
         assert variant == ("ef" if spec.omega(1 << 20, spec.defaults) < 1 else "none")
-    elif spec.traits & {EXACT, OWN_FEEDBACK}:
+    elif spec.traits & {EXACT, OWN_FEEDBACK, NO_SIZES}:
         assert variant == "none"
     else:
         assert variant == "ef"
     assert CompressionConfig(name=name, feedback="ef").variant == "ef"
+
+
+@pytest.mark.parametrize("name", sorted(COMPRESSORS))
+def test_codecs_say_whether_they_send_sizes(name: str) -> None:
+    """A thousand times the tensor: the same is decoded where they do not."""
+    x, codec = torch.randn(600, generator=torch.Generator().manual_seed(0)), create(name)
+    small, large = (codec.decompress(codec.compress(y, codec.init(y, 1))[0]) for y in (x, 1024 * x))
+    assert torch.equal(small, large) == (NO_SIZES in COMPRESSORS[name].traits)
 
 
 def test_more_levels_bring_feedback_back() -> None:

@@ -1,4 +1,5 @@
-"""Where ranks of servers meet: the fast ones wait for the slow one as long as it takes."""
+"""Where ranks of servers meet, the fast ones wait for the slow one as long as it takes; bytes of tables are told
+apart."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from headrace.optim.schedules import Rates
 from headrace.strategies import Equipment
 from headrace.strategies.parameter_server import ParameterServer
 from headrace.strategies.server_options import ServerOptions
+from headrace.strategies.sparse import with_rows
 
 OPERATION_S = 0.5
 
@@ -39,3 +41,25 @@ def test_a_rank_that_is_late_by_more_than_an_operation_may_take_is_waited_for() 
         return found
 
     assert good(on_ranks(2, fn, OPERATION_S)) == [[-3.0] * 3] * 2
+
+
+def test_bytes_of_tables_are_told_apart() -> None:
+    """In lockstep: a rank sends the other one its rows of it, and those of its own that anyone changed; once."""
+    touched = {0: [0, 1, 3], 1: [1, 2]}  # even rows lie with rank 0
+
+    def fn(c: Any) -> tuple[int, int]:
+        params = {"w": nn.Parameter(torch.zeros(3)), "t": nn.Parameter(torch.zeros(6, 2))}
+        rules = {"dense": {"name": "sgd", "lr": 1.0}, "sparse": {"name": "sgd", "lr": 1.0}}
+        given = Equipment(mailbox=c.mailbox(), optimizer=lambda p: create_parts(p, rules), tables=frozenset({"t"}))
+        strategy = ParameterServer(c, given, ServerOptions(bound=0))
+        strategy.begin(params)
+        ids = torch.tensor(touched[c.rank])
+        strategy.push({"w": torch.ones(3), "t": with_rows(ids, torch.ones(len(ids), 2), params["t"])}, Rates(1.0), 0.0)
+        strategy.on_parameters({name: p.data for name, p in params.items()}, 0, True)
+        found = strategy.figures()
+        return int(found["mailed_bytes_of_tables"]), int(found["mailed_bytes"])
+
+    row = 8 + 2 * 4
+    found = good(on_ranks(2, fn))
+    assert [tables for tables, _ in found] == [(2 + 2) * row, (1 + 2) * row]
+    assert all(every > tables for tables, every in found)

@@ -103,6 +103,7 @@ def test_bytes_are_told_apart(clicks: Ranked) -> None:
     first = len(torch.arange(count).tensor_split(4)[0])
     assert watch.steps == 10 and trained.outcome == DONE
     assert watch.curve[-1]["dense_bytes"] == trained.more["sent"]["dense"][0] == 10 * 4 * (count - first + 3 * first)
+    assert watch.curve[-1]["sparse_bytes"] == trained.more["sent"]["sparse"][0]
     word = 3 * 4 * 8  # loss, rows, bad gradient, stop to three others
     last = watch.curve[-1]
     rest = last["sent_bytes"] - last["dense_bytes"] - last["sparse_bytes"]
@@ -186,11 +187,17 @@ def test_strategies_that_do_not_wait_repeat(clicks: Ranked) -> None:
     (first, one), (again, two) = (ran(clicks, setting(by["SSP, bound 4"], ranks=4)) for _ in range(2))
     assert without_seconds(one) == without_seconds(two) and first.more["sent"] == again.more["sent"]
     assert first.outcome == DONE and first.more["exchange"][1]["staleness_max"] > 0
-    assert min(first.more["sent"]["rest"]) > 10 * 3 * 4 * 100
+    sent = first.more["sent"]
+    assert min(sent["dense"]) > 10 * 3 * 4 * 100 and min(sent["sparse"]) > 10 * 26 * 4 and not any(sent["rest"])
     packed, plain = (ran(clicks, setting(by[name], ranks=4))[0] for name in (
         "gossip, ring, QSGD 4 bits (CHOCO)", "gossip, ring"))  # fmt: skip
     assert packed.more["ratio"] > 7 and plain.more["ratio"] is None
-    assert packed.more["sent"]["rest"][0] < plain.more["sent"]["rest"][0]
+    count = sum(p.numel() for p in clicks.model(0).dense_parameters())
+    once = 4 * (count + 2 * len(torch.arange(count).tensor_split(4)[0]))  # the mean over ranks at the end
+    words = plain.more["sent"]["dense"][0] - 10 * 2 * 4 * count - once  # every step to two neighbours
+    assert 0 <= words < 10 * 500 and packed.more["sent"]["dense"][0] < once + 10 * 2 * 4 * count / 5
+    rows = plain.more["sent"]["sparse"][0]
+    assert rows > 10 * 26 * 4 and packed.more["sent"]["sparse"][0] == pytest.approx(rows, rel=0.01)
 
 
 class Fake:
@@ -220,7 +227,9 @@ def test_runs_go_part_by_part_and_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     few += [cell for cell in cells("cifar10", 350) if cell.part == RATES]
     monkeypatch.setattr(exchange, "cells", lambda task, total: few)
     count = sum(len(cell.ranks) for cell in few)
-    for runs, whole in ((20, 20), (0, 5 + 3 * count + 9)):
+    tuning = {ranks: sum(len(c.factors) for c in few if c.part == RATES and ranks in c.ranks) for ranks in (2, 4)}
+    assert tuning[2] >= 6 and tuning[4] >= 3
+    for runs, whole in ((20, 20), (0, 5 + 3 * count + tuning[2] + tuning[4])):
         lines = Lines(path)
         go_on(lines, lambda kept=lines: exchange.due(tasks, kept), Call(60.0, runs))
         assert len(lines.all) == whole
@@ -237,7 +246,8 @@ def test_runs_go_part_by_part_and_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     assert order == sorted(order) and {part for part, _, _ in order} == set(range(RATES))
     own = [run for run in made[5:] if run["options"]["lr"] != 0.0316]
     seeds = [(run["ranks"], run["seed"]) for run in own]
-    assert own == made[-len(own) :] and seeds == sorted(seeds) and seeds.count((2, 0)) == 6 and seeds.count((4, 0)) == 3
+    assert own == made[-len(own) :] and seeds == sorted(seeds)
+    assert {ranks: seeds.count((ranks, 0)) for ranks in (2, 4)} == tuning
     signs = [run["options"]["lr"] for run in own if run["compression"]["name"] == "signsgd_unscaled"]
     assert signs[:3] == [0.00096, 0.0032, 0.0096] and set(signs[3:]) == {0.0096}
 

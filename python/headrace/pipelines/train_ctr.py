@@ -36,7 +36,7 @@ from headrace.pipelines.train_config import (
     find_run,
     resumed,
 )
-from headrace.pipelines.train_exchange import tell_of_exchange
+from headrace.pipelines.train_exchange import tell_of_exchange, warn_of_feedback
 from headrace.pipelines.train_monitor import Monitor
 from headrace.report import Report
 
@@ -143,6 +143,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
         rates = ", ".join(f"{part} {options['lr']:g}" for part, options in job.optimizers.items())
         rule = f"{cfg.train.scaling} from {cfg.train.base_batch:,}"
         report.say(f"learning rates for batches of {job.batch_size:,} rows, {rule}: {rates}")
+    warn_of_feedback(cfg, report)
     if cfg.plan:
         return _plan(cfg, job, report)
     directory.mkdir(parents=True, exist_ok=True)
@@ -352,7 +353,8 @@ def _finish(
     report.results |= {ours: test.get(theirs) for theirs, ours in names.items()}
     report.results |= {"validation": first["validation"], "weights_sha256": first["weights_sha256"]}
     report.results |= {"rows_per_s": first["rows_per_second"], "train_seconds": first["train_seconds"]}
-    tell_of_exchange(cfg, answers, report, monitor.decisions)
+    exchanged = tell_of_exchange(cfg, answers, report, monitor.decisions)
+    monitor(0, {"type": "exchange", "step": first["steps"], **exchanged})
     report.results |= {name: first[name] for name in ("epochs", "steps", "audits", "stopped")}
     report.results |= {name: first[name] for name in ("skipped_steps", "overflow_steps", "clipped_steps")}
     report.paths["model"] = str(directory / "model")

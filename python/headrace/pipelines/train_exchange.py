@@ -47,23 +47,53 @@ class Decisions:
         return "; ".join(lines)
 
 
-def tell_of_exchange(cfg: Config, answers: Sequence[dict[str, Any]], report: Report, decisions: Decisions) -> None:
-    """All that this module has to say of the ranks' answers."""
-    figures = [answer["exchange"] for answer in answers]
+def tell_of_exchange(
+    cfg: Config, answers: Sequence[dict[str, Any]], report: Report, decisions: Decisions
+) -> dict[str, float]:
+    """All that this module has to say of the ranks' answers; the numbers among it."""
+    figures, before = [answer["exchange"] for answer in answers], set(report.results)
     tell_of_bytes(answers, report)
+    tell_of_seconds(answers, report)
     tell_of_compression(cfg, figures, report, decisions)
     tell_of_staleness(figures, report)
     tell_of_tables(cfg, [answer["lookups"] for answer in answers], report)
+    new = {name: value for name, value in report.results.items() if name not in before}
+    return {name: value for name, value in new.items() if isinstance(value, int | float)}
+
+
+def warn_of_feedback(cfg: Config, report: Report) -> None:
+    """Before training: feedback by hand may add more and more to gradients where a codec's errors are large."""
+    given = cfg.compression
+    if given.variant in ("ef", "ef21") and given.error >= 1 and cfg.ranks > 1:
+        report.warn(
+            f"--compression.feedback {given.feedback}: errors of {given.name} are up to {given.error:.3g} times the"
+            " gradient (squared), so what is added to the next one may grow without bound; auto would be none here"
+        )
+
+
+def tell_of_seconds(answers: Sequence[dict[str, Any]], report: Report) -> None:
+    """In steps, of the slowest rank each: sending to others, and waiting for them or for servers."""
+    if len(answers) == 1:
+        return
+    served = [answer["exchange"] if "mailed_bytes" in answer["exchange"] else {} for answer in answers]
+    mailed = [each.get("send_seconds", 0.0) for each in served]
+    awaited = [each.get("exchange_seconds", 0.0) for each in served]
+    report.results |= {
+        "send_seconds": max(a["send_seconds"] + s for a, s in zip(answers, mailed, strict=True)),
+        "wait_seconds": max(a["wait_seconds"] + s for a, s in zip(answers, awaited, strict=True)),
+    }
 
 
 def tell_of_bytes(answers: Sequence[dict[str, Any]], report: Report) -> None:
     """Of the rank that sent most: all, and apart what is of embedding tables, and of dense parameters (control words of
-    some bytes a step among them); what is left are scores for evaluation. Letters to servers are not told apart."""
+    some bytes a step among them); what is left are scores for evaluation."""
     most = max(answers, key=lambda answer: int(answer["bytes_sent"]))
-    report.results["megabytes_sent"] = most["bytes_sent"] / 1e6
-    if not most["exchange"].get("mailed_bytes"):
-        dense = most["bytes_sent"] - most["bytes_of_tables"] - most["bytes_of_evaluation"]
-        report.results |= {"megabytes_sent_dense": dense / 1e6, "megabytes_sent_tables": most["bytes_of_tables"] / 1e6}
+    dense = most["bytes_sent"] - most["bytes_of_tables"] - most["bytes_of_evaluation"]
+    report.results |= {
+        "megabytes_sent": most["bytes_sent"] / 1e6,
+        "megabytes_sent_dense": dense / 1e6,
+        "megabytes_sent_tables": most["bytes_of_tables"] / 1e6,
+    }
 
 
 def tell_of_compression(
@@ -73,10 +103,15 @@ def tell_of_compression(
     given = cfg.compression
     if not given.compresses:
         return
-    before, after = (sum(each.get(name, 0.0) for each in figures) for name in ("bytes_before", "bytes_after"))
+    names = ("bytes_before", "bytes_after", "row_bytes_after")
+    before, after, rows = (sum(each.get(name, 0.0) for each in figures) for name in names)
     what = f"--compression.name {given.name}" if given.name != "none" else f"--compression.sparse {given.sparse}"
+    if given.name != "none" and after == rows:
+        report.warn(f"--compression.name {given.name} never engaged: {_why_not_engaged(cfg)}")
+    if given.sparse != "none" and not rows:
+        why = "one rank sends nothing" if cfg.ranks == 1 else "no gradient is row-sparse"
+        report.warn(f"--compression.sparse {given.sparse} never engaged: {why}")
     if not after:
-        report.warn(f"{what} never engaged: {_why_not_engaged(cfg)}")
         return
     report.results |= {"compression": given.name, "compression_ratio": before / after}
     if given.sparse != "none":
@@ -88,6 +123,14 @@ def tell_of_compression(
             report.warn(f"{what} is off at the end: {decisions.switched}")
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
+    report.results["codec_kernels"] = kernels_said()
+
+
+def kernels_said() -> str:
+    """What codecs' work was done by, where this process runs: ranks on other hosts may have another answer."""
+    from headrace.compress import kernels
+
+    return kernels.found().said.split(":")[0]
 
 
 def tell_of_staleness(figures: list[dict[str, float]], report: Report) -> None:
@@ -114,8 +157,6 @@ def _why_not_engaged(cfg: Config) -> str:
 
     if cfg.ranks == 1:
         return "one rank sends nothing"
-    if cfg.compression.name == "none":
-        return "no gradient is row-sparse"
     if cfg.compression.name == POWERSGD:
         return "no dense gradient is a matrix of --compression.min_numel numbers with 2 rank (n + m) <= n m"
     if cfg.compression.hierarchical:

@@ -100,7 +100,8 @@ class Monitor:
         self.bar.begin(event["step"] * self.job.batch_size)
 
     def _on_reset(self, event: Event) -> None:
-        self.report.warn(f"{event['what']} of {event['was']} ranks do not fit {self.cfg.ranks}: started anew")
+        why = event.get("why") or f"of {event['was']} ranks do not fit {self.cfg.ranks}"
+        self.report.warn(f"{event['what']} {why}: started anew")
 
     def _on_damaged(self, event: Event) -> None:
         self.report.warn(f"passed over a damaged checkpoint, {event['path']}: {event['reason']}")

@@ -150,7 +150,7 @@ def _served(usual: ServerOptions) -> StrategySpec:
 
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
-    "local_sgd": _made(local_sgd.LocalSGD, local_sgd.Rounds(), stateful=True, lead=local_sgd.lead),
+    "local_sgd": _made(local_sgd.LocalSGD, local_sgd.Rounds(), stateful=True, fits=local_sgd.fits, lead=local_sgd.lead),
     "gossip": _made(gossip.Gossip, gossip.GossipConfig(), stateful=True, fits=gossip.fits, lead=gossip.lead),
     "hogwild": _made(
         hogwild.Hogwild, hogwild.HogwildConfig(), stateful=False, fits=hogwild.fits, repeatable=False, lead=hogwild.lead

@@ -70,6 +70,7 @@ class CodedRows(Memory):
             self.remember(name, state)
         self.numbers["in"] += rows.nbytes
         self.numbers["out"] += payload.nbytes
+        self.numbers["rows_out"] += payload.nbytes
         return payload.data
 
     def decode(self, data: Tensor, like: Tensor) -> Tensor:

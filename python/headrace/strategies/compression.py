@@ -10,7 +10,7 @@ from headrace.compress import COMPRESSORS, CodecSpec, create
 from headrace.compress.feedback import VARIANTS, Feedback
 from headrace.compress.ladder import Rung, fitting, ladder
 from headrace.compress.signsgd import SignSGD
-from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, UNBIASED
+from headrace.compress.spec import EXACT, NO_SIZES, OWN_FEEDBACK, OWN_MOMENTUM, SUMMABLE, UNBIASED
 from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.options import choose, described, known
@@ -77,17 +77,22 @@ class CompressionConfig:
         """Of the feedback: what `auto` stands for.
 
         What is added to the next gradient grows without bound where the error of a draw may be larger than what was
-        drawn, and codecs that are right in the mean can do without.
+        drawn, and codecs that are right in the mean can do without. What codecs leave that send no sizes says nothing.
         """
         if self.feedback != "auto":
             return self.feedback
-        if self.traits & {EXACT, OWN_FEEDBACK}:
+        if self.traits & {EXACT, OWN_FEEDBACK, NO_SIZES}:
             return "none"
+        return "none" if self.error >= 1 else "ef"
+
+    @property
+    def error(self) -> float:
+        """omega of E |C(x) - x|^2 <= omega |x|^2 for a codec that is right in the mean; 0 for all others."""
         if UNBIASED not in self.traits:
-            return "ef"
+            return 0.0
         spec = self.spec
         assert spec.omega is not None
-        return "none" if spec.omega(_MANY, choose(f"codec {self.name}", spec.defaults, self.options)) >= 1 else "ef"
+        return spec.omega(_MANY, choose(f"codec {self.name}", spec.defaults, self.options))
 
 
 _MANY = 1 << 20  # numbers of a large tensor
@@ -103,7 +108,8 @@ CompressionConfig.__doc__ = f"""How gradients are compressed on their way betwee
             {"; ".join(f"{name}: {described(spec.defaults) or 'none'}" for name, spec in COMPRESSORS.items())};
             {POWERSGD}: {described(_POWERSGD_DEFAULTS)}; {AUTO}: {described(_AUTO_DEFAULTS)}.
         feedback: ef (what was not sent is added to the next gradient), ef21, none; auto: ef, but none for codecs that
-            keep it themselves, and for those that are right in the mean with errors larger than the gradient.
+            keep it themselves or send no sizes, and for those that are right in the mean with errors larger than the
+            gradient.
         decay: of what was not sent, in ef: 1 keeps all of it.
         exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes. Of signs also {VOTE}: the majority of the ranks.
         min_numel: tensors of fewer numbers go as they are.
@@ -136,6 +142,16 @@ def check(cfg: CompressionConfig) -> None:
         )
     if OWN_FEEDBACK in traits and cfg.variant != "none":
         raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
+    if NO_SIZES in traits and cfg.variant != "none":
+        raise UserError(
+            f"--compression.feedback {cfg.variant}: {cfg.name} sends no sizes, so what it leaves out is no gradient",
+            "--compression.feedback none, or --compression.name signsgd",
+        )
+    if OWN_MOMENTUM in traits and cfg.exchange == "reduce_scatter":
+        raise UserError(
+            f"--compression.exchange reduce_scatter: {cfg.name} would apply its momentum to sums once more",
+            "--compression.exchange auto",
+        )
     if cfg.decay != 1 and cfg.name != POWERSGD and cfg.variant != "ef":
         raise UserError(
             f"--compression.decay {cfg.decay:g}: {cfg.name} with feedback {cfg.variant} keeps nothing that could decay",
@@ -224,7 +240,7 @@ def compressed(
         seed: of what codecs draw.
         collective: of a hierarchical sum, which all ranks make together.
         host: this rank's name of its host.
-        tell: takes events of what `auto` decides.
+        tell: takes events of what `auto` decides, and of a memory that is lost.
 
     Raises:
         UserError: hosts have unequal numbers of ranks.
@@ -234,7 +250,7 @@ def compressed(
     else:
         if collective is None:
             raise ValueError("a hierarchical sum needs a collective")
-        made = Hierarchical(_dense(cfg, rest, seed, 0, collective, tell), rest, collective, host, cfg.min_numel)
+        made = Hierarchical(_dense(cfg, rest, seed, 0, collective, tell), rest, collective, host, cfg.min_numel, tell)
     return CodedRows(create(cfg.sparse), made, seed) if cfg.sparse != "none" else made
 
 

@@ -20,7 +20,7 @@ sum is that of hosts' sums: ordered, the same bits on all ranks and transports, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,16 +43,18 @@ class Hierarchical(OfLarge):
         collective: over whom; `reduce` must be given the same.
         host: this rank's.
         min_numel: tensors of fewer numbers go over all ranks at once.
+        tell: takes the event of a memory that is lost.
 
     Raises:
         UserError: hosts have unequal numbers of ranks.
     """
 
     def __init__(
-        self, inner: ByBuckets, rest: BucketReducer, collective: Collective, host: str, min_numel: int
-    ) -> None:
+        self, inner: ByBuckets, rest: BucketReducer, collective: Collective, host: str, min_numel: int,
+        tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> None:  # fmt: skip
         super().__init__(rest, min_numel)
-        self.inner, self._whole = inner, collective
+        self.inner, self._whole, self._tell = inner, collective, tell
         hosts = collective.allgather_object(host)
         self._layout = [hosts.index(each) for each in hosts]
         try:
@@ -83,7 +85,8 @@ class Hierarchical(OfLarge):
         return {"hosts": self._layout, "between": self.inner.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Accept what `state_dict` gave; nothing is remembered where ranks lie on other hosts now: chunks are others.
+        """Accept what `state_dict` gave; nothing is remembered, and that is told, where ranks lie on other hosts now:
+        chunks are others.
 
         Raises:
             ValueError: for the state of another reducer.
@@ -92,6 +95,9 @@ class Hierarchical(OfLarge):
             raise ValueError("the checkpoint knows nothing of hosts: gradients were not summed in two tiers then")
         if list(state["hosts"]) == self._layout:
             self.inner.load_state_dict(state["between"])
+        elif state["between"]:
+            lost = {"what": "memory of compressed gradients", "why": "of other hosts' chunks"}
+            self._tell({"type": "reset", **lost})
 
     def _check(self, collective: Collective) -> None:
         if collective is not self._whole:

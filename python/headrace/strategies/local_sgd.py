@@ -22,16 +22,20 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from headrace.comm.base import Collective
+from headrace.compress.spec import NO_SIZES, OWN_MOMENTUM
 from headrace.errors import UserError
 from headrace.strategies.own_steps import OwnSteps, Places, put, replaced
 from headrace.strategies.reducers import Reducer, ordered
 from headrace.strategies.sparse import coalesced, tables_of, with_rows
+
+if TYPE_CHECKING:
+    from headrace.strategies.surroundings import Surroundings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +229,25 @@ def touch(known: Rows | None, ids: Tensor, param: Tensor) -> Rows:
     new = ids[~torch.isin(ids, known.ids)]
     every, order = torch.cat([known.ids, new]).sort()
     return Rows(every, torch.cat([known.values, param[new]])[order])
+
+
+def fits(options: Mapping[str, Any], around: Surroundings) -> None:
+    """Refuse codecs that make something else of changes than changes.
+
+    Raises:
+        UserError: which, and what to do.
+    """
+    codec, traits = around.compression.name, around.compression.traits
+    if NO_SIZES in traits:
+        raise UserError(
+            f"--compression.name {codec} sends no sizes: with local_sgd every parameter would change by one in a round",
+            "--compression.name signsgd, or --strategy.name allreduce",
+        )
+    if OWN_MOMENTUM in traits and options["outer_momentum"]:
+        raise UserError(
+            f"--strategy.outer_momentum {options['outer_momentum']:g}: {codec} applies momentum itself",
+            "--strategy.outer_momentum 0, or another --compression.name",
+        )
 
 
 def lead(options: Mapping[str, Any]) -> int:

@@ -23,7 +23,8 @@ class Memory:
     Attributes:
         seconds: spent, by "encode", "exchange" (waiting for others included), "decode"; and as "encode_cpu", ... those
             of the thread's own work, which a busy machine does not lengthen.
-        numbers: bytes of gradients that were compressed, before and after, as "in" and "out".
+        numbers: bytes of gradients that were compressed, before and after, as "in" and "out"; of the latter those of
+            tables' rows, as "rows_out".
         clock: of the seconds.
     """
 
@@ -52,7 +53,8 @@ class Memory:
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`."""
         seconds = {f"{what}_seconds": value for what, value in self.seconds.items()}
-        return {"bytes_before": self.numbers["in"], "bytes_after": self.numbers["out"], **seconds}
+        sizes = {"bytes_before": self.numbers["in"], "bytes_after": self.numbers["out"]}
+        return sizes | {"row_bytes_after": self.numbers["rows_out"]} | seconds
 
     def state_dict(self) -> dict[str, Any]:
         """What is remembered, by name; of this rank."""

@@ -66,6 +66,7 @@ class ParameterServer(OwnSteps):
         self._bound = [0, options.bound]
         self._drained = True
         self._staleness = [0, 0, 0]  # largest, sum, number
+        self._tables = {"push": 0, "told": 0}  # bytes of tables sent to other ranks; each by a thread of its own
         self._threads = torch.get_num_threads()
 
     def meets(self, step: int, last: bool) -> bool:
@@ -99,6 +100,8 @@ class ParameterServer(OwnSteps):
         torch.set_num_threads(self._threads)  # a new thread has another number: bits may depend on it
         for letter in self.shard.handle(message):
             self.mailbox.send(letter.to, WORKER, "told", letter.head, letter.body)
+            if letter.to != self.mailbox.rank:
+                self._tables["told"] += letter.tables
 
     def _decided(self, decision: Decision) -> None:
         self.equipment.on_event({"type": "bound", "step": self._step, **decision._asdict()})
@@ -121,7 +124,10 @@ class ParameterServer(OwnSteps):
         }  # fmt: skip
         for server in range(self._layout.servers):
             packed = self._pushes.packed(server, grads)
-            self.mailbox.send(server, SERVER, "push", common | {"entries": packed.entries}, packed.body)
+            with self._pushes.timed("send"):
+                self.mailbox.send(server, SERVER, "push", common | {"entries": packed.entries}, packed.body)
+            if server != self.mailbox.rank:
+                self._tables["push"] += packed.tables
         self._made, self._waits, self._drained = self._made + 1, True, False
 
     def on_parameters(self, params: dict[str, Tensor], step: int, meets: bool) -> None:
@@ -212,13 +218,14 @@ class ParameterServer(OwnSteps):
 
     def figures(self) -> dict[str, float]:
         """See `Reducer.figures`; staleness of this rank's gradients (updates that they missed); bytes to other ranks:
-        pushed, told by its server, all; the bound."""
+        pushed, told by its server, all, and those of them that are of tables; the bound."""
         own = self._pushes.figures() if self._pushes is not None else {}
         most, total, number = self._staleness
         sent = self.mailbox.sent
         return own | {
             "staleness_max": float(most), "staleness_mean": total / max(1, number), "bound": float(self._bound[1]),
             "pushed_bytes": sent["push"], "told_bytes": sent["told"], "mailed_bytes": self.mailbox.sent_bytes,
+            "mailed_bytes_of_tables": sum(self._tables.values()),
         }  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:

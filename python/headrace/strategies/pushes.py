@@ -38,6 +38,11 @@ class Packed(NamedTuple):
     entries: list[Entry]
     body: Tensor
 
+    @property
+    def tables(self) -> int:
+        """Bytes of the body that are of tables: ids and rows."""
+        return sum(nbytes for _, nbytes, rows, _ in self.entries if rows >= 0)
+
 
 @dataclass(frozen=True)
 class PushCodecs:
@@ -129,6 +134,7 @@ class Pushes(Memory):
             return NO_BYTES, []
         feedback = self.codecs.rows
         data = as_bytes(rows) if feedback is None else self._sent(feedback, f"{name}#{server}", rows).data
+        self.numbers["rows_out"] += data.numel() * (feedback is not None)
         return torch.cat([as_bytes(ids), data]), [ids.numel(), None]
 
     def _codec(self, like: Tensor) -> Feedback | None:

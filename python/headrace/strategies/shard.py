@@ -35,11 +35,12 @@ from headrace.strategies.shard_layout import Part
 
 
 class Letter(NamedTuple):
-    """What a server sends: to a worker; JSON; bytes uint8 [n]."""
+    """What a server sends: to a worker; JSON; bytes uint8 [n], the last so many of them of tables."""
 
     to: int
     head: dict[str, Any]
     body: Tensor
+    tables: int
 
 
 @dataclass
@@ -198,7 +199,7 @@ class Shard:
             "pushes": worker.pushes, "least": self._least(), "bound": self._bound, "meet_at": self._meet_at,
             "staleness": worker.staleness, "rows": rows,
         }  # fmt: skip
-        return Letter(rank, head, torch.cat([flat, *bodies]))
+        return Letter(rank, head, torch.cat([flat, *bodies]), sum(body.numel() for body in bodies))
 
     def _flat(self) -> Tensor:
         return torch.cat([as_bytes(value).cpu() for value in self._dense.values()] or [NO_BYTES])

@@ -2,8 +2,9 @@
 
 start, resume, batches (fingerprint of the first global batches), step (loss, rows a second; no loss where the step was
 left out), eval, epoch (the audit), checkpoint, damaged (a checkpoint passed over), reset (state of another number of
-ranks), nonfinite (a bad step), overflow (a step left out by fp16, with the next scale of the loss), compression (what
-`--compression.name auto` decided: codecs by layer, or whether to compress, with the seconds of both ways).
+ranks, or of ranks on other hosts), nonfinite (a bad step), overflow (a step left out by fp16, with the next scale of
+the loss), compression (what `--compression.name auto` decided: codecs by layer, or whether to compress, with the
+seconds of both ways), exchange (at the end: what ranks sent, how long that and waiting, encoding and decoding took).
 Of baselines: step (objective by iteration; of certified ones the relative gap, and epochs, gradients, seconds and
 megabytes until then; no loss where a batch was looked at), eval, tune (a point of the grid), costs (seconds by stage,
 memory, bytes shuffled).

@@ -269,7 +269,7 @@ def describe(model: models.ClickModel) -> dict[str, Any]:
 
 def summary(result: FitResult, test: Evaluation | None, collective: Metered, strategy: Strategy) -> dict[str, Any]:
     """A rank's value: JSON. Without figures of the test data a stop was asked for, maybe while they were made."""
-    exchange = strategy.figures()
+    exchange, spent = strategy.figures(), result.waiting.spent()
     return {
         "stopped": result.stopped if test is not None else "asked",
         "epochs": result.cursor.epoch,
@@ -283,10 +283,12 @@ def summary(result: FitResult, test: Evaluation | None, collective: Metered, str
         "audits": [audit.to_dict() for audit in result.audits],
         "validation": result.evaluation.metrics.to_dict() if result.evaluation else None,
         "test": test.metrics.to_dict() if test else None,
-        "bytes_of_tables": collective.parts[TABLES],
+        "bytes_of_tables": collective.parts[TABLES] + int(exchange.get("mailed_bytes_of_tables", 0)),
         "bytes_of_evaluation": collective.parts[EVALUATION],
         "bytes_sent": collective.sent_bytes + int(exchange.get("mailed_bytes", 0)),
         "exchange": exchange,
+        "send_seconds": spent.send,
+        "wait_seconds": spent.wait,
     }
 
 

@@ -33,6 +33,7 @@ from headrace.train.fit_config import FitConfig
 from headrace.train.local_step import LocalStepper
 from headrace.train.replica import Replica
 from headrace.train.step import Outcome, Stepper
+from headrace.train.waiting import Waiting
 from headrace.train.whole_model import weights_sha256
 
 _SHOWN_BATCHES = 3
@@ -86,6 +87,7 @@ class FitResult:
         evaluation: the last one of the validation data.
         audits: one an epoch that was gone through.
         seconds: of training, without evaluation and checkpoints, in this process's part of the run.
+        waiting: seconds in operations between ranks, of this process's part of the run.
         rows_per_second: rows of all ranks a second of training, without evaluation and checkpoints, in this process's
             part of the run.
         weights_sha256: of parameters (as trained, not averaged) and buffers, equal on all ranks; of whole tables.
@@ -96,6 +98,7 @@ class FitResult:
     evaluation: Evaluation | None
     audits: list[EpochAudit]
     seconds: float
+    waiting: Waiting
     rows_per_second: float
     weights_sha256: str
 
@@ -140,6 +143,7 @@ class _Loop:
         self.audits: list[EpochAudit] = []
         self.stopped = ""
         self.rows, self.seconds, self.saved_at = 0, 0.0, time.monotonic()
+        self.waiting = Waiting(self.collective)
         self.last_saved: tuple[int, bool] | None = None
 
     def run(self) -> FitResult:
@@ -161,7 +165,9 @@ class _Loop:
         self._save()
         digest = weights_sha256(self.replica.model, self.collective)
         rate = self.rows / self.seconds if self.seconds > 0 else 0.0
-        return FitResult(self.cursor, self.stopped, self.evaluation, self.audits, self.seconds, rate, digest)
+        return FitResult(
+            self.cursor, self.stopped, self.evaluation, self.audits, self.seconds, self.waiting, rate, digest
+        )
 
     def _resume(self) -> None:
         if self.hooks.store is None:
@@ -247,7 +253,8 @@ class _Loop:
 
     def _timed_step(self, batch: Batch) -> Outcome:
         start = time.perf_counter()
-        done = self.step(batch.to(self.replica.device), self.cursor.global_step, self._steps())
+        with self.waiting.step():
+            done = self.step(batch.to(self.replica.device), self.cursor.global_step, self._steps())
         if done.unfinished:
             self.replica.clear()
             return done

@@ -254,7 +254,7 @@ def metrics_of(event: Mapping[str, Any]) -> dict[str, float]:
         return _numbers(event["metrics"], str(event["split"]))
     if kind == "step":
         return _numbers(event, "train")
-    if kind in ("epoch", "bound", "tune", "costs"):
+    if kind in ("epoch", "bound", "exchange", "tune", "costs"):
         return _numbers(event, kind)
     return {}
 
