@@ -1,5 +1,5 @@
 """Row f: ms a step, bytes of the interfaces and loss after 200 steps, for 2 and 4 ranks behind links of 100 Mbit/s and
-1 Gbit/s: every codec through our reducers beside DDP and Horovod.
+1 Gbit/s: every codec through our reducers, codecs chosen by tensor, local SGD and gossip beside DDP and Horovod.
 
     .venv/bin/python bench/exchange_lab.py [--only ddp,headrace/torch/int8] [--ranks 2,4] [--mbit 100,1000] [--runs N]
     .venv/bin/python bench/exchange_lab.py --report
@@ -182,6 +182,7 @@ def summary(run: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, A
         "same_loss": len({each["loss"] for each in found}) == 1,
         "seconds": {n: round(v, 3) for n, v in first["figures"].items() if n.endswith("_seconds")},
         "burst": network.burst_bytes(run["mbit"]),
+        **({"as_is": first["figures"]["turns_as_is"]} if "turns_as_is" in first["figures"] else {}),
     }
 
 

@@ -98,7 +98,7 @@ def train(given: dict[str, Any], collective: Any) -> dict[str, Any]:
 
     rank, size, steps = given["rank"], given["ranks"], given["steps"]
     task = Task(given["seed"])
-    made = contestant(Entry(*given["entry"]), make_model(given["seed"]), collective)
+    made = contestant(Entry(*given["entry"]), make_model(given["seed"]), collective, network.address(rank))
 
     def step(number: int) -> None:
         x, classes = task.rows(number, rank, BATCH // size)
@@ -112,6 +112,7 @@ def train(given: dict[str, Any], collective: Any) -> dict[str, Any]:
     formula = made.sent()
     counted = measured(lambda number: step(WARM + number), steps - WARM, collective.barrier)
     formula = made.sent() - formula
+    made.finish()
     x, classes = task.rows(999, 999, TASK["rows_tested"])
     with torch.no_grad():
         loss = float(functional.cross_entropy(made.module(x), classes))

@@ -19,7 +19,8 @@ speed. **kB** is what the busiest interface counted a step, headers included; Ho
 millisecond, so its bytes grow with a step's time. **formula** are those bytes over what
 `Metered` counts (peers: a ring's bytes of the numbers that they send), and the same without the 66 bytes of a packet's
 headers. **peer** is the time of the fastest peer over that of the line: over 1 is faster than all of them. A burst of a
-millisecond's bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link.
+millisecond's bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link. Of `auto`
+it is said how many steps went as they are, because that measured faster or to compare.
 """
 HEAD = "| who | ms | median | alone | link | kB | formula | without headers | loss | peer | load |"
 
@@ -80,8 +81,9 @@ def text_of(about: dict[str, Any], lines: Sequence[Line]) -> str:
 def row(line: Line, peer_ms: float | None) -> str:
     """One run."""
     ours = line["run"]["entry"][0] == "headrace"
+    as_is = f" ({line['as_is']:.0f} of {line['run']['steps']} steps as they are)" if "as_is" in line else ""
     cells = [
-        name_of(line) + ("" if line["same_loss"] else " (ranks differ)"),
+        name_of(line) + as_is + ("" if line["same_loss"] else " (ranks differ)"),
         *(f"{line[name]:.1f}" for name in ("ms", "ms_median", "alone_ms", "link_ms")),
         f"{line['bytes'] / 1e3:,.1f}",
         *(f"{line[name]:.3f}" for name in ("of_formula", "of_formula_without_headers")),

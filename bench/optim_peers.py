@@ -17,6 +17,7 @@ class Peer:
         options: of the factory, beside those that it has in common with ours, by name.
         ours: what our entry is set to for the comparison.
         same: the rule is ours: results must agree.
+        side: the longest side of a tensor that it steps on within seconds; 0: any.
     """
 
     module: str
@@ -24,6 +25,7 @@ class Peer:
     options: Mapping[str, Any] = field(default_factory=dict)
     ours: Mapping[str, Any] = field(default_factory=dict)
     same: bool = True
+    side: int = 0
 
 
 def _torch(factory: str, *, fused: bool = False, **options: Any) -> dict[str, Peer]:
@@ -55,6 +57,8 @@ PEERS: dict[str, dict[str, Peer]] = {
     "adafactor": {"pytorch_optimizer": Peer(module="pytorch_optimizer", factory="AdaFactor", same=False)},
     "shampoo": {
         "distributed_shampoo": Peer(module="distributed_shampoo", factory="DistributedShampoo", same=False),
-        "pytorch_optimizer": Peer(module="pytorch_optimizer", factory="Shampoo", same=False),
+        "pytorch_optimizer": Peer(  # an SVD of side x side for every tensor: ten minutes for 10,000
+            module="pytorch_optimizer", factory="Shampoo", same=False, side=1024
+        ),
     },
 }  # fmt: skip

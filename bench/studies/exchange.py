@@ -11,7 +11,8 @@ Questions, each with the cells (bench/studies/exchange_cells.py) that answer it,
     3 Which codec gives the least loss at its bytes?                          all codecs, with and without; 2 ranks
     4 Does a vote need more than two?                                         signs, 4 ranks
     5 Is what feedback sends late made up for later?                          top-k, 1 bit; 3 times the epochs, CIFAR
-    6 Is it the rate that a codec fails by?       a rate of its own where theory asks for one: signs, large variance
+    6 Is it the rate that a codec fails by?       a rate of its own where theory asks for one: signs, large variance,
+                                                  long memory
 
 Tasks: DeepFM on 200,000 generated Criteo rows (1 epoch of batch 512, momentum for dense parameters, row-wise AdaGrad
 for tables, whose rows go as they are), and ResNet-8 on 5,000 of CIFAR-10's images (500 of them for validation; 10

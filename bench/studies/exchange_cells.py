@@ -197,18 +197,21 @@ def longer() -> Iterator[Cell]:
 
 
 def rates() -> Iterator[Cell]:
-    """Where theory asks for a rate of its own: steps of one length (signs), and noise that a lower rate averages."""
+    """Where theory asks for a rate of its own: steps of one length (signs), noise that a lower rate averages, and what
+    feedback sends late, of which a rate below what the dense run bears forgives more."""
     lower, sign = (10**-0.5, 0.1), (3e-5, 1e-4, 3e-4)
     yield from _codec(
         "sign by vote, own rate", RATES, "signsgd_unscaled", (NONE,), {"exchange": "vote"}, ranks=(4,), factors=sign,
         per_step=True,
     )  # fmt: skip
-    for label, name, feedback, options in (
-        ("QSGD 4 bits, by norm, own rate", "qsgd", EF, {"levels": 7}),
-        ("TernGrad, own rate", "terngrad", NONE, {}),
-        ("random 1 %, own rate", "randomk", EF, {"ratio": 0.01}),
+    for label, name, feedback, options, tasks in (
+        ("QSGD 4 bits, by norm, own rate", "qsgd", EF, {"levels": 7}, BOTH),
+        ("TernGrad, own rate", "terngrad", NONE, {}, BOTH),
+        ("random 1 %, own rate", "randomk", EF, {"ratio": 0.01}, BOTH),
+        ("top 1 %, own rate", "topk", EF, {"ratio": 0.01}, ("cifar10",)),
+        ("1 bit, own rate", "onebit", EF, {}, ("cifar10",)),
     ):
-        yield from _codec(label, RATES, name, (feedback,), options, factors=lower)
+        yield from _codec(label, RATES, name, (feedback,), options, factors=lower, tasks=tasks)
 
 
 def cells(task: str, total: int) -> list[Cell]:

@@ -68,12 +68,9 @@ class Result:
         return "yes" if found[1] <= WITHIN else "no" if found[0] > WITHIN else "open"
 
     def bytes_a_step(self, kind: str) -> float | None:
-        """Sent by the rank that sent most, in the mean over runs; kind: "dense", "sparse", "rest", "all". None where
-        gradients do not go by a sum: dense and sparse are not told apart there."""
+        """Sent by the rank that sent most, in the mean over runs; kind: "dense", "sparse", "rest", "all"."""
         found = []
         for line in self.lines:
-            if kind in ("dense", "sparse") and not any(line["sent"]["dense"]):
-                continue
             kinds = line["sent"].values() if kind == "all" else [line["sent"][kind]]
             if line["steps"] and any(line["sent"].values()):
                 found.append(max(map(sum, zip(*kinds, strict=True))) / line["steps"])

@@ -53,8 +53,8 @@ differences to the dense run with the same seed and ranks, with the {CONFIDENCE:
 "within {WITHIN:g} %" is yes where the whole interval lies under {WITHIN:g} %, no where it lies above, else open.
 
 Bytes are those that `Metered` counts, a step, of the rank that sends most: dense gradients, and rows of tables with
-their ids, told apart where gradients or changes are summed over ranks; all are these with control words and what
-servers and workers mail. "of dense" is the share of the dense run's bytes of dense gradients. "codec" is CPU time a
+their ids; all are these with control words, which stand with the dense ones where ranks send each other parameters or
+letters (gossip, servers). "of dense" is the share of the dense run's bytes of dense gradients. "codec" is CPU time a
 rank spends encoding and decoding a step, of the run in which it was least. Every rank is a thread; a run began on a
 busy machine where its load was over 2.5: losses do not depend on that, seconds do.
 

@@ -23,7 +23,7 @@ from bench.studies.found import COMPARED, TUNING_SEED, final_loss, quickest
 from bench.studies.images import ROOT, cifar10, mnist
 from bench.studies.lines import AnySetting, Line, Lines, read
 from bench.studies.running import add_arguments, command, named, study
-from bench.studies.space import BUDGET, rounded, space_of, tried
+from bench.studies.space import BUDGET, BUDGETS, rounded, space_of, tried
 from bench.studies.task import DENSE, REFUSED, Setting, Task
 from headrace.errors import UserError
 from headrace.optim import OPTIMIZERS
@@ -143,15 +143,15 @@ def makers(data: Path | None, rows: int) -> Mapping[str, Callable[[], Task]]:
 
 
 def plan(
-    tasks: Mapping[str, Callable[[], Task]], names: Sequence[str], rules: Sequence[str], lines: Lines, budget: int,
-    seeds: Sequence[int],
+    tasks: Mapping[str, Callable[[], Task]], names: Sequence[str], rules: Sequence[str], lines: Lines,
+    budgets: Mapping[str, int], seeds: Sequence[int],
 ) -> Iterator[tuple[Task, Setting]]:  # fmt: skip
-    """What is left to run over all tasks."""
+    """What is left to run over all tasks; `budgets`: settings of a rule that are tried, by task."""
     for name in names:
-        ours = rules if name != "cifar10" else best_rules(tasks["mnist"](), rules, lines, budget, seeds)
+        ours = rules if name != "cifar10" else best_rules(tasks["mnist"](), rules, lines, budgets["mnist"], seeds)
         if not ours:
             raise UserError("the best rules on MNIST are not known yet", "--tasks mnist,cifar10")
-        for setting in due(tasks[name](), ours, lines, budget, seeds):
+        for setting in due(tasks[name](), ours, lines, budgets[name], seeds):
             yield tasks[name](), setting
 
 
@@ -160,7 +160,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="mnist,criteo,cifar10")
     parser.add_argument("--rules", default=",".join(OPTIMIZERS))
-    parser.add_argument("--configurations", type=int, default=BUDGET, help="settings of a rule that are tried")
+    known = ", ".join(f"{name} {count}" for name, count in BUDGETS.items())
+    parser.add_argument("--configurations", type=int, default=0, help=f"settings of a rule that are tried: {known}")
     parser.add_argument("--seeds", type=int, default=len(SEEDS), help="runs of the chosen setting")
     add_arguments(parser, RESULTS, limit="the task's own limit", data="mnist_test and cifar10_jpeg")
     return parser.parse_args(argv)
@@ -173,7 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = named(args.tasks, tasks)
     if not args.report:
         rules, seeds = args.rules.split(","), range(1, args.seeds + 1)
-        study(args, lambda lines: plan(tasks, names, rules, lines, args.configurations, seeds))
+        budgets = {name: args.configurations or count for name, count in BUDGETS.items()}
+        study(args, lambda lines: plan(tasks, names, rules, lines, budgets, seeds))
     from bench.studies.optimizers_report import write
 
     write(read(args.results), args.results.with_suffix(".md"))

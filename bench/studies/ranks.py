@@ -25,7 +25,7 @@ from bench.studies.task import DIVERGED, DONE, REFUSED, TIME, Setting, Trained, 
 from headrace.comm.base import Collective
 from headrace.comm.clock import Clock, WallClock
 from headrace.comm.mailbox import Mailbox
-from headrace.comm.metered import Metered
+from headrace.comm.metered import TABLES, Metered
 from headrace.comm.simulated import SimulatedCluster
 from headrace.data.batch import Batch
 from headrace.data.stream import Audit
@@ -42,7 +42,7 @@ from headrace.strategies.surroundings import Surroundings
 from headrace.train.events import Event
 from headrace.train.loop import FitConfig, Hooks, NonFiniteError, fit
 
-KINDS = ("dense", "sparse")
+KINDS = ("dense", "sparse", "rest")
 POINTS = 8
 
 
@@ -147,7 +147,7 @@ class Ranked:
 def _told(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What ranks say of their exchange, for the run's line."""
     figures = [result.get("figures", {}) for result in results]
-    sent = {kind: [result.get("sent", {}).get(kind, 0) for result in results] for kind in (*KINDS, "rest")}
+    sent = {kind: [result.get("sent", {}).get(kind, 0) for result in results] for kind in KINDS}
     chosen = results[0].get("chosen")
     return {"sent": sent, "ratio": ratio(figures), "exchange": figures} | ({"chosen": chosen} if chosen else {})
 
@@ -198,17 +198,17 @@ def ratio(figures: Sequence[Mapping[str, float]]) -> float | None:
 
 
 class Apart:
-    """A reducer whose dense and row-sparse gradients go one after the other, so that their bytes can be told apart.
+    """A reducer whose dense and row-sparse gradients go one after the other, so that dense ones' bytes can be told.
 
     A strategy that looks at what a reducer is and has finds the inner one.
 
     Attributes:
-        bytes_sent: by kind.
+        dense_bytes: sent.
     """
 
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
-        self.bytes_sent: Counter[str] = Counter()
+        self.dense_bytes = 0
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # as isinstance sees it
@@ -220,12 +220,10 @@ class Apart:
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`."""
         assert isinstance(collective, Metered)
-        summed: dict[str, Tensor] = {}
-        for kind in KINDS:
-            before = collective.sent_bytes
-            some = {name: grad for name, grad in grads.items() if grad.is_sparse == (kind == "sparse")}
-            summed |= self.inner.reduce(some, collective)
-            self.bytes_sent[kind] += collective.sent_bytes - before
+        before = collective.sent_bytes
+        summed = self.inner.reduce({name: grad for name, grad in grads.items() if not grad.is_sparse}, collective)
+        self.dense_bytes += collective.sent_bytes - before
+        summed |= self.inner.reduce({name: grad for name, grad in grads.items() if grad.is_sparse}, collective)
         return {name: summed[name] for name in grads}
 
 
@@ -264,7 +262,8 @@ class _Rank:
         self.total = setting.epochs * rows.steps(0)
         self.batches = _Between(rows, seat.clock, self._step_done)
         self.due = {self.total * point // POINTS for point in range(1, POINTS + 1)}
-        self.unseen, self.at = 0, 0  # bytes sent for points; step of the last one
+        self.unseen: Counter[str] = Counter()  # bytes sent for points
+        self.at = 0  # step of the last one
         self.chosen: dict[str, str] = {}  # codecs by tensor, where they are chosen
         exact = REDUCERS["ordered"].factory()
         self.reducer = Apart(compressed(self.compression, exact, setting.seed, tell=self._heard))
@@ -278,20 +277,28 @@ class _Rank:
             outcome, why = DIVERGED, str(error).splitlines()[0]
         except UserError as error:
             outcome, why = REFUSED, str(error)
-        sent = dict(self.reducer.bytes_sent)
-        sent["rest"] = self._sent() - sum(sent.values())
         figures = self.strategy.figures() if self.strategy else {}
-        return {"outcome": outcome, "why": why, "sent": sent, "figures": figures, "chosen": self.chosen}
+        return {"outcome": outcome, "why": why, "sent": self._kinds(), "figures": figures, "chosen": self.chosen}
 
     @property
     def compression(self) -> CompressionConfig:
         """The setting's."""
         return CompressionConfig(**self.setting.compression)
 
-    def _sent(self) -> int:
-        """Bytes that count, so far."""
-        mailed = self.strategy.figures().get("mailed_bytes", 0) if self.strategy else 0
-        return self.collective.sent_bytes + int(mailed) - self.unseen
+    def _sent(self) -> Counter[str]:
+        """All bytes so far, and those of tables."""
+        figures = self.strategy.figures() if self.strategy else {}
+        every = self.collective.sent_bytes + int(figures.get("mailed_bytes", 0))
+        tables = self.collective.parts[TABLES] + int(figures.get("mailed_bytes_of_tables", 0))
+        return Counter(all=every, tables=tables)
+
+    def _kinds(self) -> dict[str, int]:
+        """Bytes that count, so far. What is neither of gradients nor of parameters is told apart where gradients go
+        by a sum, and stands with the dense ones elsewhere: some words a message."""
+        sent = self._sent()
+        every, sparse = (sent[kind] - self.unseen[kind] for kind in ("all", "tables"))
+        dense = self.reducer.dense_bytes or every - sparse
+        return {"dense": dense, "sparse": sparse, "rest": every - sparse - dense}
 
     def _strategy(self, optimizer: Optimizer) -> Strategy:
         name, options = self.setting.strategy["name"], self.setting.strategy.get("options", {})
@@ -352,18 +359,18 @@ class _Rank:
         """All ranks come here in the same step; what rank 0 sent until now, and scores of what all agree on."""
         assert self.strategy is not None
         self.collective.barrier()  # a rank that waits may be a server for those that do not yet
-        self.at, before = step, self._sent()
+        self.at, before, sent = step, self._sent(), self._kinds()
         with self.strategy.consensus({name: p.data for name, p in self.model.named_parameters()}):
             if self.collective.rank == 0:
-                self._score(step, before, last)
+                self._score(step, sent, last)
             self.collective.barrier()
         self.unseen += self._sent() - before
 
-    def _score(self, step: int, sent: int, last: bool) -> None:
+    def _score(self, step: int, sent: Mapping[str, int], last: bool) -> None:
         scores: dict[str, float | int | None] = {}
         self.model.eval()
         for split in ("validation", "test") if last else ("validation",):
             scores[f"{split}_loss"], scores[split] = self.task.scores(self.model, split)
         self.model.train()
-        counts = {f"{kind}_bytes": self.reducer.bytes_sent[kind] for kind in KINDS}
-        self.watch.point(step * self.setting.epochs / self.total, **scores, sent_bytes=sent, **counts)
+        counts = {f"{kind}_bytes": sent[kind] for kind in ("dense", "sparse")}
+        self.watch.point(step * self.setting.epochs / self.total, **scores, sent_bytes=sum(sent.values()), **counts)

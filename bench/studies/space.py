@@ -1,4 +1,5 @@
-"""What is tried for every rule: 5 settings each, the same budget for all, in an order from the middle outward.
+"""What is tried for every rule: 5 settings each (3 on Criteo, whose runs are long), the same budget for all of a task,
+in an order from the middle outward.
 
 Most rules are tried at learning rates around their default, in steps of sqrt(10): with 5 settings from a tenth of it to
 10 times it. The others have a grid of 8 of their own, below, of which the middle is tried. A rule that is not named
@@ -15,6 +16,7 @@ from typing import Any
 from headrace.optim import spec_of
 
 BUDGET = 5
+BUDGETS: Mapping[str, int] = {"mnist": BUDGET, "criteo": 3, "cifar10": BUDGET}
 FALLING: Mapping[str, Any] = {"name": "linear"}
 CONSTANT: Mapping[str, Any] = {"name": "constant"}
 
