@@ -87,12 +87,13 @@ final class SagaLogisticRegression(override val uid: String)
       val moments = finite(Moments.of(raw.map(_.block).filter(_.rows > 0), facts.features))
       val scale   = ModelScale.of(moments, $(standardization), $(fitIntercept))
       val penalty = Penalty($(regParam) * $(elasticNetParam), $(regParam) * (1 - $(elasticNetParam)))
-      val problem = Problem(lossOf(outputs), penalty, Shape(facts.features, outputs, $(fitIntercept)))
-      val rows    = scaled(raw, scale, problem.shape).persist(StorageLevel.MEMORY_AND_DISK)
+      val shape   = Shape(facts.features, outputs, $(fitIntercept))
+      val problem = Problem(lossOf(outputs), penalty, shape, scale.preconditioner)
+      val rows    = scaled(raw, scale, shape).persist(StorageLevel.MEMORY_AND_DISK)
       try {
-        val shards = new RddShards(rows, facts.features)
+        val shards = new RddShards(rows, problem)
         raw.unpersist(blocking = false) // the scaled ones are there
-        model(problem, facts, scale, solved(problem, shards, starting(problem, facts, moments, scale)))
+        model(problem, facts, scale, solved(shards, starting(problem, facts, moments, scale)))
       } finally rows.unpersist(blocking = false)
     } finally raw.unpersist(blocking = false)
   }
@@ -167,7 +168,7 @@ final class SagaLogisticRegression(override val uid: String)
       case None        => facts.prior(problem, moments)
     }
 
-  private def solved(problem: Problem, shards: Shards, start: Array[Double]): Outcome = {
+  private def solved(shards: Shards, start: Array[Double]): Outcome = {
     require(
       !shards.norm.isInfinite && !shards.norm.isNaN,
       s"column ${$(featuresCol)} has numbers whose squares are no finite numbers: scale them"
@@ -182,7 +183,7 @@ final class SagaLogisticRegression(override val uid: String)
       $(stepSize) == "line_search",
       $(seed)
     )
-    new Rounds(problem, shards, settings, _ => ()).run(start)
+    new Rounds(shards, settings, _ => ()).run(start)
   }
 
   private def model(

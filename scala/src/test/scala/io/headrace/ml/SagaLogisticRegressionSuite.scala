@@ -251,6 +251,28 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     }
   }
 
+  test("features of unlike sizes are fitted as they are, to MLlib's minimum; proved where the penalty feels them") {
+    for ((sizes, proved) <- Seq(Seq(1.0, 1e-3, 1.0, 50.0) -> true, Seq(1.0, 1e-6, 1e4, 1e9) -> false)) {
+      val rows = frame(
+        generated(2).map { case (label, weight, x) =>
+          (label, weight, Vectors.dense(Array.tabulate(x.size)(at => x(at) * sizes(at % sizes.length))))
+        },
+        2
+      )
+      val ours = estimator.setStandardization(false).setTol(1e-6).setMaxIter(300).fit(rows).summary
+      val lib  = new LogisticRegression()
+        .setWeightCol("weight")
+        .setRegParam(0.01)
+        .setTol(1e-13)
+        .setMaxIter(200)
+        .setStandardization(false)
+        .fit(rows)
+        .summary
+      assert(ours.objective <= lib.objectiveHistory.last * (1 + 1e-6), ours.certificate)
+      assert(!proved || ours.ended == "gap", ours.certificate)
+    }
+  }
+
   test("a constant feature has coefficient 0, with a warning; rows of weight zero count for nothing") {
     val rows = generated(2).map { case (label, weight, x) => (label, weight, Vectors.dense(x.toArray.updated(2, 0.1))) }
     val model = estimator.fit(frame(rows ++ rows.take(20).map(row => (1 - row._1, 0.0, row._3)), 2))
@@ -273,10 +295,10 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     val listener = new SparkListener {
       override def onTaskEnd(end: SparkListenerTaskEnd): Unit = sent.addAndGet(end.taskMetrics.resultSize)
     }
-    val lies = new RddShards(shards.cache(), 1)
+    val lies = new RddShards(shards.cache(), problem)
     spark.sparkContext.addSparkListener(listener)
     try {
-      lies.evaluate(problem, new Array[Double](problem.shape.length), Batch.Whole).release()
+      lies.evaluate(new Array[Double](problem.shape.length), Batch.Whole).release()
       eventually(timeout(Span(30, Seconds)))(assert(sent.get >= 8L * classes * classes))
       Thread.sleep(500) // whatever else there is
       assert(sent.get < 2 * 8L * classes * classes)

@@ -17,15 +17,12 @@ object Certificate {
 
   /** The best bound that slopes at the anchor give; -infinity where they give none. */
   def bound(problem: Problem, anchor: Anchor): Double = {
-    val penalty = problem.penalty
-    if (penalty.l1 == 0 && penalty.l2 == 0) Double.NegativeInfinity
+    if (problem.penalty.isNone) Double.NegativeInfinity
     else {
       val t     = if (problem.shape.intercept) balance(problem, anchor) else Array.empty[Double]
       val sums  = anchor.dual(t, 1.0)
-      val most  = largest(sums, problem.shape.penalized)
-      val found =
-        if (penalty.l2 > 0 || most <= penalty.l1) value(problem, sums)
-        else value(problem, anchor.dual(t, penalty.l1 / most * (1 - Rounding)))
+      val scale = if (problem.penalty.l2 > 0) 1.0 else problem.feasible(sums)
+      val found = value(problem, if (scale == 1) sums else anchor.dual(t, scale * (1 - Rounding)))
       if (found.isNaN) Double.NegativeInfinity else found // a tilt that no number holds
     }
   }
@@ -38,17 +35,11 @@ object Certificate {
     val length = problem.shape.penalized
     var along  = 0.0
     for (at <- 0 until length) along += anchor.point(at) * anchor.gradient(at)
-    along + problem.penaltyAt(anchor.point) + problem.penalty.conjugate(anchor.gradient, length)
+    along + problem.penaltyAt(anchor.point) + problem.conjugateAt(anchor.gradient)
   }
 
   private def value(problem: Problem, sums: Array[Double]): Double =
-    -sums(problem.shape.length) - problem.penalty.conjugate(sums, problem.shape.penalized)
-
-  private def largest(numbers: Array[Double], length: Int): Double = {
-    var most = 0.0
-    for (at <- 0 until length) most = math.max(most, math.abs(numbers(at)))
-    most
-  }
+    -sums(problem.shape.length) - problem.conjugateAt(sums)
 
   /** t with tiltRate t = the intercepts' gradient. Softmax's matrix has the null vector 1, along which t is free. */
   private def balance(problem: Problem, anchor: Anchor): Array[Double] = {

@@ -85,6 +85,6 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
 
 object LaggedProx {
 
-  /** Steps that are looked up: 64 KiB. */
-  private val Tabled = 4096
+  /** Steps that are looked up: 16 KiB. */
+  private val Tabled = 1024
 }

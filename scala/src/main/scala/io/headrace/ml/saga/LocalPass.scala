@@ -58,7 +58,7 @@ abstract class LocalPass(
   protected var curvature: Double     = plan.curvature
   protected var gradients: Long       = 0L
   protected var step: Double          = 0.0
-  protected var lagged: LaggedProx    = _
+  private val lagged                  = new Array[LaggedProx](problem.preconditioner.powers.length)
   private var interceptShrink         = 1.0
   protected var fetched: Double       = 0.0
   setStep()
@@ -118,6 +118,9 @@ abstract class LocalPass(
   /** Bring every coordinate up to `time`. */
   protected def settle(time: Int): Unit
 
+  /** The steps of a feature's coefficients. */
+  protected final def proxOf(feature: Int): LaggedProx = lagged(problem.preconditioner.kindOf(feature))
+
   /** A row's margins at a point, and its slope there. */
   protected final def slopeAt(row: Int, x: Array[Double], margins: Array[Double], into: Array[Double]): Unit = {
     shape.margins(block, row, x, margins)
@@ -159,7 +162,10 @@ abstract class LocalPass(
   private def setStep(): Unit = {
     step = plan.solver.stepFactor / math.max(curvature * shard.largest, Double.MinPositiveValue)
     step = math.min(step, LocalPass.LongestStep)
-    lagged = new LaggedProx(step, problem.penalty.l1, problem.penalty.l2 + plan.pull)
+    for (kind <- lagged.indices) {
+      val penalty = problem.penalty.times(problem.preconditioner.powers(kind))
+      lagged(kind) = new LaggedProx(step, penalty.l1, penalty.l2 + plan.pull)
+    }
     interceptShrink = 1 / (1 + step * plan.pull)
   }
 }

@@ -10,11 +10,11 @@ import org.apache.spark.ml.linalg.{DenseMatrix, Matrix, Vector, Vectors}
  * method tells the two apart in good time. Only features that all rows have are moved: rows stay as sparse as they are.
  *
  * @param factor
- *   1 / deviation, or 1; 0 of a constant feature, whose coefficient is 0 as in MLlib
+ *   1 / deviation, or 1, times the preconditioner's; 0 of a constant feature, whose coefficient is 0 as in MLlib
  * @param center
  *   0 where features stay where they are, as all do without an intercept
  */
-final case class ModelScale(factor: Array[Double], center: Array[Double]) {
+final case class ModelScale(factor: Array[Double], center: Array[Double], preconditioner: Preconditioner) {
 
   /** What the user should know. */
   def warnings: Seq[String] = {
@@ -37,7 +37,7 @@ final case class ModelScale(factor: Array[Double], center: Array[Double]) {
     for (feature <- 0 until shape.features; if center(feature) != 0; k <- 0 until shape.outputs)
       intercepts(k) -= values(k * shape.features + feature) * center(feature)
     if (shape.outputs > 1) {
-      if (problem.penalty == Penalty(0, 0)) for (feature <- 0 until shape.features) center(values, feature, shape)
+      if (problem.penalty.isNone) for (feature <- 0 until shape.features) center(values, feature, shape)
       if (shape.intercept) {
         val mean = intercepts.sum / shape.outputs
         for (k <- intercepts.indices) intercepts(k) -= mean
@@ -77,9 +77,11 @@ object ModelScale {
   /** Features that a warning names. */
   private val Shown = 10
 
-  def of(moments: Moments, standardization: Boolean, intercept: Boolean): ModelScale =
-    ModelScale(
-      moments.deviation.map(each => if (each == 0) 0.0 else if (standardization) 1 / each else 1.0),
-      if (intercept) moments.center else new Array[Double](moments.center.length)
-    )
+  def of(moments: Moments, standardization: Boolean, intercept: Boolean): ModelScale = {
+    val unit   = moments.deviation.map(each => if (each == 0) 0.0 else if (standardization) 1 / each else 1.0)
+    val center = if (intercept) moments.center else new Array[Double](moments.center.length)
+    val square = if (intercept) moments.spread else moments.square
+    val own    = Preconditioner.of(moments.present, Array.tabulate(unit.length)(at => unit(at) * unit(at) * square(at)))
+    ModelScale(Array.tabulate(unit.length)(at => unit(at) * own.factor(at)), center, own)
+  }
 }

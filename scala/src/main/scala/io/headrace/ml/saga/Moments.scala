@@ -12,12 +12,26 @@ import org.apache.spark.rdd.RDD
  *   0 where all rows have the same value
  * @param center
  *   the weighted mean of a feature that no row lacks and that is not constant, else 0
+ * @param present
+ *   the part of the rows, by weight, that have the feature
+ * @param square
+ *   sum w x^2 / sum w
+ * @param spread
+ *   sum w (x - center)^2 / sum w of a feature with a center, else `square`
  * @param weight
  *   sum of weights
  * @param label
  *   weighted mean of labels
  */
-final case class Moments(deviation: Array[Double], center: Array[Double], weight: Double, label: Double)
+final case class Moments(
+    deviation: Array[Double],
+    center: Array[Double],
+    present: Array[Double],
+    square: Array[Double],
+    spread: Array[Double],
+    weight: Double,
+    label: Double
+)
 
 /** Passes over blocks in memory: sums of squares are taken around the mean, so that a large mean costs no digits. */
 object Moments {
@@ -39,8 +53,11 @@ object Moments {
       val absent = math.max(0.0, weight - squares(features + at)) * mean(at) * mean(at)
       if (constant(at) || free <= 0) 0.0 else math.sqrt((squares(at) + absent) / free)
     }
-    val center = Array.tabulate(features)(at => if (counts(at) == rows && !constant(at)) mean(at) else 0.0)
-    Moments(spread, center, weight, sums(2 * features + 2) / weight)
+    val center  = Array.tabulate(features)(at => if (counts(at) == rows && !constant(at)) mean(at) else 0.0)
+    val present = squares.drop(features).map(_ / weight)
+    val square  = Array.tabulate(features)(at => squares(at) / weight + (2 - present(at)) * mean(at) * mean(at))
+    val around  = Array.tabulate(features)(at => if (center(at) != 0) squares(at) / weight else square(at))
+    Moments(spread, center, present, square, around, weight, sums(2 * features + 2) / weight)
   }
 
   /**

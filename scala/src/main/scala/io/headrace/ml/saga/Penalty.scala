@@ -1,7 +1,7 @@
 package io.headrace.ml.saga
 
 /**
- * The elastic net: sum_j l1 |x_j| + l2 x_j^2 / 2.
+ * The elastic net: l1 |x| + l2 x^2 / 2.
  *
  * @param l1
  *   >= 0
@@ -10,31 +10,20 @@ package io.headrace.ml.saga
  */
 final case class Penalty(l1: Double, l2: Double) {
 
-  /** Its value at the first `length` numbers of a point; intercepts lie behind them. */
-  def value(point: Array[Double], length: Int): Double = {
-    var (sizes, squares) = (0.0, 0.0)
-    var at               = 0
-    while (at < length) {
-      sizes += math.abs(point(at))
-      squares += point(at) * point(at)
-      at += 1
-    }
-    l1 * sizes + l2 / 2 * squares
-  }
+  def isNone: Boolean = l1 == 0 && l2 == 0
+
+  /** Of a coordinate that is x times as large: penalty(by x). */
+  def times(by: Double): Penalty = Penalty(l1 * by, l2 * by * by)
+
+  /** Of one coordinate. */
+  def value(x: Double): Double = l1 * math.abs(x) + l2 / 2 * x * x
 
   /**
-   * Its conjugate sup_x gx - penalty(x) = sum_j max(0, |g_j| - l1)^2 / 2 l2; without l2, 0 where no |g_j| exceeds l1,
-   * else infinite.
+   * Its conjugate sup_x gx - penalty(x) = max(0, |g| - l1)^2 / 2 l2; without l2, 0 where |g| does not exceed l1, else infinite.
    */
-  def conjugate(gradient: Array[Double], length: Int): Double = {
-    var total = 0.0
-    var at    = 0
-    while (at < length) {
-      val over = math.abs(gradient(at)) - l1
-      if (over > 0) total += over * over
-      at += 1
-    }
-    if (total == 0) 0.0 else if (l2 > 0) total / (2 * l2) else Double.PositiveInfinity
+  def conjugate(g: Double): Double = {
+    val over = math.abs(g) - l1
+    if (over <= 0) 0.0 else if (l2 > 0) over * over / (2 * l2) else Double.PositiveInfinity
   }
 
   /** argmin_x penalty(x) + (x - v)^2 / 2 step. */

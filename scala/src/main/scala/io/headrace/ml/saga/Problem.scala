@@ -76,17 +76,50 @@ final case class Shape(features: Int, outputs: Int, intercept: Boolean) {
 /**
  * The objective P(x) = F(x) + R(x), F(x) = sum_i w_i loss_i(x) / sum_i w_i, R the penalty on coefficients.
  *
- * It is MLlib's: `penalty` is Penalty(regParam * elasticNetParam, regParam * (1 - elasticNetParam)).
+ * It is MLlib's: `penalty` is Penalty(regParam * elasticNetParam, regParam * (1 - elasticNetParam)), on coefficients of
+ * features as they are without the preconditioner.
  */
-final case class Problem(loss: Loss, penalty: Penalty, shape: Shape) {
+final case class Problem(
+    loss: Loss,
+    penalty: Penalty,
+    shape: Shape,
+    preconditioner: Preconditioner = Preconditioner.none
+) {
   require(loss.outputs == shape.outputs, s"a loss of ${loss.outputs} outputs, a point of ${shape.outputs}")
 
-  def penaltyAt(point: Array[Double]): Double = penalty.value(point, shape.penalized)
+  /** Of the coefficients of a feature. */
+  def penaltyOf(feature: Int): Penalty = penalty.times(preconditioner.factor(feature))
+
+  /** R. */
+  def penaltyAt(point: Array[Double]): Double = summed(point)(_.value(_))
+
+  /** R* at a gradient. */
+  def conjugateAt(gradient: Array[Double]): Double = summed(gradient)(_.conjugate(_))
+
+  /** The largest c <= 1 for which R* without l2 is finite at c times the gradient. */
+  def feasible(gradient: Array[Double]): Double = {
+    var least = 1.0
+    for (feature <- 0 until shape.features) {
+      val most = penaltyOf(feature).l1
+      for (at <- feature * shape.outputs until (feature + 1) * shape.outputs)
+        if (math.abs(gradient(at)) > most) least = math.min(least, most / math.abs(gradient(at)))
+    }
+    least
+  }
+
+  private def summed(numbers: Array[Double])(of: (Penalty, Double) => Double): Double = {
+    var total = 0.0
+    for (feature <- 0 until shape.features) {
+      val own = penaltyOf(feature)
+      for (at <- feature * shape.outputs until (feature + 1) * shape.outputs) total += of(own, numbers(at))
+    }
+    total
+  }
 
   /** prox_R(point - step * gradient); the intercepts have no penalty. */
   def proximalStep(point: Array[Double], gradient: Array[Double], step: Double): Array[Double] =
     Array.tabulate(shape.length) { at =>
       val moved = point(at) - step * gradient(at)
-      if (at < shape.penalized) penalty.prox(moved, step) else moved
+      if (at < shape.penalized) penaltyOf(at / shape.outputs).prox(moved, step) else moved
     }
 }

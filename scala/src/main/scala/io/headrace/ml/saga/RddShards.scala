@@ -17,40 +17,38 @@ import org.apache.spark.storage.StorageLevel
  *
  * @param shards
  *   at most one a partition; persisted by the caller
- * @param features
- *   of a row
  */
-final class RddShards(shards: RDD[Shard], features: Int) extends Shards {
+final class RddShards(shards: RDD[Shard], override val problem: Problem) extends Shards {
+  private val features   = problem.shape.features
   private val aggregated = new AtomicLong
   private val sent       = new AtomicLong
 
   private val totals = OrderedSum.of(RddShards.totals(shards), features + 4)(Anchor.add).get
   private val weight = totals(features + 2)
-  private val whole  = shards.sparkContext.broadcast(Whole(weight, totals.take(features)))
+  private val common = shards.sparkContext.broadcast(Common(problem, Whole(weight, totals.take(features))))
 
   override def rows: Long       = totals(features + 1).toLong
   override def size: Int        = totals(features).toInt
   override def norm: Double     = totals(features + 3) / weight
   override def traffic: Traffic = Traffic(aggregated.get, sent.get)
 
-  override def evaluate(problem: Problem, point: Array[Double], batch: Batch): Anchor = {
+  override def evaluate(point: Array[Double], batch: Batch): Anchor = {
     val place  = broadcast(point)
-    val tables = RddShards.tables(shards, problem, place, batch).persist(StorageLevel.MEMORY_AND_DISK)
-    val parts  = RddShards.zipped(shards, tables)((shard, found) => Anchor.packed(problem.shape, shard.block, found))
-    Anchor.of(problem.shape, point, summed(parts, Anchor.packedLength(problem.shape)), new Held(problem, place, tables))
+    val tables = RddShards.tables(shards, common, place, batch).persist(StorageLevel.MEMORY_AND_DISK)
+    val parts  = RddShards.evaluations(shards, tables, problem.shape)
+    Anchor.of(problem.shape, point, summed(parts, Anchor.packedLength(problem.shape)), new Held(place, tables))
   }
 
-  private final class Held(problem: Problem, place: Broadcast[Array[Double]], tables: RDD[Evaluation])
-      extends Anchor.Held {
+  private final class Held(place: Broadcast[Array[Double]], tables: RDD[Evaluation]) extends Anchor.Held {
 
     override def pass(plan: PassPlan, gradient: Array[Double], draw: Draw): Array[Double] = {
       val slope = broadcast(gradient)
-      try summed(RddShards.passes(shards, tables, problem, plan, draw, place, slope, whole), gradient.length)
+      try summed(RddShards.passes(shards, tables, common, plan, draw, place, slope), gradient.length)
       finally slope.destroy()
     }
 
     override def dual(t: Array[Double], scale: Double): Array[Double] =
-      summed(RddShards.duals(shards, tables, problem, t, scale), problem.shape.length).map(_ / weight)
+      summed(RddShards.duals(shards, tables, common, t, scale), problem.shape.length).map(_ / weight)
 
     override def release(): Unit = {
       tables.unpersist(blocking = false)
@@ -70,10 +68,22 @@ final class RddShards(shards: RDD[Shard], features: Int) extends Shards {
   }
 }
 
+/** What every partition is told once. */
+private final case class Common(problem: Problem, whole: Whole)
+
 /** What tasks do: closures that hold nothing of the driver's. */
 private object RddShards {
-  def tables(shards: RDD[Shard], problem: Problem, place: Broadcast[Array[Double]], batch: Batch): RDD[Evaluation] =
-    shards.map(shard => Evaluation.of(problem, shard.block, place.value, batch.of(shard.partition, shard.block.rows)))
+  def tables(
+      shards: RDD[Shard],
+      common: Broadcast[Common],
+      place: Broadcast[Array[Double]],
+      batch: Batch
+  ): RDD[Evaluation] = shards.map { shard =>
+    Evaluation.of(common.value.problem, shard.block, place.value, batch.of(shard.partition, shard.block.rows))
+  }
+
+  def evaluations(shards: RDD[Shard], tables: RDD[Evaluation], shape: Shape): RDD[Array[Double]] =
+    zipped(shards, tables)((shard, found) => Anchor.packed(shape, shard.block, found))
 
   /** sum_i w_i x_ij^2 by feature, and behind it: one for the shard, rows, sum of weights, norm times that. */
   def totals(shards: RDD[Shard]): RDD[Array[Double]] = shards.map { shard =>
@@ -84,26 +94,26 @@ private object RddShards {
   def passes(
       shards: RDD[Shard],
       tables: RDD[Evaluation],
-      problem: Problem,
+      common: Broadcast[Common],
       plan: PassPlan,
       draw: Draw,
       place: Broadcast[Array[Double]],
-      gradient: Broadcast[Array[Double]],
-      whole: Broadcast[Whole]
+      gradient: Broadcast[Array[Double]]
   ): RDD[Array[Double]] =
     zipped(shards, tables) { (shard, found) =>
-      val pass = LocalPass.of(problem, shard, plan, place.value, gradient.value, found.table)
-      Anchor.packed(problem.shape, shard, place.value, pass.drawn(draw), whole.value)
+      val all  = common.value
+      val pass = LocalPass.of(all.problem, shard, plan, place.value, gradient.value, found.table)
+      Anchor.packed(all.problem.shape, shard, place.value, pass.drawn(draw), all.whole)
     }
 
   def duals(
       shards: RDD[Shard],
       tables: RDD[Evaluation],
-      problem: Problem,
+      common: Broadcast[Common],
       t: Array[Double],
       scale: Double
   ): RDD[Array[Double]] =
-    zipped(shards, tables)((shard, found) => Evaluation.dual(problem, shard.block, found.table, t, scale))
+    zipped(shards, tables)((shard, found) => Evaluation.dual(common.value.problem, shard.block, found.table, t, scale))
 
   def zipped[T: ClassTag](shards: RDD[Shard], tables: RDD[Evaluation])(part: (Shard, Evaluation) => T): RDD[T] =
     shards.zipPartitions(tables)((own, found) => own.zip(found).map { case (shard, table) => part(shard, table) })

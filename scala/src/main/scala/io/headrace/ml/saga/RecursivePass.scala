@@ -49,13 +49,14 @@ final class RecursivePass(
   /** The feature's last two values at `time` > 0. */
   private def renew(feature: Int, time: Int): Unit =
     if (last(feature) != time) {
-      val lag = time - 1 - last(feature)
-      var at  = feature * outputs
-      val end = at + outputs
+      val lag  = time - 1 - last(feature)
+      val prox = proxOf(feature)
+      var at   = feature * outputs
+      val end  = at + outputs
       while (at < end) {
         val drift = step * mean(at)
-        before(at) = if (lag == 0) point(at) else lagged.many(point(at), drift, lag)
-        point(at) = lagged.one(before(at), drift)
+        before(at) = if (lag == 0) point(at) else prox.many(point(at), drift, lag)
+        point(at) = prox.one(before(at), drift)
         at += 1
       }
       last(feature) = time
@@ -68,11 +69,12 @@ final class RecursivePass(
     while (at < end) {
       val feature = block.index(at)
       val base    = feature * outputs
+      val prox    = proxOf(feature)
       var k       = 0
       while (k < outputs) {
         mean(base + k) += now * block.value(at) * change(k)
         before(base + k) = point(base + k)
-        point(base + k) = lagged.one(point(base + k), step * mean(base + k))
+        point(base + k) = prox.one(point(base + k), step * mean(base + k))
         k += 1
       }
       last(feature) = time + 1

@@ -115,8 +115,9 @@ final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String
  * extrapolation that fails soon after it began, sigma falls too (k begins anew in any case); where a whole pass makes P
  * rise, rho pulls the next ones back towards their start. All come back slowly.
  */
-final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, onRound: Round => Unit) {
+final class Rounds(shards: Shards, settings: RoundSettings, onRound: Round => Unit) {
   private val began     = System.nanoTime()
+  private val problem   = shards.problem
   private val bounding  = math.max(problem.loss.curvature * shards.norm, Rounds.Least)
   private val pace      = new Pace(bounding)
   private val lengths   = new SplittableRandom(settings.seed)
@@ -221,7 +222,7 @@ final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, on
   }
 
   private def evaluate(point: Array[Double], batch: Batch): Anchor = {
-    val anchor = shards.evaluate(problem, point, batch)
+    val anchor = shards.evaluate(point, batch)
     gradients += anchor.batchRows
     anchor
   }
@@ -255,7 +256,7 @@ final class Rounds(problem: Problem, shards: Shards, settings: RoundSettings, on
     val guess = Certificate.guess(problem, now)
     if (guess <= tol || (guess.isInfinite && math.abs(before - value) <= Rounds.Nearly * tol))
       bound = math.max(bound, Certificate.bound(problem, now))
-    val bounded = settings.byGap && problem.penalty != Penalty(0, 0)
+    val bounded = settings.byGap && !problem.penalty.isNone
     if (bounded && value - bound <= tol) "gap"
     else if (!bounded && still > 1) "change"
     else if (flat > 1 && sure(now) <= Rounds.Rounding * math.abs(value)) "rounding"

@@ -6,6 +6,9 @@ package io.headrace.ml.saga
  */
 trait Shards {
 
+  /** What is minimized over them. */
+  def problem: Problem
+
   /** Rows in all. */
   def rows: Long
 
@@ -16,7 +19,7 @@ trait Shards {
   def norm: Double
 
   /** Evaluate a point, and hold every row's slope at it until it is released. */
-  def evaluate(problem: Problem, point: Array[Double], batch: Batch): Anchor
+  def evaluate(point: Array[Double], batch: Batch): Anchor
 
   /** Numbers that partitions have sent, and that were sent to them. */
   def traffic: Traffic

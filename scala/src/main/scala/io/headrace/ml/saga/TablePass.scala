@@ -48,19 +48,21 @@ final class TablePass(
   }
 
   private def renew(feature: Int, time: Int): Unit = {
-    val lag = time - last(feature)
-    if (outputs == 1) renewOne(feature, lag)
+    val lag  = time - last(feature)
+    val prox = proxOf(feature)
+    if (outputs == 1) renewOne(feature, prox, lag)
     else {
       var at  = feature * outputs
       val end = at + outputs
       while (at < end) {
-        renewOne(at, lag)
+        renewOne(at, prox, lag)
         at += 1
       }
     }
   }
 
-  private def renewOne(at: Int, lag: Int): Unit = point(at) = lagged.many(point(at), step * mean(at), lag)
+  private def renewOne(at: Int, prox: LaggedProx, lag: Int): Unit =
+    point(at) = prox.many(point(at), step * mean(at), lag)
 
   private def move(row: Int, time: Int): Unit = {
     val index  = block.index
@@ -71,12 +73,13 @@ final class TablePass(
     val end    = block.start(row + 1)
     while (at < end) {
       val feature = index(at)
-      if (outputs == 1) moveOne(feature, values(at) * change(0), now, after)
+      val prox    = proxOf(feature)
+      if (outputs == 1) moveOne(feature, prox, values(at) * change(0), now, after)
       else {
         val base = feature * outputs
         var k    = 0
         while (k < outputs) {
-          moveOne(base + k, values(at) * change(k), now, after)
+          moveOne(base + k, prox, values(at) * change(k), now, after)
           k += 1
         }
       }
@@ -86,8 +89,8 @@ final class TablePass(
     moveIntercepts(now, after)
   }
 
-  private def moveOne(at: Int, change: Double, now: Double, after: Double): Unit = {
-    point(at) = lagged.one(point(at), step * (mean(at) + now * change))
+  private def moveOne(at: Int, prox: LaggedProx, change: Double, now: Double, after: Double): Unit = {
+    point(at) = prox.one(point(at), step * (mean(at) + now * change))
     mean(at) += after * change
   }
 

@@ -34,7 +34,10 @@ object DensePass {
       Array.tabulate(point.length) { at =>
         val v = point(at) - step * direction(at) + step * plan.pull * start(at)
         if (at >= features * outputs) v / (1 + step * plan.pull)
-        else Penalty.soft(v, step * problem.penalty.l1) / (1 + step * (problem.penalty.l2 + plan.pull))
+        else {
+          val by = problem.preconditioner.factor(at / outputs)
+          Penalty.soft(v, step * by * problem.penalty.l1) / (1 + step * (by * by * problem.penalty.l2 + plan.pull))
+        }
       }
 
     var point  = start

@@ -52,5 +52,15 @@ object GeneratedRows {
 
   val losses: Seq[Loss] = Seq(LogisticLoss, SquaredHingeLoss, SquaredLoss, SoftmaxLoss(3))
 
+  /** Rows as the preconditioner that fits them leaves them, and that. */
+  def preconditioned(rows: Seq[Dense]): (Seq[Dense], Preconditioner) = {
+    val total                                       = rows.map(_.weight).sum
+    def mean(of: Double => Double, at: Int): Double = rows.map(row => row.weight * of(row.x(at))).sum / total
+    def by(of: Double => Double): Array[Double]     = rows.head.x.indices.map(mean(of, _)).toArray
+    val found                                       = Preconditioner.of(by(x => if (x == 0) 0 else 1), by(x => x * x))
+    val moved = rows.map(row => row.copy(x = row.x.indices.map(at => row.x(at) * found.factor(at)).toArray))
+    (moved, found)
+  }
+
   val penalties: Seq[Penalty] = Seq(Penalty(0, 0), Penalty(0, 0.02), Penalty(0.02, 0), Penalty(0.01, 0.02))
 }

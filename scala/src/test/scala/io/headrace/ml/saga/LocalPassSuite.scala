@@ -15,15 +15,18 @@ class LocalPassSuite extends AnyFunSuite {
 
   test("sparse lagged steps are the dense rules to 1e-9, for every solver, loss and penalty, fed the same rows") {
     val random = new Random(3)
-    for (loss <- GeneratedRows.losses; intercept <- Seq(true, false)) {
-      val rows  = GeneratedRows.rows(count, features, GeneratedRows.classesOf(loss), seed = 5)
-      val block = GeneratedRows.block(rows)
-      val shape = Shape(features, loss.outputs, intercept)
-      val shard = Shard.of(0, block, shape)
-      val start = Array.fill(shape.length)(random.nextGaussian() * 0.2)
-      val order = Seq.fill(120)(random.nextInt(count))
+    for (loss <- GeneratedRows.losses; intercept <- Seq(true, false); preconditioned <- Seq(true, false)) {
+      val plain         = GeneratedRows.rows(count, features, GeneratedRows.classesOf(loss), seed = 5)
+      val (moved, kind) = GeneratedRows.preconditioned(plain.map(row => row.copy(x = row.x.updated(1, 40 * row.x(1)))))
+      assert(kind.powers.length > 2)
+      val (rows, precondition) = if (preconditioned) (moved, kind) else (plain, Preconditioner.none)
+      val block                = GeneratedRows.block(rows)
+      val shape                = Shape(features, loss.outputs, intercept)
+      val shard                = Shard.of(0, block, shape)
+      val start                = Array.fill(shape.length)(random.nextGaussian() * 0.2)
+      val order                = Seq.fill(120)(random.nextInt(count))
       for (penalty <- GeneratedRows.penalties; solver <- Solver.byName.values; pull <- Seq(0.0, 0.3)) {
-        val problem  = Problem(loss, penalty, shape)
+        val problem  = Problem(loss, penalty, shape, precondition)
         val found    = Evaluation.of(problem, block, start, Array.fill(count)(true))
         val others   = Array.fill(shape.length)(random.nextGaussian() * 0.05) // what other partitions add
         val gradient = Evaluation

@@ -1,7 +1,8 @@
 package io.headrace.ml.saga
 
 /** Partitions in this process, one after another: what [[Rounds]] do, without Spark. */
-final class LocalShards(blocks: Seq[CsrBlock], shape: Shape) extends Shards {
+final class LocalShards(blocks: Seq[CsrBlock], override val problem: Problem) extends Shards {
+  private val shape  = problem.shape
   private val shards = blocks.zipWithIndex.map { case (block, at) => Shard.of(at, block, shape) }
   private val weight = blocks.map(_.weightSum).sum
 
@@ -12,7 +13,7 @@ final class LocalShards(blocks: Seq[CsrBlock], shape: Shape) extends Shards {
   override def norm: Double     = shards.map(shard => shard.norm * shard.block.weightSum / weight).sum
   override def traffic: Traffic = Traffic(0, 0)
 
-  override def evaluate(problem: Problem, point: Array[Double], batch: Batch): Anchor = {
+  override def evaluate(point: Array[Double], batch: Batch): Anchor = {
     val found = blocks.zipWithIndex.map { case (block, at) =>
       Evaluation.of(problem, block, point, batch.of(at, block.rows))
     }

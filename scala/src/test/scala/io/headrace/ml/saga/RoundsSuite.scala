@@ -10,8 +10,8 @@ class RoundsSuite extends AnyFunSuite {
     RoundSettings(solver, tol, byGap = true, 3000, solver.passes, search, seed = 3)
 
   private def run(problem: Problem, blocks: Seq[CsrBlock], how: RoundSettings): Outcome = {
-    val shards = new LocalShards(blocks, problem.shape)
-    new Rounds(problem, shards, how, _ => ()).run(new Array[Double](problem.shape.length))
+    val shards = new LocalShards(blocks, problem)
+    new Rounds(shards, how, _ => ()).run(new Array[Double](problem.shape.length))
   }
 
   for (loss <- GeneratedRows.losses)
@@ -71,6 +71,42 @@ class RoundsSuite extends AnyFunSuite {
     val last    = out.rounds.last
     assert(last.objective - last.bound > 1e-3 * last.objective)
     assert(out.ended == "rounding" && out.rounds.length > 2 && !out.converged)
+  }
+
+  test("a preconditioner changes the way and not the minimum, whose bound is the same") {
+    val plain         = GeneratedRows.rows(count, features, 2, seed = 13)
+    val (moved, kind) = GeneratedRows.preconditioned(plain.map(row => row.copy(x = row.x.updated(1, 100 * row.x(1)))))
+    val shape         = Shape(features, 1, intercept = true)
+    for (penalty <- GeneratedRows.penalties.filterNot(_.isNone)) {
+      val far   = plain.map(row => row.copy(x = row.x.updated(1, 100 * row.x(1))))
+      val exact = Problem(LogisticLoss, penalty, shape)
+      val whole = Seq(GeneratedRows.block(far))
+      val out   = run(
+        exact.copy(preconditioner = kind),
+        GeneratedRows.split(moved, 4, sorted = true),
+        settings(Solver.Saga, 1e-6)
+      )
+      val told = out.rounds.last
+      val back =
+        Array.tabulate(shape.length)(at => if (at < features) out.point(at) * kind.factor(at) else out.point(at))
+      assert(out.ended == "gap" && told.epochs < 500, s"$penalty ${told.epochs}")
+      val found = Reference.objective(exact, whole, back)
+      assert(math.abs(found - told.objective) <= 1e-6 * found) // with l1 a proximal step comes after the last round
+      assert(told.bound <= found && told.bound >= found * (1 - 1e-6), s"$penalty")
+    }
+  }
+
+  test("powers bring numbers to size one and rare features to the mean feature's part of the rows") {
+    val present = Array(1.0, 0.5, 0.5, 0.001, 0.001, 0.0, 1e-9)
+    val moment  = Array(1.0, 0.5, 0.5 * 1e8, 0.001, 0.001 * 4, 0.0, 1e300)
+    val found   = Preconditioner.of(present, moment)
+    val mean    = present.filter(_ > 0).sum / 6
+    for (at <- Seq(0, 1, 2, 3, 4)) {
+      val ratio = found.factor(at) * found.factor(at) * moment(at) / math.max(present(at), mean)
+      assert(ratio >= 0.5 && ratio <= 2.0, s"feature $at")
+    }
+    assert(found.factor(0) == 1.0 && found.factor(1) == 1.0 && found.factor(5) == 1.0)
+    assert(found.factor(6) > 0 && found.factor(6) < 1e-17 && found.powers.toSeq == found.powers.sorted.distinct.toSeq)
   }
 
   test("rows without features, without an intercept and without a penalty: coefficients are zero") {
