@@ -122,7 +122,7 @@ def _tell_of_rounds(run: BaselineRun, summary: TrainingSummary) -> None:
     if not summary.converged:
         why, remedy = summary.ended, "raise --model.max_iter"
         if summary.ended != "epochs":
-            why += ": features differ too much in size"
+            why += ": features differ too much in size for a proof"
             remedy = "--model.standardization true, or scale them"
         run.report.warn(f"ended by {why}, not by --model.tol: {remedy} ({summary.certificate})")
 
