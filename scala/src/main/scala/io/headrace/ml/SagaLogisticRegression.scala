@@ -1,5 +1,6 @@
 package io.headrace.ml
 
+import org.apache.spark.broadcast.Broadcast
 import org.apache.spark.ml.Estimator
 import org.apache.spark.ml.linalg.Vector
 import org.apache.spark.ml.param.ParamMap
@@ -89,12 +90,17 @@ final class SagaLogisticRegression(override val uid: String)
       val penalty = Penalty($(regParam) * $(elasticNetParam), $(regParam) * (1 - $(elasticNetParam)))
       val shape   = Shape(facts.features, outputs, $(fitIntercept))
       val problem = Problem(lossOf(outputs), penalty, shape, scale.preconditioner)
-      val rows    = scaled(raw, scale, shape).persist(StorageLevel.MEMORY_AND_DISK)
+      val shared  = raw.sparkContext.broadcast(scale)
+      val rows    = scaled(raw, shared, shape).persist(StorageLevel.MEMORY_AND_DISK)
       try {
         val shards = new RddShards(rows, problem)
         raw.unpersist(blocking = false) // the scaled ones are there
-        model(problem, facts, scale, solved(shards, starting(problem, facts, moments, scale)))
-      } finally rows.unpersist(blocking = false)
+        try model(problem, facts, scale, solved(shards, starting(problem, facts, moments, scale)))
+        finally shards.release()
+      } finally {
+        rows.unpersist(blocking = false)
+        shared.destroy()
+      }
     } finally raw.unpersist(blocking = false)
   }
 
@@ -116,12 +122,10 @@ final class SagaLogisticRegression(override val uid: String)
     else TrainingBlocks.of(rows, told)
   }
 
-  private def scaled(raw: RDD[RawBlock], scale: ModelScale, shape: Shape): RDD[Shard] = {
-    val shared = raw.sparkContext.broadcast(scale)
+  private def scaled(raw: RDD[RawBlock], shared: Broadcast[ModelScale], shape: Shape): RDD[Shard] =
     raw.mapPartitionsWithIndex { (at, blocks) =>
       blocks.filter(_.block.rows > 0).map(one => Shard.of(at, one.block.scaled(shared.value), shape))
     }
-  }
 
   /** What a partition sends of moments, or of an evaluation, is one array. */
   private def refuseOverlong(features: Int, outputs: Int): Unit = {
@@ -134,7 +138,9 @@ final class SagaLogisticRegression(override val uid: String)
 
   /** Else a spread without end would make a feature's factor 0, as if it were constant. */
   private def finite(moments: Moments): Moments = {
-    val at = moments.deviation.indexWhere(each => each.isInfinite || each.isNaN)
+    val at = moments.deviation.indices.indexWhere { at =>
+      !java.lang.Double.isFinite(moments.deviation(at)) || !java.lang.Double.isFinite(moments.spread(at))
+    }
     require(
       at < 0,
       s"column ${$(featuresCol)} has numbers whose squares are no finite numbers at feature $at: scale them"

@@ -251,6 +251,32 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     }
   }
 
+  test("moments are those of plain sums, also of rare, centered and weighted features, and so are the powers of two") {
+    val rows = GeneratedRows.rows(60, 8, 2, seed = 14).map { row =>
+      row.copy(x = row.x.updated(0, 1e5 + row.x(0)).updated(3, 0.0).updated(4, 7.0))
+    }
+    val blocks  = spark.sparkContext.parallelize(GeneratedRows.split(rows, 3, sorted = true), 3)
+    val moments = Moments.of(blocks, 8)
+    val weight  = rows.map(_.weight).sum
+    for (at <- 0 until 8) {
+      def mean(of: Double => Double): Double = rows.map(row => row.weight * of(row.x(at))).sum / weight
+      val center                             = if (at == 0 || at == 6) mean(identity) else 0.0 // no row lacks them
+      def near(a: Double, b: Double) = assert(math.abs(a - b) <= 1e-9 * (math.abs(a) + math.abs(b)), s"feature $at")
+      near(moments.center(at), center)
+      near(moments.present(at), mean(x => if (x == 0) 0.0 else 1.0))
+      near(moments.spread(at), mean(x => (x - center) * (x - center)))
+      if (at == 3 || at == 4) assert(moments.deviation(at) == 0)
+      for (standardization <- Seq(true, false); intercept <- Seq(true, false)) {
+        val scale = ModelScale.of(moments, standardization, intercept)
+        val off   = if (intercept) center else 0.0
+        val moved = mean(x => math.pow((x - off) * scale.factor(at), 2))
+        if (at == 3 || at == 4) assert(scale.factor(at) == 0)
+        else assert(moved > moments.present(at) / 2 && moved < 2, s"feature $at $standardization $intercept")
+        if (at == 0) assert(moved < 2 && moved > 0.5)
+      }
+    }
+  }
+
   test("features of unlike sizes are fitted as they are, to MLlib's minimum; proved where the penalty feels them") {
     for ((sizes, proved) <- Seq(Seq(1.0, 1e-3, 1.0, 50.0) -> true, Seq(1.0, 1e-6, 1e4, 1e9) -> false)) {
       val rows = frame(

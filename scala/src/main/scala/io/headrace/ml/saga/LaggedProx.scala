@@ -21,10 +21,12 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
   private val delta     = step * l2
   private val rate      = math.log1p(delta)
   private val shrink    = 1 / (1 + delta)
-  private val tabled    = new Array[Double](2 * LaggedProx.Tabled) // power and sum of a lag side by side
-  for (k <- 0 until LaggedProx.Tabled) {
-    tabled(2 * k) = math.exp(-k * rate)
-    tabled(2 * k + 1) = summed(k)
+  private val length    = if (delta > 0) LaggedProx.Tabled else 0
+  private val tabled    = new Array[Double](2 * length) // power and sum of a lag side by side
+  for (k <- 0 until length) {
+    val less = math.expm1(-k * rate)
+    tabled(2 * k) = 1 + less
+    tabled(2 * k + 1) = -less / delta
   }
 
   /** One step. */
@@ -48,8 +50,12 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
 
   /** `count` steps on one affine piece. */
   private def along(x: Double, slope: Double, count: Int): Double =
-    if (count < LaggedProx.Tabled) x * tabled(2 * count) - slope * tabled(2 * count + 1)
-    else x * math.exp(-count * rate) - slope * summed(count)
+    if (delta == 0) x - slope * count
+    else if (count < length) x * tabled(2 * count) - slope * tabled(2 * count + 1)
+    else {
+      val less = math.expm1(-count * rate)
+      x * (1 + less) + slope * less / delta
+    }
 
   private def fromRight(x: Double, drift: Double, count: Int): Double = {
     val q = drift + threshold
@@ -79,8 +85,6 @@ final class LaggedProx(val step: Double, l1: Double, l2: Double) {
       val steps = if (delta > 0) math.log1p(x / q * delta) / rate - 1 else x / q - 1
       math.min(math.ceil(steps), Int.MaxValue.toDouble).toInt.max(0)
     }
-
-  private def summed(count: Int): Double = if (delta > 0) -math.expm1(-count * rate) / delta else count.toDouble
 }
 
 object LaggedProx {

@@ -58,7 +58,7 @@ abstract class LocalPass(
   protected var curvature: Double     = plan.curvature
   protected var gradients: Long       = 0L
   protected var step: Double          = 0.0
-  private val lagged                  = new Array[LaggedProx](problem.preconditioner.powers.length)
+  private val lagged                  = new Array[LaggedProx](problem.penalties.length)
   private var interceptShrink         = 1.0
   protected var fetched: Double       = 0.0
   setStep()
@@ -163,7 +163,7 @@ abstract class LocalPass(
     step = plan.solver.stepFactor / math.max(curvature * shard.largest, Double.MinPositiveValue)
     step = math.min(step, LocalPass.LongestStep)
     for (kind <- lagged.indices) {
-      val penalty = problem.penalty.times(problem.preconditioner.powers(kind))
+      val penalty = problem.penalties(kind)
       lagged(kind) = new LaggedProx(step, penalty.l1, penalty.l2 + plan.pull)
     }
     interceptShrink = 1 / (1 + step * plan.pull)

@@ -80,8 +80,11 @@ object ModelScale {
   def of(moments: Moments, standardization: Boolean, intercept: Boolean): ModelScale = {
     val unit   = moments.deviation.map(each => if (each == 0) 0.0 else if (standardization) 1 / each else 1.0)
     val center = if (intercept) moments.center else new Array[Double](moments.center.length)
-    val square = if (intercept) moments.spread else moments.square
-    val own    = Preconditioner.of(moments.present, Array.tabulate(unit.length)(at => unit(at) * unit(at) * square(at)))
+    val size   = Array.tabulate(unit.length) { at =>
+      val off = moments.center(at) - center(at)
+      unit(at) * math.sqrt(moments.spread(at) + off * off)
+    }
+    val own = Preconditioner.of(moments.present, size.map(each => each * each))
     ModelScale(Array.tabulate(unit.length)(at => unit(at) * own.factor(at)), center, own)
   }
 }

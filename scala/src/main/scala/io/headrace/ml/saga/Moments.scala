@@ -14,10 +14,8 @@ import org.apache.spark.rdd.RDD
  *   the weighted mean of a feature that no row lacks and that is not constant, else 0
  * @param present
  *   the part of the rows, by weight, that have the feature
- * @param square
- *   sum w x^2 / sum w
  * @param spread
- *   sum w (x - center)^2 / sum w of a feature with a center, else `square`
+ *   sum w (x - center)^2 / sum w
  * @param weight
  *   sum of weights
  * @param label
@@ -27,7 +25,6 @@ final case class Moments(
     deviation: Array[Double],
     center: Array[Double],
     present: Array[Double],
-    square: Array[Double],
     spread: Array[Double],
     weight: Double,
     label: Double
@@ -49,15 +46,15 @@ object Moments {
     }
     val squares = OrderedSum.of(blocks.map(seconds(_, mean)), 2 * features)(Anchor.add).get
     val free    = weight - sums(2 * features + 1) / weight
-    val spread  = Array.tabulate(features) { at =>
-      val absent = math.max(0.0, weight - squares(features + at)) * mean(at) * mean(at)
-      if (constant(at) || free <= 0) 0.0 else math.sqrt((squares(at) + absent) / free)
+    val around  = Array.tabulate(features) { at => // sum w (x - mean)^2 over all rows
+      squares(at) + math.max(0.0, weight - squares(features + at)) * mean(at) * mean(at)
     }
+    val deviation =
+      Array.tabulate(features)(at => if (constant(at) || free <= 0) 0.0 else math.sqrt(around(at) / free))
     val center  = Array.tabulate(features)(at => if (counts(at) == rows && !constant(at)) mean(at) else 0.0)
     val present = squares.drop(features).map(_ / weight)
-    val square  = Array.tabulate(features)(at => squares(at) / weight + (2 - present(at)) * mean(at) * mean(at))
-    val around  = Array.tabulate(features)(at => if (center(at) != 0) squares(at) / weight else square(at))
-    Moments(spread, center, present, square, around, weight, sums(2 * features + 2) / weight)
+    val spread  = Array.tabulate(features)(at => around(at) / weight + (mean(at) - center(at)) * mean(at))
+    Moments(deviation, center, present, spread, weight, sums(2 * features + 2) / weight)
   }
 
   /**

@@ -12,7 +12,7 @@ final case class Penalty(l1: Double, l2: Double) {
 
   def isNone: Boolean = l1 == 0 && l2 == 0
 
-  /** Of a coordinate that is x times as large: penalty(by x). */
+  /** What penalty(by x) is of x. */
   def times(by: Double): Penalty = Penalty(l1 * by, l2 * by * by)
 
   /** Of one coordinate. */

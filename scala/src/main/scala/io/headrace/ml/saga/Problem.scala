@@ -87,33 +87,53 @@ final case class Problem(
 ) {
   require(loss.outputs == shape.outputs, s"a loss of ${loss.outputs} outputs, a point of ${shape.outputs}")
 
+  /** Of the coefficients of features of each kind that the preconditioner has. */
+  @transient lazy val penalties: Array[Penalty] = preconditioner.powers.map(penalty.times)
+
   /** Of the coefficients of a feature. */
-  def penaltyOf(feature: Int): Penalty = penalty.times(preconditioner.factor(feature))
+  def penaltyOf(feature: Int): Penalty = penalties(preconditioner.kindOf(feature))
 
   /** R. */
-  def penaltyAt(point: Array[Double]): Double = summed(point)(_.value(_))
+  def penaltyAt(point: Array[Double]): Double = {
+    var (total, feature) = (0.0, 0)
+    while (feature < shape.features) {
+      val own = penaltyOf(feature)
+      var at  = feature * shape.outputs
+      val end = at + shape.outputs
+      while (at < end) {
+        total += own.value(point(at))
+        at += 1
+      }
+      feature += 1
+    }
+    total
+  }
 
   /** R* at a gradient. */
-  def conjugateAt(gradient: Array[Double]): Double = summed(gradient)(_.conjugate(_))
+  def conjugateAt(gradient: Array[Double]): Double = {
+    var (total, feature) = (0.0, 0)
+    while (feature < shape.features) {
+      val own = penaltyOf(feature)
+      var at  = feature * shape.outputs
+      val end = at + shape.outputs
+      while (at < end) {
+        total += own.conjugate(gradient(at))
+        at += 1
+      }
+      feature += 1
+    }
+    total
+  }
 
   /** The largest c <= 1 for which R* without l2 is finite at c times the gradient. */
   def feasible(gradient: Array[Double]): Double = {
     var least = 1.0
-    for (feature <- 0 until shape.features) {
-      val most = penaltyOf(feature).l1
-      for (at <- feature * shape.outputs until (feature + 1) * shape.outputs)
-        if (math.abs(gradient(at)) > most) least = math.min(least, most / math.abs(gradient(at)))
+    for (at <- 0 until shape.penalized) {
+      val most = penaltyOf(at / shape.outputs).l1
+      val size = math.abs(gradient(at))
+      if (size > most) least = math.min(least, most / size)
     }
     least
-  }
-
-  private def summed(numbers: Array[Double])(of: (Penalty, Double) => Double): Double = {
-    var total = 0.0
-    for (feature <- 0 until shape.features) {
-      val own = penaltyOf(feature)
-      for (at <- feature * shape.outputs until (feature + 1) * shape.outputs) total += of(own, numbers(at))
-    }
-    total
   }
 
   /** prox_R(point - step * gradient); the intercepts have no penalty. */

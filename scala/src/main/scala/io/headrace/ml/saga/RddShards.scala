@@ -32,6 +32,9 @@ final class RddShards(shards: RDD[Shard], override val problem: Problem) extends
   override def norm: Double     = totals(features + 3) / weight
   override def traffic: Traffic = Traffic(aggregated.get, sent.get)
 
+  /** Forget what partitions were told. */
+  def release(): Unit = common.destroy()
+
   override def evaluate(point: Array[Double], batch: Batch): Anchor = {
     val place  = broadcast(point)
     val tables = RddShards.tables(shards, common, place, batch).persist(StorageLevel.MEMORY_AND_DISK)

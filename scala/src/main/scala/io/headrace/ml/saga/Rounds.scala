@@ -65,7 +65,7 @@ final case class Round(
  */
 final case class Outcome(point: Array[Double], rounds: Seq[Round], ended: String, enough: Double) {
 
-  /** Steps go by the largest curvature: where features differ much in size none can move the others, far from the minimum. */
+  /** Where the penalty feels next to nothing of a feature an end by rounding may be the minimum, but nothing proves it. */
   def converged: Boolean = ended match {
     case "epochs"   => false
     case "rounding" => rounds.last.bound.isInfinite || within

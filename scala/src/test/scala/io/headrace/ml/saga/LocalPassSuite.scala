@@ -62,13 +62,13 @@ class LocalPassSuite extends AnyFunSuite {
   }
 
   test("a line search finds a curvature between the smallest and the loss's, and its pass is the same for a seed") {
-    val rows    = GeneratedRows.rows(count, features, 2, seed = 7)
-    val block   = GeneratedRows.block(rows)
-    val shape   = Shape(features, 1, intercept = true)
-    val problem = Problem(LogisticLoss, Penalty(0.001, 0.01), shape)
-    val start   = new Array[Double](shape.length)
-    val found   = Evaluation.of(problem, block, start, Array.fill(count)(true))
-    val slope   = Evaluation.gradient(shape, block, found.table).map(_ / block.weightSum)
+    val (rows, kind) = GeneratedRows.preconditioned(GeneratedRows.rows(count, features, 2, seed = 7))
+    val block        = GeneratedRows.block(rows)
+    val shape        = Shape(features, 1, intercept = true)
+    val problem      = Problem(LogisticLoss, Penalty(0.001, 0.01), shape, kind)
+    val start        = new Array[Double](shape.length)
+    val found        = Evaluation.of(problem, block, start, Array.fill(count)(true))
+    val slope        = Evaluation.gradient(shape, block, found.table).map(_ / block.weightSum)
     for (solver <- Solver.byName.values) {
       val plan = PassPlan(solver, 4.0, LogisticLoss.curvature / 64, search = true, 0.0)
       def end  = LocalPass.of(problem, Shard.of(0, block, shape), plan, start, slope, found.table).drawn(Draw(2, 1))
