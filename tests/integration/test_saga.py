@@ -222,7 +222,7 @@ def test_every_solver_and_number_of_partitions(name: str, penalty: str, request:
             standardization=False,
             shuffle=shuffle,
             tol=1e-6,
-            maxIter=5000,
+            maxIter=10000,  # sag with l1 on agaricus sorted into its two classes takes 5,600, all others under 2,000
         ).fit(partitioned(rows, parts, by_label=True))
         print(name, penalty, solver, parts, shuffle, model.summary.certificate, flush=True)
         check_minimum(model, known, how, least)
