@@ -44,6 +44,10 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
   private def estimator: SagaLogisticRegression =
     new SagaLogisticRegression().setWeightCol("weight").setRegParam(0.01).setTol(1e-8).setMaxIter(2000)
 
+  /** The same problem's. */
+  private def mllib: LogisticRegression =
+    new LogisticRegression().setWeightCol("weight").setRegParam(0.01).setTol(1e-13).setMaxIter(1000)
+
   private def near(a: Vector, b: Vector, by: Double): Boolean =
     a.size == b.size && a.toArray.zip(b.toArray).forall { case (x, y) => math.abs(x - y) <= by * (1 + math.abs(y)) }
 
@@ -52,14 +56,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
     for ((classes, standardization, intercept) <- settings) {
       val rows = frame(generated(classes), 3)
       val ours = estimator.setStandardization(standardization).setFitIntercept(intercept).fit(rows)
-      val lib  = new LogisticRegression()
-        .setWeightCol("weight")
-        .setRegParam(0.01)
-        .setTol(1e-13)
-        .setMaxIter(1000)
-        .setStandardization(standardization)
-        .setFitIntercept(intercept)
-        .fit(rows)
+      val lib  = mllib.setStandardization(standardization).setFitIntercept(intercept).fit(rows)
       val told = s"$classes classes, standardization $standardization, intercept $intercept"
       assert(ours.summary.ended == "gap" || ours.summary.ended == "rounding", told)
       assert(
@@ -240,8 +237,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
       }
       val rows = frame(years, 2)
       val ours = estimator.setMaxIter(300).fit(rows)
-      val lib  =
-        new LogisticRegression().setWeightCol("weight").setRegParam(0.01).setTol(1e-13).setMaxIter(1000).fit(rows)
+      val lib  = mllib.fit(rows)
       assert(ours.summary.ended == "gap", ours.summary.certificate)
       val both = Seq(ours.coefficientMatrix, lib.coefficientMatrix).map(each => Vectors.dense(each.toArray))
       assert(near(both(0), both(1), 1e-3), s"$classes classes")
@@ -286,14 +282,7 @@ class SagaLogisticRegressionSuite extends AnyFunSuite with BeforeAndAfterAll {
         2
       )
       val ours = estimator.setStandardization(false).setTol(1e-6).setMaxIter(300).fit(rows).summary
-      val lib  = new LogisticRegression()
-        .setWeightCol("weight")
-        .setRegParam(0.01)
-        .setTol(1e-13)
-        .setMaxIter(200)
-        .setStandardization(false)
-        .fit(rows)
-        .summary
+      val lib  = mllib.setMaxIter(200).setStandardization(false).fit(rows).summary
       assert(ours.objective <= lib.objectiveHistory.last * (1 + 1e-6), ours.certificate)
       assert(!proved || ours.ended == "gap", ours.certificate)
     }

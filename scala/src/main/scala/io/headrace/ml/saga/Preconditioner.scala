@@ -14,7 +14,8 @@ package io.headrace.ml.saga
  *
  * as nearly as powers of two allow, a factor of two either way. The numbers that rows have are of size one then, so that
  * units are of no matter; and but for that factor sum m <= 2 sum q, so that no feature gets less than half of an equal
- * share, and the frequent no less than half of what they got by numbers of size one without the floor. It is Jacobi's preconditioner, held back: with m_j = 1 for all, d features of which rows have few need steps as small as d.
+ * share, and the frequent no less than half of what they got by numbers of size one without the floor. It is Jacobi's
+ * preconditioner, held back: with m_j = 1 for all, d features of which rows have few need steps as small as d.
  *
  * @param powers
  *   the powers of two that occur

@@ -94,30 +94,19 @@ final case class Problem(
   def penaltyOf(feature: Int): Penalty = penalties(preconditioner.kindOf(feature))
 
   /** R. */
-  def penaltyAt(point: Array[Double]): Double = {
-    var (total, feature) = (0.0, 0)
-    while (feature < shape.features) {
-      val own = penaltyOf(feature)
-      var at  = feature * shape.outputs
-      val end = at + shape.outputs
-      while (at < end) {
-        total += own.value(point(at))
-        at += 1
-      }
-      feature += 1
-    }
-    total
-  }
+  def penaltyAt(point: Array[Double]): Double = summed(point)((feature, x) => penaltyOf(feature).value(x))
 
   /** R* at a gradient. */
-  def conjugateAt(gradient: Array[Double]): Double = {
+  def conjugateAt(gradient: Array[Double]): Double = summed(gradient)((feature, g) => penaltyOf(feature).conjugate(g))
+
+  /** Over coefficients; what is summed takes the feature, too: two numbers, which are not boxed. */
+  private def summed(numbers: Array[Double])(of: (Int, Double) => Double): Double = {
     var (total, feature) = (0.0, 0)
     while (feature < shape.features) {
-      val own = penaltyOf(feature)
       var at  = feature * shape.outputs
       val end = at + shape.outputs
       while (at < end) {
-        total += own.conjugate(gradient(at))
+        total += of(feature, numbers(at))
         at += 1
       }
       feature += 1

@@ -20,7 +20,7 @@ class RoundsSuite extends AnyFunSuite {
     ) {
       val rows  = GeneratedRows.rows(count, features, GeneratedRows.classesOf(loss), seed = 8)
       val shape = Shape(features, loss.outputs, intercept = true)
-      for (penalty <- GeneratedRows.penalties.filter(_ != Penalty(0, 0))) {
+      for (penalty <- GeneratedRows.penalties.filterNot(_.isNone)) {
         val problem = Problem(loss, penalty, shape)
         val whole   = Seq(GeneratedRows.block(rows))
         val least   = Reference.objective(problem, whole, Reference.minimum(problem, whole))
@@ -74,13 +74,14 @@ class RoundsSuite extends AnyFunSuite {
   }
 
   test("a preconditioner changes the way and not the minimum, whose bound is the same") {
-    val plain         = GeneratedRows.rows(count, features, 2, seed = 13)
-    val (moved, kind) = GeneratedRows.preconditioned(plain.map(row => row.copy(x = row.x.updated(1, 100 * row.x(1)))))
+    val rows = GeneratedRows.rows(count, features, 2, seed = 13).map { row =>
+      row.copy(x = row.x.updated(1, 100 * row.x(1)))
+    }
+    val (moved, kind) = GeneratedRows.preconditioned(rows)
     val shape         = Shape(features, 1, intercept = true)
+    val whole         = Seq(GeneratedRows.block(rows))
     for (penalty <- GeneratedRows.penalties.filterNot(_.isNone)) {
-      val far   = plain.map(row => row.copy(x = row.x.updated(1, 100 * row.x(1))))
       val exact = Problem(LogisticLoss, penalty, shape)
-      val whole = Seq(GeneratedRows.block(far))
       val out   = run(
         exact.copy(preconditioner = kind),
         GeneratedRows.split(moved, 4, sorted = true),
