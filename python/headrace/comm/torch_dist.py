@@ -21,6 +21,10 @@ from headrace.comm.base import (
     from_bytes,
     row_bytes,
 )
+from headrace.comm.fresh import fresh
+
+# Messages of a turn have its number: those of ranks that call different operations do not mix.
+_TAGS = 1 << 31
 
 
 class TorchCollective:
@@ -52,7 +56,7 @@ class TorchCollective:
             world_size=-1 if size is None else size,
             timeout=timedelta(seconds=timeout_s),
         )
-        self._on_gpu = gpu
+        self._on_gpu, self._turn = gpu, 0
         self.rank: int = dist.get_rank()
         self.size: int = dist.get_world_size()
 
@@ -75,15 +79,13 @@ class TorchCollective:
         if x.dim() == 0:
             return [part.reshape(()) for part in self.allgather(x.reshape(1), rows=[1] * self.size)]
         rows = rows or self._exchange_ints([x.shape[0]] * self.size)
-        own = as_bytes(x)
-        return self._exchange(own.repeat(self.size), [own.numel()] * self.size, x, rows)
+        return self._exchange([as_bytes(x)] * self.size, x, rows)
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.alltoall`."""
         check_chunks(chunks, self.size)
         rows = rows or self._exchange_ints([c.shape[0] for c in chunks])
-        parts = [as_bytes(c) for c in chunks]
-        return self._exchange(torch.cat(parts), [p.numel() for p in parts], chunks[0], rows)
+        return self._exchange([as_bytes(c) for c in chunks], chunks[0], rows)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """See `Collective.broadcast`."""
@@ -101,19 +103,42 @@ class TorchCollective:
         """See `Collective.allgather_object`."""
         return [decode_object(raw) for raw in self.allgather(encode_object(value))]
 
-    def _exchange(self, raw: Tensor, sent: list[int], like: Tensor, rows: Sequence[int]) -> list[Tensor]:
-        """Send `sent[j]` bytes of `raw` to rank j; `rows[j]` rows shaped as those of `like` come from rank j."""
+    def _exchange(self, sent: list[Tensor], like: Tensor, rows: Sequence[int]) -> list[Tensor]:
+        """Send bytes `sent[j]` to rank j; `rows[j]` rows shaped as those of `like` come from rank j."""
         counts = [n * row_bytes(like) for n in rows]
-        staged = self._stage(raw)
-        received = staged.new_empty(sum(counts))
-        self._call(lambda: dist.all_to_all_single(received, staged, counts, sent))
-        parts = torch.split(received.to(like.device), counts)
-        return [from_bytes(part.clone(), like, n) for part, n in zip(parts, rows, strict=True)]
+        if like.is_cuda and self._on_gpu:
+            received = like.new_empty(sum(counts), dtype=torch.uint8)
+            sizes = [part.numel() for part in sent]
+            self._call(lambda: dist.all_to_all_single(received, torch.cat(sent), counts, sizes))
+            arrived = [part.clone() for part in torch.split(received, counts)]
+        else:
+            arrived = [part.to(like.device) for part in self._messages([self._stage(part) for part in sent], counts)]
+        return [from_bytes(part, like, n) for part, n in zip(arrived, rows, strict=True)]
 
     def _exchange_ints(self, numbers: list[int]) -> list[int]:
-        received = torch.empty(self.size, dtype=torch.int64)
-        self._call(lambda: dist.all_to_all_single(received, torch.tensor(numbers)))
-        return [int(n) for n in received]
+        parts = self._messages([as_bytes(torch.tensor([n])) for n in numbers], [8] * self.size)
+        return [int(part.view(torch.int64)) for part in parts]
+
+    def _messages(self, sent: list[Tensor], counts: list[int]) -> list[Tensor]:
+        """Send bytes `sent[j]` in memory to rank j; `counts[j]` bytes come from rank j, in new memory.
+
+        What is to come is asked for before anything is sent. Gloo's own alltoall sends first: then the rank that comes
+        last has its data queued on the connection before its readiness to receive, and the two directions of a link
+        carry data one after the other.
+        """
+        self._turn = (self._turn + 1) % _TAGS
+        arrived = [fresh(count, torch.uint8, torch.device("cpu")) for count in counts]
+        arrived[self.rank].copy_(sent[self.rank])
+        others = [(self.rank + far) % self.size for far in range(1, self.size)]
+
+        def exchange() -> None:
+            works = [dist.irecv(arrived[j], j, tag=self._turn) for j in others[::-1] if counts[j]]
+            works += [dist.isend(sent[j], j, tag=self._turn) for j in others if sent[j].numel()]
+            for work in works:
+                work.wait()
+
+        self._call(exchange)
+        return arrived
 
     def _stage(self, x: Tensor) -> Tensor:
         if not x.is_cuda or self._on_gpu:
