@@ -105,6 +105,7 @@ class Ours:
 
     def finish(self) -> None:
         """Steps are over."""
+        self._strategy.close()
 
     def figures(self) -> dict[str, float]:
         """Seconds by what was done, where gradients are compressed."""
@@ -143,6 +144,7 @@ class OwnSteps(Ours):
     def finish(self) -> None:
         """All ranks get the same parameters."""
         self._strategy.finish(self._values)
+        super().finish()
 
     @property
     def _values(self) -> dict[str, Tensor]:
@@ -155,7 +157,7 @@ class Served(OwnSteps):
 
     def __init__(self, entry: Entry, model: nn.Module, collective: Collective, host: str) -> None:
         self.module, self.optimizer = model, self
-        self._params = dict(model.named_parameters())
+        self._params, self._collective = dict(model.named_parameters()), collective
         self._mailbox = open_mailbox(collective, bytes(32), host=host)
         rule = {"lr": LR / collective.size, "momentum": MOMENTUM}
         equipment = Equipment(mailbox=self._mailbox, optimizer=lambda part: optim.create("momentum", part, **rule))
@@ -182,7 +184,7 @@ class Served(OwnSteps):
     def finish(self) -> None:
         """All ranks get what the servers hold."""
         super().finish()
-        self._strategy.close()
+        self._collective.barrier()  # a mailbox that closes is the end for those that still wait
         self._mailbox.close()
 
 

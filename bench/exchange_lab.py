@@ -5,9 +5,9 @@
     .venv/bin/python bench/exchange_lab.py --report
 
 Ranks are processes in network namespaces of their own (exchange_network.py) that train the same perceptron on the same
-rows (exchange_rank.py). One JSON line a run is appended to docs/results/exchange.jsonl; what has a line is not run
-again. --report makes docs/results/exchange.md and its figure of these lines. Where namespaces are not allowed, this
-says so and ends.
+rows (exchange_rank.py). Contestants of one transport, link and number of ranks take turns in the same processes. One
+JSON line a run is appended to docs/results/exchange.jsonl; what has a line is not run again. --report makes
+docs/results/exchange.md and its figure of these lines. Where namespaces are not allowed, this says so and ends.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import itertools
 import json
+import math
 import os
 import platform
 import selectors
@@ -36,22 +37,23 @@ from bench import exchange_report
 from bench.exchange_contestants import ENTRIES, Entry
 from bench.exchange_rank import TASK
 from bench.studies.lines import Line, Lines, read
-from bench.studies.running import NOISY_LOAD
 from headrace.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results" / "exchange.jsonl"
+PLACE = ("ranks", "mbit", "transport")  # of runs that processes make one after another
+LOOKS, APART_S = 10, 0.005  # at what else the machine does, between runs
 
 
 class Ranks:
-    """Processes of one run, each with its link; all of it is gone after the `with`.
+    """Processes, each with its link, that make runs of one place; all of it is gone after the `with`.
 
     Args:
-        run: see `run_of`.
+        place: of PLACE.
     """
 
-    def __init__(self, run: dict[str, Any]) -> None:
-        self.run, self.processes = run, list[subprocess.Popen[str]]()
+    def __init__(self, place: dict[str, Any]) -> None:
+        self.place, self.processes = place, list[subprocess.Popen[str]]()
 
     def __enter__(self) -> Ranks:
         self._errors = tempfile.TemporaryFile("w+")
@@ -66,7 +68,7 @@ class Ranks:
         self._errors.close()
 
     def start(self, environments: Sequence[dict[str, str]], deadline: float) -> None:
-        """Start them, join their namespaces to the hub, tell them what to do."""
+        """Start them, join their namespaces to the hub."""
         command = [sys.executable, str(ROOT / "bench" / "exchange_rank.py")]
         pipe = subprocess.PIPE
         for _ in environments:
@@ -75,25 +77,25 @@ class Ranks:
             )
         self._wait_for("up", deadline)
         for rank, environment in enumerate(environments):
-            network.attach(rank, self.processes[rank].pid, self.run["mbit"])
-            given = {"rank": rank, "environment": environment, "timeout": deadline - time.monotonic(), **self.run}
-            self._tell(rank, json.dumps(given))
+            network.attach(rank, self.processes[rank].pid, self.place["mbit"])
+            self._tell(rank, json.dumps({"rank": rank, "environment": environment, **self.place}))
         self._wait_for("joined", deadline)
         for rank in range(len(self.processes)):
             self._tell(rank, "go")
+        self._wait_for("met", deadline)
 
-    def results(self, deadline: float) -> list[dict[str, Any]]:
-        """What they found, in rank order.
+    def results(self, run: dict[str, Any], timeout_s: float) -> list[dict[str, Any]]:
+        """Make a run, see `run_of`; what they found, in rank order.
 
         Raises:
             RuntimeError: a rank ended without a result, or not in time; with what they last said.
         """
+        deadline = time.monotonic() + timeout_s
+        for rank in range(len(self.processes)):
+            self._tell(rank, json.dumps({"timeout": timeout_s, **run}))
         lines = [self._line(process, deadline) for process in self.processes]
         if not all(lines):
             raise RuntimeError(f"no result of rank {[bool(line) for line in lines].index(False)}: {self._said()}")
-        for process in self.processes:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10.0)
         return [json.loads(line) for line in lines]
 
     def _wait_for(self, word: str, deadline: float) -> None:
@@ -127,17 +129,17 @@ def run_of(entry: Entry, ranks: int, mbit: int, steps: int, seed: int) -> dict[s
 
 
 @contextlib.contextmanager
-def environments(run: dict[str, Any]) -> Iterator[list[dict[str, str]]]:
+def environments(place: dict[str, Any]) -> Iterator[list[dict[str, str]]]:
     """What each rank finds in its environment; while inside, Horovod's ranks find each other."""
     plain = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": network.LINK}
-    if run["transport"] != "horovod":
-        yield [plain] * run["ranks"]
+    if place["transport"] != "horovod":
+        yield [plain] * place["ranks"]
         return
     from horovod.runner.common.util.hosts import get_host_assignments, parse_hosts
     from horovod.runner.gloo_run import create_run_env_vars, create_slot_env_vars
     from horovod.runner.http.http_server import RendezvousServer
 
-    slots = get_host_assignments(parse_hosts(",".join(f"host{r}:1" for r in range(run["ranks"]))), run["ranks"])
+    slots = get_host_assignments(parse_hosts(",".join(f"host{r}:1" for r in range(place["ranks"]))), place["ranks"])
     server = RendezvousServer()
     port = server.start()
     try:
@@ -149,14 +151,25 @@ def environments(run: dict[str, Any]) -> Iterator[list[dict[str, str]]]:
         server.stop()
 
 
-def measure(run: dict[str, Any], timeout_s: float) -> Line:
-    """One run; its line."""
-    load = os.getloadavg()[0]
-    deadline = time.monotonic() + timeout_s
-    with environments(run) as given, Ranks(run) as ranks:
-        ranks.start(given, deadline)
-        found = ranks.results(deadline)
-    return {"run": run, **summary(run, found), **circumstances(load)}
+def measured(runs: Sequence[dict[str, Any]], timeout_s: float) -> Iterator[Line]:
+    """The lines of runs of one place, made one after another.
+
+    Raises:
+        RuntimeError: of the run whose line is due, see `Ranks.results`; the processes are gone then.
+    """
+    place = place_of(runs[0])
+    with environments(place) as given, Ranks(place) as ranks:
+        ranks.start(given, time.monotonic() + timeout_s)
+        ours = [process.pid for process in ranks.processes]
+        for run in runs:
+            before = others(ours)
+            found = ranks.results(run, timeout_s)
+            yield {"run": run, **summary(run, found), **circumstances(before, others(ours))}
+
+
+def place_of(run: dict[str, Any]) -> dict[str, Any]:
+    """Of a run, what its processes are started with."""
+    return {name: run[name] for name in PLACE}
 
 
 def summary(run: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -178,20 +191,34 @@ def summary(run: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, A
         "of_formula_without_headers": round((sent - headers) / formula, 4),
         "link_ms": round(8e-3 * most / run["mbit"], 3),
         "packets": round(max(each["tx_packets"] for each in found) / steps, 2),
-        "loss": round(first["loss"], 5),
-        "same_loss": len({each["loss"] for each in found}) == 1,
+        "loss": round(first["loss"], 5) if math.isfinite(first["loss"]) else None,
+        "same_loss": len({str(each["loss"]) for each in found}) == 1,
         "seconds": {n: round(v, 3) for n, v in first["figures"].items() if n.endswith("_seconds")},
         "burst": network.burst_bytes(run["mbit"]),
         **({"as_is": first["figures"]["turns_as_is"]} if "turns_as_is" in first["figures"] else {}),
     }
 
 
-def circumstances(load: float) -> dict[str, Any]:
-    """Of the machine."""
-    after = os.getloadavg()[0]
+def others(ours: Sequence[int]) -> int:
+    """Tasks of other programs that want a core, between runs: the least of a few looks.
+
+    Args:
+        ours: processes of this program beside this one; Horovod's talk in every millisecond, also between runs.
+    """
+    least = sys.maxsize
+    for _ in range(LOOKS):
+        tasks = [task for process in ours for task in Path(f"/proc/{process}/task").glob("*/stat")]
+        own = 1 + sum(task.read_text().rpartition(")")[2].split()[0] == "R" for task in tasks)
+        least = min(least, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - own)
+        time.sleep(APART_S)
+    return max(0, least)
+
+
+def circumstances(before: int, after: int) -> dict[str, Any]:
+    """Of the machine; what `others` said before and after a run."""
     return {
-        "load": [round(load, 2), round(after, 2)],
-        "noisy": load > NOISY_LOAD,
+        "others": [before, after],
+        "noisy": max(before, after) > 0,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "horovod")},
@@ -200,10 +227,11 @@ def circumstances(load: float) -> dict[str, Any]:
 
 
 def due(args: argparse.Namespace, lines: Lines) -> list[dict[str, Any]]:
-    """Runs without a line; contestants take turns."""
+    """Runs without a line, those of a place together."""
     chosen = [e for e in ENTRIES.values() if not args.only or any(f"{e.name}/".startswith(f"{o}/") for o in args.only)]
-    places = itertools.product(args.mbit, args.ranks, args.seeds)
-    runs = [run_of(e, ranks, mbit, args.steps, seed) for mbit, ranks, seed in places for e in chosen]
+    chosen.sort(key=lambda entry: entry.transport)
+    places = itertools.product(args.mbit, args.ranks, chosen, args.seeds)
+    runs = [run_of(e, ranks, mbit, args.steps, seed) for mbit, ranks, e, seed in places]
     return [run for run in runs if lines.find(run) is None]
 
 
@@ -212,19 +240,30 @@ def go_on(args: argparse.Namespace, lines: Lines) -> int:
     end, failed = time.monotonic() + 60.0 * args.minutes, 0
     runs = due(args, lines)
     print(f"{len(runs)} runs are due", flush=True)
-    for run in runs[: args.runs or None]:
-        if time.monotonic() > end:
-            print(f"{args.minutes:g} minutes are up: call again to go on")
-            break
-        try:
-            line = measure(run, args.timeout)
-        except RuntimeError as error:
-            failed += 1
-            print(f"{'/'.join(run['entry'])} failed: {error}", file=sys.stderr, flush=True)
-            continue
-        lines.append(line)
-        print(exchange_report.told(line), flush=True)
+    for _, group in itertools.groupby(runs[: args.runs or None], place_of):
+        left = list(group)
+        while left and time.monotonic() < end:
+            failed += _part(left, lines, end, args.timeout)
+    if time.monotonic() > end:
+        print(f"{args.minutes:g} minutes are up: call again to go on")
     return failed
+
+
+def _part(left: list[dict[str, Any]], lines: Lines, end: float, timeout_s: float) -> int:
+    """Make runs of one place until one fails, which ends its processes, or the time is up; those made are taken from
+    `left`. How many failed."""
+    with contextlib.closing(measured(list(left), timeout_s)) as found:
+        try:
+            for line in found:
+                del left[0]
+                lines.append(line)
+                print(exchange_report.told(line), flush=True)
+                if time.monotonic() > end:
+                    break
+        except RuntimeError as error:
+            print(f"{'/'.join(left.pop(0)['entry'])} failed: {error}", file=sys.stderr, flush=True)
+            return 1
+    return 0
 
 
 def main() -> None:

@@ -1,11 +1,13 @@
 """One rank of row f: waits for its link, joins the others, trains, prints what its interface counted.
 
-Started by exchange_lab.py, which reads `up`, writes a line of JSON, reads `joined`, writes `go`, reads a line of JSON.
+Started by exchange_lab.py, which reads `up`, writes a line of JSON, reads `joined`, writes `go`, reads `met`; then, for
+every run, writes a line of JSON and reads one.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import gc
 import itertools
 import json
 import os
@@ -34,30 +36,34 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     print("up", file=answers, flush=True)
-    given = json.loads(sys.stdin.readline())
-    faulthandler.dump_traceback_later(0.9 * given["timeout"])
-    network.join(given["rank"], given["mbit"])
+    place = json.loads(sys.stdin.readline())
+    network.join(place["rank"], place["mbit"])
     import torch
 
     print("joined", file=answers, flush=True)
     sys.stdin.readline()  # torch gives up where a rank has no address yet
-    os.environ |= given["environment"]
+    os.environ |= place["environment"]
     torch.set_num_threads(1)
-    collective = _collective(given)
-    print(json.dumps(train(given, collective)), file=answers, flush=True)
-    collective.barrier()
-    collective.close()
+    collective = _collective(place)
+    print("met", file=answers, flush=True)
+    for text in sys.stdin:
+        run = json.loads(text)
+        faulthandler.dump_traceback_later(0.9 * run["timeout"])
+        found = train(run, collective)
+        faulthandler.cancel_dump_traceback_later()
+        gc.collect()  # what a contestant leaves behind is not in the next one's time
+        print(json.dumps(found), file=answers, flush=True)
 
 
-def _collective(given: dict[str, Any]) -> Any:
-    if given["transport"] == "horovod":
+def _collective(place: dict[str, Any]) -> Any:
+    if place["transport"] == "horovod":
         from headrace.comm.horovod import HorovodCollective
 
         return HorovodCollective()
     from headrace.comm.torch_dist import TorchCollective
 
     where = f"tcp://{network.address(0)}:29500"
-    return TorchCollective(120.0, init_method=where, rank=given["rank"], size=given["ranks"])
+    return TorchCollective(120.0, init_method=where, rank=place["rank"], size=place["ranks"])
 
 
 def make_model(seed: int) -> Any:
@@ -89,16 +95,16 @@ class Task:
         return x, ((2 * x @ self._hidden).tanh() @ self._out).argmax(1)
 
 
-def train(given: dict[str, Any], collective: Any) -> dict[str, Any]:
-    """All steps; figures of the steps after WARM."""
+def train(run: dict[str, Any], collective: Any) -> dict[str, Any]:
+    """All steps of a run; figures of the steps after WARM."""
     import torch
     from torch.nn import functional
 
     from bench.exchange_contestants import Entry, contestant
 
-    rank, size, steps = given["rank"], given["ranks"], given["steps"]
-    task = Task(given["seed"])
-    made = contestant(Entry(*given["entry"]), make_model(given["seed"]), collective, network.address(rank))
+    rank, size, steps = collective.rank, collective.size, run["steps"]
+    task = Task(run["seed"])
+    made = contestant(Entry(*run["entry"]), make_model(run["seed"]), collective, network.address(rank))
 
     def step(number: int) -> None:
         x, classes = task.rows(number, rank, BATCH // size)

@@ -18,11 +18,15 @@ Ranks are processes in network namespaces of their own, each behind a link of th
 speed. **kB** is what the busiest interface counted a step, headers included; Horovod's ranks talk in every cycle of a
 millisecond, so its bytes grow with a step's time. **formula** are those bytes over what
 `Metered` counts (peers: a ring's bytes of the numbers that they send), and the same without the 66 bytes of a packet's
-headers. **peer** is the time of the fastest peer over that of the line: over 1 is faster than all of them. A burst of a
-millisecond's bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link. Of `auto`
-it is said how many steps went as they are, because that measured faster or to compare.
+headers. Over 1 is faster than peers: **any** is the time of the fastest over that of the line, **as good** that of the
+fastest whose loss is at most 1 % above the line's, **fp16** that of Horovod with fp16. A burst of a millisecond's
+bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link. Of `auto`
+it is said how many steps went as they are, because that measured faster or to compare. **others** are tasks of other
+programs that wanted a core just before or after a run.
 """
-HEAD = "| who | ms | median | alone | link | kB | formula | without headers | loss | peer | load |"
+HEAD = "| who | ms | median | alone | link | kB | formula | without headers | loss | any | as good | fp16 | others |"
+EQUAL = 1.01  # loss of a peer over a line's, at most
+
 
 
 def told(line: Line) -> str:
@@ -32,13 +36,18 @@ def told(line: Line) -> str:
         f"{name_of(line):<34} {run['ranks']} ranks {run['mbit']:>4} Mbit/s {line['ms']:8.2f} ms a step, "
         f"alone {line['alone_ms']:.2f}, link {line['link_ms']:.2f}; {line['bytes'] / 1e3:8.1f} kB, "
         f"{line['of_formula']:.3f} of the formula ({line['of_formula_without_headers']:.3f} without headers); "
-        f"loss {line['loss']:.4f}; load {line['load'][0]:.1f}"
+        f"loss {loss_of(line)}; {'busy' if line['noisy'] else 'quiet'}"
     )
 
 
 def name_of(line: Line) -> str:
     """As in `headrace/torch/int8`."""
     return "/".join(line["run"]["entry"])
+
+
+def loss_of(line: Line) -> str:
+    """After the last step."""
+    return "diverged" if line["loss"] is None else f"{line['loss']:.4f}"
 
 
 def write(lines: Sequence[Line], path: Path) -> None:
@@ -70,35 +79,42 @@ def about(line: Line) -> dict[str, Any]:
 
 def text_of(about: dict[str, Any], lines: Sequence[Line]) -> str:
     """A table, the fastest first."""
-    peers = [line["ms"] for line in lines if line["run"]["entry"][0] != "headrace"]
+    peers = [line for line in lines if line["run"]["entry"][0] != "headrace"]
     noisy = sum(line["noisy"] for line in lines)
-    said = f"{noisy} of {len(lines)} runs began on a busy machine: their times say little.\n" if noisy else ""
-    rows = [row(line, min(peers, default=None)) for line in sorted(lines, key=lambda line: float(line["ms"]))]
+    said = f"{noisy} of {len(lines)} runs were made on a busy machine: their times say little.\n" if noisy else ""
+    rows = [row(line, peers) for line in sorted(lines, key=lambda line: float(line["ms"]))]
     title = f"## {about['mbit']} Mbit/s, {about['ranks']} ranks, {about['steps']} steps, seed {about['seed']}"
     return "\n".join([title, said, HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *rows, ""])
 
 
-def row(line: Line, peer_ms: float | None) -> str:
+def row(line: Line, peers: Sequence[Line]) -> str:
     """One run."""
-    ours = line["run"]["entry"][0] == "headrace"
     as_is = f" ({line['as_is']:.0f} of {line['run']['steps']} steps as they are)" if "as_is" in line else ""
     cells = [
         name_of(line) + as_is + ("" if line["same_loss"] else " (ranks differ)"),
         *(f"{line[name]:.1f}" for name in ("ms", "ms_median", "alone_ms", "link_ms")),
         f"{line['bytes'] / 1e3:,.1f}",
         *(f"{line[name]:.3f}" for name in ("of_formula", "of_formula_without_headers")),
-        f"{line['loss']:.4f}",
-        f"{peer_ms / line['ms']:.2f}" if ours and peer_ms is not None else "",
-        f"{line['load'][0]:.1f}",
+        loss_of(line),
+        *(["", "", ""] if line in peers else ratios(line, peers)),
+        str(max(line["others"])),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def ratios(line: Line, peers: Sequence[Line]) -> list[str]:
+    """The times of peers over the line's: any, those as good, Horovod with fp16; the fastest of each, or nothing."""
+    good = [peer for peer in peers if None not in (line["loss"], peer["loss"]) and peer["loss"] <= EQUAL * line["loss"]]
+    fp16 = [peer for peer in peers if name_of(peer) == "horovod/horovod/fp16"]
+    least = [min((peer["ms"] for peer in some), default=None) for some in (peers, good, fp16)]
+    return ["" if ms is None else f"{ms / line['ms']:.2f}" for ms in least]
 
 
 def picture(groups: Sequence[tuple[dict[str, Any], list[Line]]], path: Path) -> None:
     """Loss at the end against milliseconds of a step, a panel a table."""
     figure = figure_of(4.6 * len(groups), 4.2)
     for axis, (about, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
-        for line in lines:
+        for line in [line for line in lines if line["loss"] is not None]:
             ours = line["run"]["entry"][0] == "headrace"
             axis.plot(line["ms"], line["loss"], "o" if ours else "s", color="C0" if ours else "C3", markersize=4)
             axis.annotate(name_of(line).removeprefix("headrace/"), (line["ms"], line["loss"]), fontsize=5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,7 @@ def of_rank(sent: int, formula: int, ms: float, loss: float = 0.5) -> dict[str, 
 def line(entry: Entry, ms: float) -> dict[str, Any]:
     run = exchange_lab.run_of(entry, 2, 100, 8, 0)
     found = [of_rank(40_000, 39_000, ms), of_rank(42_000, 39_000, ms)]
-    return {"run": run, **exchange_lab.summary(run, found), **exchange_lab.circumstances(0.0)}
+    return {"run": run, **exchange_lab.summary(run, found), **exchange_lab.circumstances(0, 0)}
 
 
 def test_every_codec_takes_part_on_every_transport() -> None:
@@ -89,6 +91,60 @@ def test_figures_are_those_of_the_counters() -> None:
     assert burst_bytes(1000) == 125_000 and burst_bytes(100) == 32_768
 
 
+def test_a_loss_that_is_no_number_is_said_to_have_diverged(tmp_path: Path) -> None:
+    entry = ENTRIES["headrace/torch/signsgd"]
+    run = exchange_lab.run_of(entry, 2, 100, 8, 0)
+    found = exchange_lab.summary(run, [of_rank(40_000, 39_000, 10.0, loss=float("nan"))] * 2)
+    assert found["loss"] is None and found["same_loss"]
+    lines = [{"run": run, **found, **exchange_lab.circumstances(0, 1)}, line(PEERS[0], 10.0)]
+    assert "loss diverged; busy" in exchange_report.told(lines[0])
+    exchange_report.write(lines, tmp_path / "exchange.md")
+    assert [row.split(" | ")[8] for row in (tmp_path / "exchange.md").read_text().splitlines() if "/torch/" in row] == [
+        "diverged",
+        "0.5000",
+    ]
+
+
+def test_lines_compare_with_peers_that_learn_as_well() -> None:
+    peers = [line(ENTRIES[name], ms) for name, ms in (("ddp/torch/powersgd", 5.0), ("horovod/horovod/fp16", 20.0))]
+    peers[0]["loss"], ours = 0.52, line(ENTRIES["headrace/torch/int8"], 10.0)
+    assert exchange_report.ratios(ours, peers) == ["0.50", "2.00", "2.00"]
+    assert exchange_report.ratios({**ours, "loss": 0.515}, peers) == ["0.50", "0.50", "2.00"]
+    assert exchange_report.ratios({**ours, "loss": None}, peers) == ["0.50", "", "2.00"]
+
+
+def test_a_run_that_fails_ends_its_processes_and_the_rest_goes_on_in_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started: list[tuple[dict[str, Any], list[str]]] = []
+    ended: list[int] = []
+
+    def measured(runs: list[dict[str, Any]], timeout_s: float) -> Iterator[dict[str, Any]]:
+        started.append((exchange_lab.place_of(runs[0]), []))
+        try:
+            for run in runs:
+                assert exchange_lab.place_of(run) == started[-1][0]
+                started[-1][1].append(run["entry"][2])
+                if run["entry"][2] == "fp16":
+                    raise RuntimeError("a rank ended")
+                yield {**line(Entry(*run["entry"]), 10.0), "run": run}
+        finally:
+            ended.append(len(started))
+
+    monkeypatch.setattr(exchange_lab, "measured", measured)
+    given = args(only=["ddp", "horovod/horovod"], mbit=[100, 1000], runs=0, minutes=1.0, timeout=1.0)
+    with contextlib.closing(Lines(tmp_path / "exchange.jsonl")) as lines:
+        assert exchange_lab.go_on(given, lines) == 4
+        left = exchange_lab.due(given, lines)
+        assert exchange_lab.go_on(argparse.Namespace(**{**vars(given), "minutes": 0.0}), lines) == 0
+    by_place = [["none", "fp16"], ["none", "fp16"], ["powersgd"]]
+    assert [codecs for _, codecs in started] == 2 * by_place
+    assert ended == [1, 2, 3, 4, 5, 6]
+    assert {run["entry"][2] for run in left} == {"fp16"} and len(left) == 4
+    said = capsys.readouterr()
+    assert said.err.count("fp16 failed: a rank ended") == 4 and "0 minutes are up" in said.out
+
+
 def test_the_hooks_formula_counts_thin_matrices_and_whole_vectors() -> None:
     shapes = [tuple(p.shape) for p in make_model(0).parameters()]
     thin = [2 * sum(shape) if len(shape) == 2 else shape[0] for shape in shapes]
@@ -109,5 +165,5 @@ def test_what_has_a_line_is_not_run_again_and_the_page_is_made_of_lines(tmp_path
     page = (tmp_path / "exchange.md").read_text()
     rows = [row.split(" | ") for row in page.splitlines() if row.startswith(("| headrace", "| ddp"))]
     assert [row[0] for row in rows] == ["| headrace/torch/int8", "| ddp/torch/fp16"]
-    assert [row[9] for row in rows] == ["3.00", ""]
+    assert [row[9:12] for row in rows] == [["3.00", "3.00", ""], ["", "", ""]]
     assert "exchange.svg" in page and (tmp_path / "exchange.svg").read_text().startswith("<?xml")
