@@ -28,7 +28,6 @@ HEAD = "| who | ms | median | alone | link | kB | formula | without headers | lo
 EQUAL = 1.01  # loss of a peer over a line's, at most
 
 
-
 def told(line: Line) -> str:
     """A run as it ends."""
     run = line["run"]
