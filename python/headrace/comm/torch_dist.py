@@ -134,7 +134,7 @@ class TorchCollective:
         def exchange() -> None:
             works = [dist.irecv(arrived[j], j, tag=self._turn) for j in others[::-1] if counts[j]]
             works += [dist.isend(sent[j], j, tag=self._turn) for j in others if sent[j].numel()]
-            for work in works:
+            for work in filter(None, works):
                 work.wait()
 
         self._call(exchange)
