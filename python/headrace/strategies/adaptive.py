@@ -16,8 +16,10 @@ of what was measured in these turns in which the newest weighs a half; ranks gat
 same numbers, so no word is lost on what was decided. Before the first decision each tensor has the best rung for normal
 numbers within its own share. A tensor's memory outlives a change of its codec.
 
-Whether to compress at all is measured (`headrace.strategies.switch`). Where it is off, gradients go as all that is not
-compressed, and the first time with all of the memory: nothing is lost. Such turns are not under the budget.
+Whether to compress at all is measured (`headrace.strategies.switch`), from the end of a turn to that of the next: what
+encoding takes from cores that others compute on, and what backward hides, are in it. Where it is off, gradients go as
+all that is not compressed, and the first time with all of the memory: nothing is lost. Such turns are not under the
+budget.
 
 Not counted: the second loss of `reduce_scatter`, correlation of errors of different ranks or turns, unequal times of
 codecs.
@@ -107,7 +109,8 @@ class Adaptive(CompressedReducer):
         self._told: dict[str, str] = {}  # labels by tensor, as they were last told
         self._samples: dict[str, list[_Sample]] = {}
         self._sums: dict[str, float] = {}
-        self._spent, self._used, self._size, self._prior = 0.0, False, 1, list[float]()
+        self._since = self.clock.now()  # of the end of the last turn
+        self._used, self._size, self._prior = False, 1, list[float]()
 
     @property
     def traits(self) -> frozenset[str]:
@@ -168,10 +171,10 @@ class Adaptive(CompressedReducer):
         """See `Reducer.settle`; then what there is to decide, by all ranks together."""
         super().settle(made, rescaled)
         samples, sums, self._samples, self._sums = self._samples, self._sums, {}, {}
-        spent = sum(self.seconds[what] for what in ("encode", "exchange", "decode"))
-        took, self._spent, used, self._used = spent - self._spent, spent, self._used, False
+        used, self._used = self._used, False
         if made and used:
-            self._take(samples, sums, took)
+            self._take(samples, sums, self.clock.now() - self._since)
+        self._since = self.clock.now()
         if rescaled != 1.0:
             self._measured = {name: [v * rescaled**2 for v in values] for name, values in self._measured.items()}
 

@@ -1,9 +1,10 @@
-"""Whether to compress at all: what encode + send + decode takes, against sending as is, as it was measured.
+"""Whether to compress at all: what a step takes with encode + send + decode, against sending as is, as it was measured.
 
     way <- the other way  where  seconds(other) < (1 - MARGIN) seconds(way)
 
-Seconds are those of a turn, the median of the last WINDOW of a period. At first both ways are tried for WINDOW turns
-and one, which is not counted. Then the chosen way is taken for a period; after it the other one is tried again, if
+Seconds are those of a turn, all of the step that it is for, the median of the last WINDOW of a period. At first both
+ways are tried for WINDOW turns and one, which is not counted. Then the chosen way is taken for a period; after it the
+other one is tried again, if
 
     - its seconds are off by more than DRIFT from those when both were compared: the link or the machine is another, or
     - so many periods have passed: 1 at first, twice as many each time that trying changed nothing, MOST at most.
