@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, t
 
 def check_collective(c: Collective) -> int:
     """Run all checks on this rank; the number of checks, or AssertionError."""
-    checks = (_moves, _sums, _ragged, _alltoall, _empty, _strided, _fresh, _objects, _refuses)
+    checks = (_moves, _sums, _ragged, _alltoall, _empty, _large, _strided, _fresh, _objects, _refuses)
     for check in checks:
         check(c)
         c.barrier()
@@ -109,6 +109,15 @@ def _empty(c: Collective) -> None:
             _same(part, torch.zeros(shape))
     only_last = [5 if r == c.size - 1 else 0 for r in range(c.size)]
     assert [p.shape[0] for p in c.allgather(torch.ones(only_last[c.rank], 2))] == only_last
+
+
+def _large(c: Collective) -> None:
+    """Memory for 4 MiB and more may be got in another way."""
+    rows = [655_361 + r for r in range(c.size)]
+    parts = c.allgather(_of(c.rank, rows[c.rank], dtype=torch.float64), rows)
+    parts += c.alltoall([_of(c.rank, rows[c.rank], dtype=torch.float64)] * c.size)
+    for part, rank in zip(parts, [*range(c.size)] * 2, strict=True):
+        _same(part, _of(rank, rows[rank], dtype=torch.float64))
 
 
 def _strided(c: Collective) -> None:

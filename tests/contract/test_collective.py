@@ -18,7 +18,7 @@ from headrace.comm import Collective, CollectiveError, LocalCollective, LocalGro
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 @pytest.mark.parametrize("wrap", [lambda c: c, Metered], ids=["bare", "metered"])
 def test_exam(size: int, wrap: Callable[[Collective], Collective]) -> None:
-    assert on_ranks(size, lambda c: check_collective(wrap(c))) == [9] * size
+    assert on_ranks(size, lambda c: check_collective(wrap(c))) == [10] * size
 
 
 def test_is_a_collective() -> None:

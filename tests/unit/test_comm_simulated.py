@@ -22,7 +22,7 @@ def body(n: int) -> torch.Tensor:
 @pytest.mark.parametrize("size", [1, 2, 3, 4])
 def test_sits_the_exam_of_collectives(size: int) -> None:
     cluster = SimulatedCluster(size, latency_s=1e-3, bandwidth=1e6, jitter=0.3)
-    assert cluster.run(lambda rank: check_collective(cluster.collective(rank))) == [9] * size
+    assert cluster.run(lambda rank: check_collective(cluster.collective(rank))) == [10] * size
     assert isinstance(cluster.collective(0), Collective) and cluster.collective(0).name == "simulated"
 
 

@@ -23,8 +23,7 @@ from headrace.comm.base import (
 )
 from headrace.comm.fresh import fresh
 
-# Messages of a turn have its number: those of ranks that call different operations do not mix.
-_TAGS = 1 << 31
+_TAGS = 1 << 31  # messages of an exchange have its number: those of ranks that are an exchange apart do not mix
 
 
 class TorchCollective:
@@ -79,13 +78,13 @@ class TorchCollective:
         if x.dim() == 0:
             return [part.reshape(()) for part in self.allgather(x.reshape(1), rows=[1] * self.size)]
         rows = rows or self._exchange_ints([x.shape[0]] * self.size)
-        return self._exchange([as_bytes(x)] * self.size, x, rows)
+        return self._exchange([self._stage(as_bytes(x))] * self.size, x, rows)
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.alltoall`."""
         check_chunks(chunks, self.size)
         rows = rows or self._exchange_ints([c.shape[0] for c in chunks])
-        return self._exchange([as_bytes(c) for c in chunks], chunks[0], rows)
+        return self._exchange([self._stage(as_bytes(c)) for c in chunks], chunks[0], rows)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Tensor:
         """See `Collective.broadcast`."""
@@ -106,13 +105,15 @@ class TorchCollective:
     def _exchange(self, sent: list[Tensor], like: Tensor, rows: Sequence[int]) -> list[Tensor]:
         """Send bytes `sent[j]` to rank j; `rows[j]` rows shaped as those of `like` come from rank j."""
         counts = [n * row_bytes(like) for n in rows]
+        if len(counts) != self.size or counts[self.rank] != sent[self.rank].numel():
+            raise CollectiveError(f"rank {self.rank} of {self.size}: rows {list(rows)} are not those that come")
         if like.is_cuda and self._on_gpu:
-            received = like.new_empty(sum(counts), dtype=torch.uint8)
-            sizes = [part.numel() for part in sent]
-            self._call(lambda: dist.all_to_all_single(received, torch.cat(sent), counts, sizes))
+            whole, sizes = torch.cat(sent), [part.numel() for part in sent]
+            received = whole.new_empty(sum(counts))
+            self._call(lambda: dist.all_to_all_single(received, whole, counts, sizes))
             arrived = [part.clone() for part in torch.split(received, counts)]
         else:
-            arrived = [part.to(like.device) for part in self._messages([self._stage(part) for part in sent], counts)]
+            arrived = [part.to(like.device) for part in self._messages(sent, counts)]
         return [from_bytes(part, like, n) for part, n in zip(arrived, rows, strict=True)]
 
     def _exchange_ints(self, numbers: list[int]) -> list[int]:
@@ -134,7 +135,8 @@ class TorchCollective:
         def exchange() -> None:
             works = [dist.irecv(arrived[j], j, tag=self._turn) for j in others[::-1] if counts[j]]
             works += [dist.isend(sent[j], j, tag=self._turn) for j in others if sent[j].numel()]
-            for work in filter(None, works):
+            for work in works:
+                assert work is not None  # as for a process that is not of the group
                 work.wait()
 
         self._call(exchange)
