@@ -15,15 +15,16 @@ Seconds = Callable[[int, bool], float]
 
 
 def run(seconds: Seconds, turns: int, switch: Switch | None = None) -> tuple[Switch, list[bool], dict[int, Compared]]:
-    """Turns of two ranks whose seconds differ by waiting; the ways they took, and what comparisons said."""
+    """Turns of two ranks of which one ends early, then the other; the ways they took, and what comparisons said."""
     switch = switch or Switch(PERIOD)
     ways, found = [], {}
     for turn in range(turns):
         ways.append(switch.engaged)
         switch.turn(seconds(turn, switch.engaged))
         if switch.due:
-            waited = [s + 1.0 for s in switch.recent]
-            if (said := switch.agreed(median([waited, switch.recent]))) is not None:
+            early = [s + 0.25 * (-1) ** k for k, s in enumerate(switch.recent)]
+            late = [s - 0.25 * (-1) ** k for k, s in enumerate(switch.recent)]
+            if (said := switch.agreed(median([early, late]))) is not None:
                 found[turn] = said
     return switch, ways, found
 

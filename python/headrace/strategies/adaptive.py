@@ -205,6 +205,7 @@ class Adaptive(CompressedReducer):
         self._costs = {name: list(values) for name, values in state["costs"].items()}
         if self.switch:
             self.switch.load_state_dict(state["switch"])
+        self._since = self.clock.now()
         self._told = self.labels()
         self._tell(layers=self._told, compress=self.switch.compress if self.switch else True, resumed=True)
 

@@ -9,7 +9,8 @@ other one is tried again, if
     - its seconds are off by more than DRIFT from those when both were compared: the link or the machine is another, or
     - so many periods have passed: 1 at first, twice as many each time that trying changed nothing, MOST at most.
 
-MARGIN is hysteresis: where both ways take as long, the way stays. Trying costs WINDOW + 1 turns of the other way, at
+MARGIN is hysteresis: where both ways take as long, the way stays; so it does where the exchange is a small part of a
+step. Trying costs WINDOW + 1 turns of the other way, at
 most MOST periods apart. Whoever calls must give all ranks the same seconds: then all change together.
 """
 
@@ -122,5 +123,5 @@ class Switch:
 
 
 def median(recent: list[list[float]]) -> float:
-    """Of turns [ranks][turns]: of each the least over the ranks, which is that of the rank that waited for no other."""
-    return statistics.median(min(of_turn) for of_turn in zip(*recent, strict=True))
+    """Of turns [ranks][turns], of each the mean over ranks: where one waits, another has been waited for before."""
+    return statistics.median(statistics.fmean(of_turn) for of_turn in zip(*recent, strict=True))
