@@ -1,7 +1,7 @@
 """Row f: ms a step, bytes of the interfaces and loss after 200 steps, for 2 and 4 ranks behind links of 100 Mbit/s and
 1 Gbit/s: every codec through our reducers, codecs chosen by tensor, local SGD and gossip beside DDP and Horovod.
 
-    .venv/bin/python bench/exchange_lab.py [--only ddp,headrace/torch/int8] [--ranks 2,4] [--mbit 100,1000] [--runs N]
+    .venv/bin/python bench/exchange_lab.py [--only ddp,headrace/torch/int8] [--ranks 2,4] [--mbit 100,1000]
     .venv/bin/python bench/exchange_lab.py --report
 
 Ranks are processes in network namespaces of their own (exchange_network.py) that train the same perceptron on the same
@@ -106,8 +106,11 @@ class Ranks:
     def _tell(self, rank: int, text: str) -> None:
         pipe = self.processes[rank].stdin
         assert pipe is not None
-        pipe.write(f"{text}\n")
-        pipe.flush()
+        try:
+            pipe.write(f"{text}\n")
+            pipe.flush()
+        except OSError:
+            raise RuntimeError(f"rank {rank} has ended: {self._said()}") from None
 
     def _line(self, process: subprocess.Popen[str], deadline: float) -> str:
         """The next line, or nothing where the process ended or the time is up."""
@@ -207,11 +210,20 @@ def others(ours: Sequence[int]) -> int:
     """
     least = sys.maxsize
     for _ in range(LOOKS):
-        tasks = [task for process in ours for task in Path(f"/proc/{process}/task").glob("*/stat")]
-        own = 1 + sum(task.read_text().rpartition(")")[2].split()[0] == "R" for task in tasks)
-        least = min(least, int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0]) - own)
+        before = _running(ours)
+        every = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+        least = min(least, every - 1 - min(before, _running(ours)))
         time.sleep(APART_S)
     return max(0, least)
+
+
+def _running(processes: Sequence[int]) -> int:
+    """Tasks of processes that have a core or want one."""
+    found = 0
+    for task in itertools.chain.from_iterable(Path(f"/proc/{process}/task").glob("*/stat") for process in processes):
+        with contextlib.suppress(OSError):  # it has ended
+            found += task.read_text().rpartition(")")[2].split()[0] == "R"
+    return found
 
 
 def circumstances(before: int, after: int) -> dict[str, Any]:
@@ -240,12 +252,12 @@ def go_on(args: argparse.Namespace, lines: Lines) -> int:
     end, failed = time.monotonic() + 60.0 * args.minutes, 0
     runs = due(args, lines)
     print(f"{len(runs)} runs are due", flush=True)
-    for _, group in itertools.groupby(runs[: args.runs or None], place_of):
-        left = list(group)
-        while left and time.monotonic() < end:
-            failed += _part(left, lines, end, args.timeout)
-    if time.monotonic() > end:
-        print(f"{args.minutes:g} minutes are up: call again to go on")
+    for _, group in itertools.groupby(runs, place_of):
+        of_place = list(group)
+        while of_place and time.monotonic() < end:
+            failed += _part(of_place, lines, end, args.timeout)
+    if left := due(args, lines):
+        print(f"{len(left)} runs are still due: call again to go on")
     return failed
 
 
@@ -296,8 +308,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--mbit", type=numbers, default=[100, 1000])
     parser.add_argument("--seeds", type=numbers, default=[0])
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--runs", type=int, default=0, help="of this call, at most; 0: no limit")
-    parser.add_argument("--minutes", type=float, default=60.0, help="no run is begun after so many")
+    parser.add_argument("--minutes", type=float, default=100.0, help="no run is begun after so many")
     parser.add_argument("--timeout", type=float, default=300.0, help="seconds of a run")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--report", action="store_true", help="run nothing, write the report")

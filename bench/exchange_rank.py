@@ -26,6 +26,7 @@ WARM = 5  # steps before counters and clocks are read: connections, buckets, fir
 WIDTHS = (256, 512, 512, 16)
 BATCH = 128  # rows of a step, of all ranks together
 TASK = {"widths": list(WIDTHS), "batch": BATCH, "rows_tested": 2048}
+MEET_S = 120.0  # for ranks to find each other, before they say where they wait
 ALONE = 20  # steps without exchange, for the time of computing
 
 
@@ -37,6 +38,7 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     print("up", file=answers, flush=True)
     place = json.loads(sys.stdin.readline())
+    faulthandler.dump_traceback_later(MEET_S)
     network.join(place["rank"], place["mbit"])
     import torch
 

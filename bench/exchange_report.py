@@ -18,13 +18,13 @@ Ranks are processes in network namespaces of their own, each behind a link of th
 speed. **kB** is what the busiest interface counted a step, headers included; Horovod's ranks talk in every cycle of a
 millisecond, so its bytes grow with a step's time. **formula** are those bytes over what
 `Metered` counts (peers: a ring's bytes of the numbers that they send), and the same without the 66 bytes of a packet's
-headers. Over 1 is faster than peers: **any** is the time of the fastest over that of the line, **as good** that of the
-fastest whose loss is at most 1 % above the line's, **fp16** that of Horovod with fp16. A burst of a millisecond's
-bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link. Of `auto`
-it is said how many steps went as they are, because that measured faster or to compare. **others** are tasks of other
-programs that wanted a core just before or after a run.
+headers. Over 1 is faster than peers: **fastest** is the time of the fastest over that of the line, **as good** that of
+the fastest whose loss is at most 1 % above the line's, **fp16** that of Horovod with fp16. A burst of a millisecond's
+bytes, 32 KiB at least, passes a link at once: what sends less a step is faster than its link. Of `auto` it is said how
+many steps went as they are, because that measured faster or to compare. **others** are tasks of other programs that
+wanted a core just before or after a run.
 """
-HEAD = "| who | ms | median | alone | link | kB | formula | without headers | loss | any | as good | fp16 | others |"
+HEAD = "| who | ms | median | alone | link | kB | formula | no headers | loss | fastest | as good | fp16 | others |"
 EQUAL = 1.01  # loss of a peer over a line's, at most
 
 
@@ -80,7 +80,7 @@ def text_of(about: dict[str, Any], lines: Sequence[Line]) -> str:
     """A table, the fastest first."""
     peers = [line for line in lines if line["run"]["entry"][0] != "headrace"]
     noisy = sum(line["noisy"] for line in lines)
-    said = f"{noisy} of {len(lines)} runs were made on a busy machine: their times say little.\n" if noisy else ""
+    said = f"{noisy} of {len(lines)} runs began or ended on a busy machine: their times say little.\n" if noisy else ""
     rows = [row(line, peers) for line in sorted(lines, key=lambda line: float(line["ms"]))]
     title = f"## {about['mbit']} Mbit/s, {about['ranks']} ranks, {about['steps']} steps, seed {about['seed']}"
     return "\n".join([title, said, HEAD, "| --- " * (HEAD.count("|") - 1) + "|", *rows, ""])

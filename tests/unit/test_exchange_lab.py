@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -113,6 +116,17 @@ def test_lines_compare_with_peers_that_learn_as_well() -> None:
     assert exchange_report.ratios({**ours, "loss": None}, peers) == ["0.50", "", "2.00"]
 
 
+def test_a_program_that_wants_a_core_is_seen_and_ranks_of_ones_own_are_not() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            time.sleep(0.5)
+            assert exchange_lab._running([busy.pid]) == 1
+            assert exchange_lab.others([]) >= 1
+        finally:
+            busy.kill()
+    assert exchange_lab._running([busy.pid]) == 0
+
+
 def test_a_run_that_fails_ends_its_processes_and_the_rest_goes_on_in_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -132,7 +146,7 @@ def test_a_run_that_fails_ends_its_processes_and_the_rest_goes_on_in_others(
             ended.append(len(started))
 
     monkeypatch.setattr(exchange_lab, "measured", measured)
-    given = args(only=["ddp", "horovod/horovod"], mbit=[100, 1000], runs=0, minutes=1.0, timeout=1.0)
+    given = args(only=["ddp", "horovod/horovod"], mbit=[100, 1000], minutes=1.0, timeout=1.0)
     with contextlib.closing(Lines(tmp_path / "exchange.jsonl")) as lines:
         assert exchange_lab.go_on(given, lines) == 4
         left = exchange_lab.due(given, lines)
@@ -142,7 +156,7 @@ def test_a_run_that_fails_ends_its_processes_and_the_rest_goes_on_in_others(
     assert ended == [1, 2, 3, 4, 5, 6]
     assert {run["entry"][2] for run in left} == {"fp16"} and len(left) == 4
     said = capsys.readouterr()
-    assert said.err.count("fp16 failed: a rank ended") == 4 and "0 minutes are up" in said.out
+    assert said.err.count("fp16 failed: a rank ended") == 4 and "4 runs are still due" in said.out
 
 
 def test_the_hooks_formula_counts_thin_matrices_and_whole_vectors() -> None:
