@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,9 +116,11 @@ def test_lines_compare_with_peers_that_learn_as_well() -> None:
 
 
 def test_a_program_that_wants_a_core_is_seen_and_ranks_of_ones_own_are_not() -> None:
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    endless = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", endless], stdout=subprocess.PIPE) as busy:
         try:
-            time.sleep(0.5)
+            assert busy.stdout is not None
+            busy.stdout.readline()
             assert exchange_lab._running([busy.pid]) == 1
             assert exchange_lab.others([]) >= 1
         finally:
