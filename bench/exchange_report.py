@@ -44,6 +44,11 @@ def name_of(line: Line) -> str:
     return "/".join(line["run"]["entry"])
 
 
+def is_peer(line: Line) -> bool:
+    """Whether it is of none of ours."""
+    return bool(line["run"]["entry"][0] != "headrace")
+
+
 def loss_of(line: Line) -> str:
     """After the last step."""
     return "diverged" if line["loss"] is None else f"{line['loss']:.4f}"
@@ -78,7 +83,7 @@ def about(line: Line) -> dict[str, Any]:
 
 def text_of(about: dict[str, Any], lines: Sequence[Line]) -> str:
     """A table, the fastest first."""
-    peers = [line for line in lines if line["run"]["entry"][0] != "headrace"]
+    peers = [line for line in lines if is_peer(line)]
     noisy = sum(line["noisy"] for line in lines)
     said = f"{noisy} of {len(lines)} runs began or ended on a busy machine: their times say little.\n" if noisy else ""
     rows = [row(line, peers) for line in sorted(lines, key=lambda line: float(line["ms"]))]
@@ -95,14 +100,14 @@ def row(line: Line, peers: Sequence[Line]) -> str:
         f"{line['bytes'] / 1e3:,.1f}",
         *(f"{line[name]:.3f}" for name in ("of_formula", "of_formula_without_headers")),
         loss_of(line),
-        *(["", "", ""] if line in peers else ratios(line, peers)),
+        *(["", "", ""] if is_peer(line) else ratios(line, peers)),
         str(max(line["others"])),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def ratios(line: Line, peers: Sequence[Line]) -> list[str]:
-    """The times of peers over the line's: any, those as good, Horovod with fp16; the fastest of each, or nothing."""
+    """The times of peers over the line's: all, those as good, Horovod with fp16; the fastest of each, or nothing."""
     good = [peer for peer in peers if None not in (line["loss"], peer["loss"]) and peer["loss"] <= EQUAL * line["loss"]]
     fp16 = [peer for peer in peers if name_of(peer) == "horovod/horovod/fp16"]
     least = [min((peer["ms"] for peer in some), default=None) for some in (peers, good, fp16)]
@@ -114,8 +119,8 @@ def picture(groups: Sequence[tuple[dict[str, Any], list[Line]]], path: Path) -> 
     figure = figure_of(4.6 * len(groups), 4.2)
     for axis, (about, lines) in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
         for line in [line for line in lines if line["loss"] is not None]:
-            ours = line["run"]["entry"][0] == "headrace"
-            axis.plot(line["ms"], line["loss"], "o" if ours else "s", color="C0" if ours else "C3", markersize=4)
+            marker, color = ("s", "C3") if is_peer(line) else ("o", "C0")
+            axis.plot(line["ms"], line["loss"], marker, color=color, markersize=4)
             axis.annotate(name_of(line).removeprefix("headrace/"), (line["ms"], line["loss"]), fontsize=5)
         axis.set(title=f"{about['mbit']} Mbit/s, {about['ranks']} ranks", xlabel="ms a step", xscale="log")
         axis.grid(alpha=0.3)

@@ -10,8 +10,8 @@ other one is tried again, if
     - so many periods have passed: 1 at first, twice as many each time that trying changed nothing, MOST at most.
 
 MARGIN is hysteresis: where both ways take as long, the way stays; so it does where the exchange is a small part of a
-step. Trying costs WINDOW + 1 turns of the other way, at
-most MOST periods apart. Whoever calls must give all ranks the same seconds: then all change together.
+step. Trying costs WINDOW + 1 turns of the other way, at most MOST periods apart. Whoever calls must give all ranks the
+same seconds: then all change together.
 """
 
 from __future__ import annotations
