@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections import Counter
 from functools import partial
 from itertools import product
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from contract.collective_exam import good, on_ranks
 from torch import Tensor
 
-from headrace.comm import Collective, LocalCollective
+from headrace.comm import Collective, LocalCollective, Metered
 from headrace.compress.base import generator_of
 from headrace.compress.feedback import Feedback
 from headrace.compress.ladder import SAMPLE, Rung, errors, ladder, sample
@@ -118,6 +119,20 @@ class Given:
 
     def state_dict(self) -> dict[str, Any]:
         return {}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("ways", ["c", "a"])
+def test_a_bucket_takes_one_exchange_compressed_or_not(size: int, ways: str) -> None:
+    def fn(c: LocalCollective) -> tuple[Counter[str], bool]:
+        metered, made = Metered(c), reducer(c, options={"interval": 100})
+        made.switch = Given(ways + "c")  # type: ignore[assignment]
+        made.bucket_bytes = 1 << 20
+        summed = made.reduce(gradients(c.rank, 0), metered)
+        return metered.calls, torch.equal(summed["small"], ordered().reduce(gradients(c.rank, 0), c)["small"])
+
+    for calls, exact in on_ranks(size, fn):
+        assert calls == ({"allgather": 1} if size == 2 else {"alltoall": 1, "allgather": 1}) and exact
 
 
 @pytest.mark.parametrize("exchange", ["allgather", "reduce_scatter"])

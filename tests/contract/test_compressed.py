@@ -172,6 +172,39 @@ def test_bytes_are_those_of_the_formula(name: str, exchange: str, size: int) -> 
             assert sent == chunks + (size - 1) * (owned + 2 * sizes)
 
 
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("name", "exchange"),
+    [(n, e) for n in ("qsgd", "threshold", "int8", "randomk") for e in exchanges(n)],
+)
+def test_small_tensors_go_along_exactly(name: str, exchange: str, dtype: torch.dtype, size: int) -> None:
+    """No operation of their own where that takes no more bytes; always their bytes, and the bits of their sum."""
+    small = {"none": (0,), "one": (), "few": (5,), "more": (3, 7)}
+
+    def fn(c: LocalCollective) -> tuple[Grads, Grads, list[Metered]]:
+        generator = torch.Generator().manual_seed(c.rank)
+        large = {n: g.to(dtype) for n, g in gradients(c.rank, 0).items() if n != "small"}
+        few = {n: torch.randn(shape, generator=generator).to(dtype) for n, shape in small.items()}
+        mixed = {"one": few["one"], "a": large["a"], **few, **large}
+        meters = [Metered(c), Metered(c)]
+        reducer(name, exchange, bucket_bytes=1 << 20).reduce(large, meters[0])
+        found = reducer(name, exchange, bucket_bytes=1 << 20).reduce(mixed, meters[1])
+        return found, ordered().reduce(few, c), meters
+
+    results = on_ranks(size, fn)
+    for found, exact, (without, whole) in results:
+        assert all(torch.equal(found[n], exact[n]) and found[n].shape == small[n] for n in small)
+        assert all(torch.equal(found[n], results[0][0][n]) for n in found)
+        apart = exchange == "allreduce" or (exchange == "allgather" and size == 4)
+        more = {k: n - without.calls[k] for k, n in whole.calls.items()}
+        assert sum(more.values()) == ((1 if size == 2 else 2) if apart else 0)
+    sent = [sum(meters[i].sent_bytes for *_, meters in results) for i in (0, 1)]
+    told = VARIABLE in COMPRESSORS[name].traits and not apart  # the size of what goes along
+    sizes = told * 8 * size * (size - 1) * (2 if exchange == "reduce_scatter" else 1)
+    assert sent[1] - sent[0] == 2 * (size - 1) * (1 + 5 + 21) * dtype.itemsize + sizes
+
+
 def test_parts_of_a_group_work_side_by_side() -> None:
     hosts = ["one", "two", "one", "two"]
 

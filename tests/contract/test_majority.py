@@ -93,15 +93,21 @@ def test_what_is_not_finite_on_one_rank_is_seen_by_all(name: str, bad: float) ->
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
-def test_a_bit_a_number_goes_and_a_bit_comes(size: int) -> None:
+@pytest.mark.parametrize(("small", "dtype"), [(0, torch.float32), (5, torch.float32), (5, torch.float16)])
+def test_a_bit_a_number_goes_and_a_bit_comes(size: int, small: int, dtype: torch.dtype) -> None:
+    """Small tensors go along as they are."""
+
     def fn(c: LocalCollective) -> tuple[int, int]:
         metered, made = Metered(c), vote("signsgd")
-        made.reduce({name: g for name, g in gradients(c.rank).items() if name != "small"}, metered)
+        grads = {name: g.to(dtype) for name, g in gradients(c.rank).items() if small or name != "small"}
+        summed = made.reduce(grads, metered)
+        assert metered.calls == {"alltoall": 1, "allgather": 1}
+        assert not small or torch.equal(summed["small"], ordered().reduce({"small": grads["small"]}, c)["small"])
         return metered.sent_bytes, made.numbers["out"]
 
     signs = sum(math.ceil(math.prod(shape) / 8) for name, shape in SHAPES.items() if name != "small")
     results = on_ranks(size, fn)
-    assert sum(sent for sent, _ in results) == (size - 1) * (2 * signs + size * 3 * 4)
+    assert sum(sent for sent, _ in results) == (size - 1) * (2 * signs + size * 3 * 4 + 2 * small * dtype.itemsize)
     assert {out for _, out in results} == {signs + 3 * 4}
 
 

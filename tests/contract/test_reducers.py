@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.comm import CollectiveError, LocalCollective, LocalGroup, Metered
+from headrace.comm.sums import sum_in_rank_order
 from headrace.models.embedding import sum_rows
 from headrace.strategies import REDUCERS, STRATEGIES, Overlap, create, pays
 from headrace.strategies.reducers import buckets
@@ -62,6 +63,29 @@ def test_ordered_has_the_bits_of_the_slow_sum(size: int, bucket_bytes: int) -> N
             dense = got[name].to_dense() if got[name].is_sparse else got[name]
             assert torch.equal(dense, want), name
             assert got[name].is_sparse == name.startswith("tables")
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("wide", [None, torch.float32])
+@pytest.mark.parametrize("n", [0, 1, 7, 1000])
+def test_sums_in_rank_order_number_by_number(size: int, wide: torch.dtype | None, n: int) -> None:
+    """In half precision, where the order shows; two ranks need one round trip, and as many bytes as a ring."""
+
+    def own(rank: int) -> torch.Tensor:
+        return (torch.randn(n, generator=torch.Generator().manual_seed(rank)) * 2e4).clamp(-6e4, 6e4).half()
+
+    def fn(c: LocalCollective) -> tuple[torch.Tensor, Metered]:
+        return sum_in_rank_order(own(c.rank), metered := Metered(c), wide), metered
+
+    want = own(0).to(wide or torch.float16)
+    for rank in range(1, size):
+        want = want + own(rank).to(want.dtype)
+    want = want.clamp(-65504, 65504).half() if wide else want
+    results = on_ranks(size, fn)
+    for got, metered in results:
+        assert got.dtype == torch.float16 and torch.equal(got, want)
+        assert metered.calls == ({"allgather": 1} if size == 2 else {"alltoall": 1, "allgather": 1})
+    assert sum(metered.sent_bytes for _, metered in results) == 2 * (size - 1) * 2 * n
 
 
 @pytest.mark.parametrize("name", sorted(REDUCERS))

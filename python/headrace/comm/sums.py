@@ -14,7 +14,8 @@ _PIECE = 1 << 17  # numbers at a time on a CPU: what is made of them stays in th
 
 
 def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | None = None) -> Tensor:
-    """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`.
+    """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`. Of two ranks each gathers the
+    other's numbers and sums them all: as many bytes, in one round trip.
 
     Args:
         flat: numbers that are sent and, as sums, sent again in their own type.
@@ -25,12 +26,16 @@ def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | 
     the tensor's.
     """
     size, rank = collective.size, collective.rank
+    if size == 2:
+        return _summed(collective.allgather(flat, rows=[flat.numel()] * size), flat.dtype, wide)
     chunks = flat.tensor_split(size)
     rows = [c.numel() for c in chunks]
     parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
-    if wide is not None:
-        parts[0] = parts[0].to(wide)
-    return torch.cat(collective.allgather(saturated(in_order(parts), flat.dtype), rows=rows))
+    return torch.cat(collective.allgather(_summed(parts, flat.dtype, wide), rows=rows))
+
+
+def _summed(parts: list[Tensor], dtype: torch.dtype, wide: torch.dtype | None) -> Tensor:
+    return saturated(in_order([parts[0].to(wide or dtype), *parts[1:]]), dtype)
 
 
 def in_order(parts: Iterable[Tensor]) -> Tensor:

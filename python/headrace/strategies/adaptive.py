@@ -134,24 +134,27 @@ class Adaptive(CompressedReducer):
         fresh = "memory" not in state and self.feedback.variant != "none"  # it went with a gradient as it is
         return state | {"memory": torch.zeros_like(like)} if fresh else state
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
         """See `OfLarge.sum_large`.
 
         Raises:
             UserError: the budget is too small for a tensor.
         """
         if collective.size == 1:
-            return bucket
+            return large | small
         self._used, self._size, self._everyone = True, collective.size, self._everyone or collective
-        for name, grad in bucket.items():
+        for name, grad in large.items():
             if name not in self.chosen:
                 self._meet(name, grad, collective)
         if not self.engaged:
-            return self._as_is(bucket, collective)
-        summed = super().sum_large(bucket, collective)
+            return self._as_is(large, small, collective)
+        summed = super().sum_large(large, small, collective)
         if self._measures:
             with self.timed("decide"):
-                for name, total in summed.items():
+                for name in large:
+                    total = summed[name]
                     some = sample(total.reshape(-1), SAMPLE, self.turns)
                     self._sums[name] = _energy(some) * total.numel() / max(1, some.numel())
         return summed
@@ -314,14 +317,14 @@ class Adaptive(CompressedReducer):
         assert self._everyone is not None
         return self._everyone.allgather(own, rows=[len(own)] * self._everyone.size)
 
-    def _as_is(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def _as_is(self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """Sums of gradients and memory, which is empty then."""
         with self.timed("encode"):
-            whole = {name: self._emptied(name, grad, collective) for name, grad in bucket.items()}
-        self.numbers["in"] += (nbytes := sum(grad.nbytes for grad in bucket.values()))
+            whole = {name: self._emptied(name, grad, collective) for name, grad in large.items()}
+        self.numbers["in"] += (nbytes := sum(grad.nbytes for grad in large.values()))
         self.numbers["out"] += nbytes
         with self.timed("exchange"):
-            return self.rest.reduce_bucket(whole, collective)
+            return self.rest.reduce_bucket(whole | small, collective)
 
     def _emptied(self, name: str, grad: Tensor, collective: Collective) -> Tensor:
         """The gradient, and what was to be sent of it and of the sum of a chunk that this rank owns."""

@@ -5,9 +5,11 @@
                      these: 2 m (N - 1) / N bytes a rank, whatever N is, and a second loss, with feedback of its own
     allreduce        payloads of summable codecs are added up as numbers, never decoded between: 2 m (N - 1) / N
 
-with m the bytes of a payload. Sums go in rank order and every rank decodes the same bytes, so all hold the same bits,
-on every transport. What is remembered belongs to a parameter's name and, where it differs, to the rank. A turn counts
-when `settle` says that the step was made; else it is as if it had not been.
+with m the bytes of a payload. Small ones of a bucket go along in the same messages, but for `allreduce`, whose messages
+are numbers of one type, and for `allgather` with more than two ranks, where that would take more bytes. Sums go in rank
+order and every rank decodes the same bytes, so all hold the same bits, on every transport. What is remembered belongs
+to a parameter's name and, where it differs, to the rank. A turn counts when `settle` says that the step was made; else
+it is as if it had not been.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ from headrace.comm.sums import in_order, saturated, sum_in_rank_order
 from headrace.compress import CodecSpec, Payload
 from headrace.compress.base import Codec, State
 from headrace.compress.feedback import Feedback
+from headrace.compress.none import Uncompressed
 from headrace.compress.spec import OWN_MOMENTUM, SHARED_DRAWS, SUMMABLE, VARIABLE
 from headrace.strategies.envelope import opened, sealed
 from headrace.strategies.memory import Memory
-from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, OfLarge
+from headrace.strategies.reducers import BUCKET_BYTES, BucketReducer, OfLarge, packed, unpacked
 
 EXCHANGES = ("auto", "allgather", "reduce_scatter", "allreduce")
 
@@ -69,13 +72,17 @@ class CompressedReducer(Memory, OfLarge):
         OfLarge.__init__(self, rest, cfg.min_numel, cfg.bucket_bytes)
         self.spec, self.feedback, self.cfg = spec, feedback, cfg
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `OfLarge.sum_large`."""
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`: small ones go along where that takes no more bytes than by themselves."""
         if collective.size == 1:
-            return bucket
-        turn = _Turn(self, bucket, collective)
+            return large | small
+        kind = self.exchange(collective.size)
+        along = small if kind == "reduce_scatter" or (kind == "allgather" and collective.size == 2) else {}
+        turn = _Turn(self, large, along, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
-        return summed[self.exchange(collective.size)]()
+        return summed[kind]() | self.rest.reduce_bucket(small if not along else {}, collective)
 
     @property
     def traits(self) -> frozenset[str]:
@@ -122,12 +129,20 @@ def key_of(seed: int, unit: str, rank: int) -> int:
     return int(np.uint64(mixed) >> np.uint64(1))
 
 
-class _Turn:
-    """One bucket, once."""
+_ALONG = "#along"  # the unit of all small tensors, which goes as it is and leaves nothing to remember
+_EXACT = Uncompressed()
 
-    def __init__(self, reducer: CompressedReducer, bucket: dict[str, Tensor], collective: Collective) -> None:
-        self.reducer, self.collective = reducer, collective
+
+class _Turn:
+    """One bucket, once; small tensors of `along` go with it, exactly."""
+
+    def __init__(
+        self, reducer: CompressedReducer, bucket: dict[str, Tensor], along: dict[str, Tensor], collective: Collective
+    ) -> None:
+        self.reducer, self.collective, self.along = reducer, collective, along
         self.flat = {name: g.reshape(-1) for name, g in bucket.items()}
+        if along:
+            self.flat[_ALONG] = packed(along)
         self.shapes = {name: g.shape for name, g in bucket.items()}
         first = next(iter(bucket.values()))
         self.dtype, self.device = first.dtype, first.device
@@ -181,15 +196,19 @@ class _Turn:
             return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
 
     def _send(self, unit: str, x: Tensor) -> Payload:
+        if unit.startswith(_ALONG):
+            return Payload(as_bytes(x), x.shape, x.dtype)
         payload = self.reducer.sent(unit, x, self.collective.rank)
         self.draws[unit] = payload.draw
         return payload
 
     def _named(self, values: Iterator[Tensor]) -> dict[str, Tensor]:
-        return {name: x.view(self.shapes[name]) for name, x in zip(self.flat, values, strict=True)}
+        summed = dict(zip(self.flat, values, strict=True))
+        along = unpacked(summed.pop(_ALONG), self.along) if self.along else {}
+        return along | {name: x.view(self.shapes[name]) for name, x in summed.items()}
 
     def _decoded(self, unit: str, data: Tensor, n: int) -> Tensor:
-        return self._codec(unit).decompress(Payload(data, torch.Size([n]), self.dtype, self.draws[unit]))
+        return self._codec(unit).decompress(Payload(data, torch.Size([n]), self.dtype, self.draws.get(unit)))
 
     def _totals(self, units: list[str], arrived: list[list[Tensor]], lengths: list[int]) -> list[Tensor]:
         """Of each unit, the sum of what the payloads of all ranks stand for."""
@@ -200,7 +219,7 @@ class _Turn:
 
     def _based(self, unit: str, received: Tensor) -> Tensor:
         """What was received, on top of what was before where the feedback accumulates."""
-        if not self.reducer.feedback.accumulates:
+        if not self.reducer.feedback.accumulates or unit.startswith(_ALONG):
             return received
         unit = f"{unit}#base"
         base = self.reducer.kept(unit)
@@ -237,4 +256,4 @@ class _Turn:
         return [(self._codec(name).nbytes(n, self.dtype) or 0) if n else 0 for name, n in sizes]
 
     def _codec(self, unit: str) -> Codec:
-        return self.reducer.feedback_of(unit).codec
+        return _EXACT if unit.startswith(_ALONG) else self.reducer.feedback_of(unit).codec

@@ -103,19 +103,22 @@ class Hierarchical(OfLarge):
         if collective is not self._whole:
             raise ValueError("the hosts are those of another collective, the one that this was made with")
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
         """See `OfLarge.sum_large`.
 
         What is large goes by whole tensors: ranks of a host may have chunks of unequal sizes, and all must do the same.
         """
         place = self.inside.rank
-        chunks = {name: g.reshape(-1).tensor_split(self.inside.size) for name, g in bucket.items()}
+        chunks = {name: g.reshape(-1).tensor_split(self.inside.size) for name, g in large.items()}
         by_place = [[parts[j] for parts in chunks.values()] for j in range(self.inside.size)]
         mine = _scattered(by_place, self.inside)
-        names = [f"{name}/{place}" for name in bucket]
+        names = [f"{name}/{place}" for name in large]
         summed = self.inner.reduce_bucket(dict(zip(names, mine, strict=True)), self.across)
         whole = _gathered([summed[name] for name in names], by_place, self.inside)
-        return {name: x.view(g.shape) for (name, g), x in zip(bucket.items(), whole, strict=True)}
+        apart = self.rest.reduce_bucket(small, collective)
+        return apart | {name: x.view(g.shape) for (name, g), x in zip(large.items(), whole, strict=True)}
 
 
 def _scattered(by_place: Sequence[Sequence[Tensor]], inside: Subgroup) -> list[Tensor]:

@@ -21,16 +21,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from headrace.comm.base import Collective
-from headrace.comm.sums import saturated
+from headrace.comm.base import Collective, as_bytes, from_bytes
+from headrace.comm.sums import in_order, saturated
 from headrace.compress import CodecSpec, Payload
-from headrace.compress.base import joined, taken
+from headrace.compress.base import joined
 from headrace.compress.feedback import Feedback
 from headrace.compress.signs import pack, unpack
 from headrace.compress.signsgd import SignSGD
 from headrace.errors import UserError
 from headrace.strategies.compressed import CompressedConfig, CompressedReducer
-from headrace.strategies.reducers import BucketReducer
+from headrace.strategies.reducers import BucketReducer, packed, unpacked
 
 _SCALE = 4  # bytes of a payload before its signs
 
@@ -56,29 +56,41 @@ class MajorityVote(CompressedReducer):
         super().__init__(spec, feedback, rest, cfg)
         self._codec = feedback.codec
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `OfLarge.sum_large`."""
-        payloads = [self.sent(name, g.reshape(-1), collective.rank).data for name, g in bucket.items()]
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`: small ones go along."""
+        payloads = [self.sent(name, g.reshape(-1), collective.rank).data for name, g in large.items()]
         signs = [data[_SCALE:] for data in payloads]
-        totals, voted = self._voted(torch.cat([data[:_SCALE] for data in payloads]), torch.cat(signs), collective)
+        first = next(iter(large.values()))
+        along = packed(small) if small else first.new_empty(0)
+        totals, voted, summed = self._voted(
+            torch.cat([d[:_SCALE] for d in payloads]), torch.cat(signs), along, collective
+        )
         with self.timed("decode"):
-            parts = zip(bucket.items(), totals, voted.split([s.numel() for s in signs]), strict=True)
-            return {name: self._decoded(total, sign, g) for (name, g), total, sign in parts}
+            parts = zip(large.items(), totals, voted.split([s.numel() for s in signs]), strict=True)
+            return unpacked(summed, small) | {name: self._decoded(total, sign, g) for (name, g), total, sign in parts}
 
-    def _voted(self, scales: Tensor, signs: Tensor, collective: Collective) -> tuple[Tensor, Tensor]:
-        """Scales of the sums float32 [tensors], and the signs that most ranks have, as bytes."""
-        size, start = collective.size, scales.numel()
-        chunks = signs.tensor_split(size)
-        rows = [chunk.numel() for chunk in chunks]
+    def _voted(
+        self, scales: Tensor, signs: Tensor, along: Tensor, collective: Collective
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scales of the sums float32 [tensors], the signs that most ranks have, as bytes, and sums of `along` [n]."""
+        size, rank = collective.size, collective.rank
+        exact, chunks = along.tensor_split(size), signs.tensor_split(size)
+        sizes = [[e.nbytes, scales.numel(), chunk.numel()] for e, chunk in zip(exact, chunks, strict=True)]
         with self.timed("exchange"):
-            messages = [torch.cat([scales, chunk]) for chunk in chunks]
-            arrived = collective.alltoall(messages, [start + rows[collective.rank]] * size)
+            messages = [torch.cat([as_bytes(e), scales, chunk]) for e, chunk in zip(exact, chunks, strict=True)]
+            arrived = collective.alltoall(messages, [sum(sizes[rank])] * size)
         with self.timed("decode"):
-            every = torch.stack([taken(message, 0, start // _SCALE, torch.float32) for message in arrived]).double()
+            exactly, scaled, votes = zip(*(torch.split(message, sizes[rank]) for message in arrived), strict=True)
+            every = torch.stack([from_bytes(raw, scales.view(torch.float32)) for raw in scaled]).double()
             total = every.sum(0) if self._codec.scaled else every.amax(0) * size
-            majority = _majority([message[start:] for message in arrived])
+            own = torch.cat([as_bytes(in_order(from_bytes(raw, exact[rank]) for raw in exactly)), _majority(votes)])
         with self.timed("exchange"):
-            return saturated(total, torch.float32), torch.cat(collective.allgather(majority, rows))
+            gathered = collective.allgather(own, [of_exact + of_signs for of_exact, _, of_signs in sizes])
+        summed = [from_bytes(raw[: e.nbytes], e) for raw, e in zip(gathered, exact, strict=True)]
+        majority = [raw[e.nbytes :] for raw, e in zip(gathered, exact, strict=True)]
+        return saturated(total, torch.float32), torch.cat(majority), torch.cat(summed)
 
     def _decoded(self, total: Tensor, signs: Tensor, like: Tensor) -> Tensor:
         return self._codec.decompress(Payload(joined([total.view(1), signs]), like.shape, like.dtype))

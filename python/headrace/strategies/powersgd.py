@@ -16,8 +16,9 @@ optimization", NeurIPS 2019, algorithms 1 and 2. Different from it:
     - a tensor goes uncompressed unless it is a matrix of min_numel numbers or more with 2 r (n + m) <= n m.
 
 Bytes a rank sends: 2 (N - 1) / N w r (n + m) for a matrix, w the bytes of a number: those of the gradient's type, 4 at
-least. Matrices of a bucket go together, in two operations. Sums go in rank order; the bases are each rank's own work on
-the same bits, so ranks hold the same bits where they have the same library on the same kind of machine.
+least. Matrices of a bucket go together, in two sums, and small tensors of their type with the first. Sums go in rank
+order; the bases are each rank's own work on the same bits, so ranks hold the same bits where they have the same library
+on the same kind of machine.
 """
 
 from __future__ import annotations
@@ -86,22 +87,26 @@ class PowerSGD(Memory, OfLarge):
         """See `Memory.scaled`; the start of the iteration has no scale."""
         return state | {"memory": state["memory"] * factor}
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `OfLarge.sum_large`."""
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
+        """See `OfLarge.sum_large`: small ones go along with P where they are of its type."""
         if collective.size == 1:
-            return bucket
+            return large | small
         with self.timed("encode"):
-            matrices = {name: self._matrix(name, grad) for name, grad in bucket.items()}
+            matrices = {name: self._matrix(name, grad) for name, grad in large.items()}
             own = [each.whole @ each.start for each in matrices.values()]
-        sums = self._summed(own, collective)
+        along = small if own[0].dtype == next(iter(large.values())).dtype else {}
+        sums = self._summed([*own, *along.values()], collective)
+        summed = dict(zip(along, sums[len(own) :], strict=True)) or self.rest.reduce_bucket(small, collective)
         with self.timed("encode"):
-            bases = [orthonormal(p) for p in sums]
+            bases = [orthonormal(p) for p in sums[: len(own)]]
             own = [each.whole.T @ basis for each, basis in zip(matrices.values(), bases, strict=True)]
-        sums = self._summed(own, collective)
+        totals = self._summed(own, collective)
         with self.timed("decode"):
-            return {
+            return summed | {
                 name: self._finished(name, matrix, *factors)
-                for (name, matrix), *factors in zip(matrices.items(), bases, own, sums, strict=True)
+                for (name, matrix), *factors in zip(matrices.items(), bases, own, totals, strict=True)
             }
 
     def _matrix(self, name: str, grad: Tensor) -> _Matrix:

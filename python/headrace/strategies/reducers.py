@@ -94,8 +94,8 @@ class BucketReducer(Stateless):
         return {name: summed[name] for name in grads}
 
     def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """Sum one bucket of dense gradients of one dtype by one collective."""
-        if collective.size == 1:
+        """Sum one bucket of dense gradients of one dtype by one collective; by none where nothing is in it."""
+        if collective.size == 1 or not bucket:
             return bucket
         return unpacked(self.sum_flat(packed(bucket), collective), bucket)
 
@@ -117,24 +117,31 @@ class OfLarge:
         """Whether a gradient is one of those."""
         return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.min_numel
 
-    def sum_large(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """Sums of one bucket of such gradients, of one type."""
+    def sum_large(
+        self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
+    ) -> dict[str, Tensor]:
+        """Sums of one bucket of gradients, of one type.
+
+        Args:
+            large: one of those at least.
+            small: others, if any: their sums in rank order may go along in the same messages, else `rest` takes them.
+            collective: over whom.
+        """
         raise NotImplementedError
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`."""
-        large = {name: g for name, g in grads.items() if self.fits(g)}
-        summed = self.rest.reduce({name: g for name, g in grads.items() if name not in large}, collective)
-        for bucket in buckets(large, self.bucket_bytes):
-            summed |= self.sum_large(bucket, collective)
+        dense = {name: g for name, g in grads.items() if not g.is_sparse}
+        summed = self.rest.reduce({name: g for name, g in grads.items() if g.is_sparse}, collective)
+        for bucket in buckets(dense, self.bucket_bytes):
+            summed |= self.reduce_bucket(bucket, collective)
         return {name: summed[name] for name in grads}
 
     def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """Sum one bucket of dense gradients of one type."""
         large = {name: g for name, g in bucket.items() if self.fits(g)}
         small = {name: g for name, g in bucket.items() if name not in large}
-        summed = self.rest.reduce_bucket(small, collective) if small else {}
-        summed |= self.sum_large(large, collective) if large else {}
+        summed = self.sum_large(large, small, collective) if large else self.rest.reduce_bucket(small, collective)
         return {name: summed[name] for name in bucket}
 
 
