@@ -1,8 +1,8 @@
 """Reducers: gradients of all ranks to their sum.
 
 Dense gradients are packed into fixed flat buckets in parameter order, one collective a bucket. `ordered` sums in rank
-order (alltoall of chunks, sum, all-gather): every element is g_0 + g_1 + ... + g_{n-1} from left to right, so the bits
-are the same on every transport and for every bucket size. `ring` leaves the order to the transport's all-reduce.
+order (`headrace.comm.sums`): every element is g_0 + g_1 + ... + g_{n-1} from left to right, so the bits are the same on
+every transport and for every bucket size. `ring` leaves the order to the transport's all-reduce.
 """
 
 from __future__ import annotations
