@@ -19,7 +19,8 @@ from headrace.compress.feedback import VARIANTS, Feedback
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, OWN_MOMENTUM, SUMMABLE, VARIABLE
 from headrace.strategies import REDUCERS
 from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
-from headrace.strategies.reducers import ordered
+from headrace.strategies.compression import CompressionConfig, compressed
+from headrace.strategies.reducers import BucketReducer, ordered, ring
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SHAPES = {"a": (40, 30), "small": (5,), "b": (1500,), "c": (2, 700)}
@@ -203,6 +204,64 @@ def test_small_tensors_go_along_exactly(name: str, exchange: str, dtype: torch.d
     told = VARIABLE in COMPRESSORS[name].traits and not apart  # the size of what goes along
     sizes = told * 8 * size * (size - 1) * (2 if exchange == "reduce_scatter" else 1)
     assert sent[1] - sent[0] == 2 * (size - 1) * (1 + 5 + 21) * dtype.itemsize + sizes
+
+
+def interleaved(rank: int, large: torch.dtype, small: torch.dtype) -> tuple[Grads, Grads]:
+    """Weights, each more than a bucket or a part of it, and a bias after each."""
+    generator = torch.Generator().manual_seed(rank)
+    weights = {f"{i}.weight": torch.randn(30, 40 - 5 * i, generator=generator).to(large) for i in range(4)}
+    return weights, {f"{i}.bias": torch.randn(3 + i, generator=generator).to(small) for i in range(4)}
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("types", [(torch.float32, torch.float32), (torch.float16, torch.float32)])
+@pytest.mark.parametrize("made", ["fp16", "int8 allgather", "int8 reduce_scatter", "powersgd", "hierarchical", "vote"])
+def test_small_tensors_between_large_ones_take_one_sum_at_most(
+    made: str, types: tuple[torch.dtype, torch.dtype], size: int
+) -> None:
+    """Whatever the buckets: a weight of one closes it, a change of type as well."""
+    name, _, exchange = made.partition(" ")
+    cfg = {
+        "powersgd": CompressionConfig(name="powersgd"),
+        "hierarchical": CompressionConfig(name="int8", hierarchical=True),
+        "vote": CompressionConfig(name="signsgd", exchange="vote"),
+    }.get(name, CompressionConfig(name=name, exchange=exchange or "auto"))
+    cfg.min_numel = 100
+
+    def fn(c: LocalCollective) -> tuple[Grads, Grads, int]:
+        weights, biases = interleaved(c.rank, *types)
+        calls = []
+        for grads in (weights, {n: {**weights, **biases}[n] for n in sorted([*weights, *biases])}):
+            metered = Metered(c)
+            reducer = compressed(cfg, ordered(4000), 3, metered, f"host {c.rank % 2}")
+            before = metered.calls.total()
+            found = reducer.reduce(grads, metered)
+            calls.append(metered.calls.total() - before)
+        return found, ordered().reduce(biases, c), calls[1] - calls[0]
+
+    along = types[0] == types[1] and (
+        made in ("int8 reduce_scatter", "powersgd", "vote") or (made.split()[-1] == "allgather" and size == 2)
+    )
+    for found, exact, more in on_ranks(size, fn):
+        assert all(torch.equal(found[n], exact[n]) for n in exact)
+        assert more == (0 if along else 1 if size == 2 else 2)
+
+
+@pytest.mark.parametrize("name", ["qsgd", "signsgd"])
+def test_small_tensors_are_summed_as_all_that_is_not_compressed(name: str) -> None:
+    """`ring` leaves sums to the transport; and nothing of them is remembered."""
+
+    def fn(c: LocalCollective, rest: BucketReducer) -> tuple[Metered, set[str]]:
+        metered = Metered(c)
+        made = compressed(CompressionConfig(name=name, min_numel=100), rest, 3)
+        made.reduce(gradients(c.rank, 0), metered)
+        made.settle(True)
+        return metered, {unit.partition("#")[0] for unit in made.state_dict()["units"]}
+
+    for metered, units in on_ranks(3, lambda c: fn(c, ring())):
+        assert metered.calls["allreduce"] == 1 and units == {"a", "b", "c"}
+    for metered, units in on_ranks(3, lambda c: fn(c, ordered())):
+        assert metered.calls == {"alltoall": 1, "allgather": 1} and units == {"a", "b", "c"}
 
 
 def test_parts_of_a_group_work_side_by_side() -> None:

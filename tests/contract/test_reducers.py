@@ -67,7 +67,7 @@ def test_ordered_has_the_bits_of_the_slow_sum(size: int, bucket_bytes: int) -> N
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("wide", [None, torch.float32])
-@pytest.mark.parametrize("n", [0, 1, 7, 1000])
+@pytest.mark.parametrize("n", [0, 1, 7, 1000, 150_000])
 def test_sums_in_rank_order_number_by_number(size: int, wide: torch.dtype | None, n: int) -> None:
     """In half precision, where the order shows; two ranks need one round trip, and as many bytes as a ring."""
 
@@ -75,7 +75,10 @@ def test_sums_in_rank_order_number_by_number(size: int, wide: torch.dtype | None
         return (torch.randn(n, generator=torch.Generator().manual_seed(rank)) * 2e4).clamp(-6e4, 6e4).half()
 
     def fn(c: LocalCollective) -> tuple[torch.Tensor, Metered]:
-        return sum_in_rank_order(own(c.rank), metered := Metered(c), wide), metered
+        given = own(c.rank)
+        got = sum_in_rank_order(given, metered := Metered(c), wide)
+        assert torch.equal(given, own(c.rank)) and (not n or got.data_ptr() != given.data_ptr())
+        return got, metered
 
     want = own(0).to(wide or torch.float16)
     for rank in range(1, size):

@@ -32,6 +32,8 @@ _NAME = "headrace"
 # Dtypes that Horovod does not add: summed in a wider one, then rounded or taken modulo 256.
 _WIDER = {torch.bfloat16: torch.float32, torch.uint8: torch.int32}
 
+_WORDS = {4: torch.int32, 8: torch.int64}  # by size, to move others in
+
 
 class HorovodCollective:
     """The calling process's end of Horovod's global process set; `horovod.torch.init()` is called here."""
@@ -70,9 +72,11 @@ class HorovodCollective:
         width = row_bytes(x)
         if sum(rows) * width == 0:
             return [x.new_empty((n, *x.shape[1:])) for n in rows]
-        raw = self._stage(as_bytes(x))
+        # Horovod counts all that it gathers in an int32, in elements: bytes would end at 2 GiB.
+        word = _WORDS.get(x.element_size(), torch.uint8)
+        raw = self._stage(as_bytes(x).view(word))
         gathered: Tensor = self._call(lambda: self._hvd.allgather(raw, name=_NAME))
-        parts = torch.split(self._unstage(gathered, x), [n * width for n in rows])
+        parts = torch.split(as_bytes(self._unstage(gathered, x)), [n * width for n in rows])
         return [from_bytes(part.clone(), x, n) for part, n in zip(parts, rows, strict=True)]
 
     def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:

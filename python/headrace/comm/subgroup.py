@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from headrace.comm.base import Collective, check_chunks, check_root, decode_object, encode_object
-from headrace.comm.sums import sum_in_rank_order
+from headrace.comm.sums import sum_by_chunks
 
 
 class Subgroup:
@@ -43,8 +43,8 @@ class Subgroup:
         return self.whole.name
 
     def allreduce(self, x: Tensor) -> Tensor:
-        """See `Collective.allreduce`; summed in rank order."""
-        return sum_in_rank_order(x.reshape(-1), self).view(x.shape)
+        """See `Collective.allreduce`; summed in rank order, by as many operations in parts of any size."""
+        return sum_by_chunks(x.reshape(-1), self).view(x.shape)
 
     def allgather(self, x: Tensor, rows: Sequence[int] | None = None) -> list[Tensor]:
         """See `Collective.allgather`."""

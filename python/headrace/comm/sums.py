@@ -14,28 +14,38 @@ _PIECE = 1 << 17  # numbers at a time on a CPU: what is made of them stays in th
 
 
 def sum_in_rank_order(flat: Tensor, collective: Collective, wide: torch.dtype | None = None) -> Tensor:
-    """Each rank sums its chunk in rank order, all gather the chunks; `[n]` to `[n]`. Of two ranks each gathers the
-    other's numbers and sums them all: as many bytes, in one round trip.
+    """Numbers of all ranks, added up; `[n]` to a new `[n]`.
 
     Args:
-        flat: numbers that are sent and, as sums, sent again in their own type.
+        flat: numbers that are sent and, where there are more than two ranks, as sums sent again in their own type.
         collective: over whom.
         wide: type to add up in, rounded and kept within the own type's range afterwards; None: the own.
 
-    Every element is x_0 + x_1 + ... from left to right. Bytes on the wire are those of a ring: 2 (size - 1) / size of
-    the tensor's.
+    Every element is x_0 + x_1 + ... from left to right. Bytes on the wire are those of a ring, 2 (size - 1) / size of
+    the tensor's: of chunks that each rank sums, which all gather then; of two ranks, of everything, summed by both.
     """
+    if collective.size != 2:
+        return sum_by_chunks(flat, collective, wide)
+    return _summed(collective.allgather(flat, rows=[flat.numel()] * 2), wide)
+
+
+def sum_by_chunks(flat: Tensor, collective: Collective, wide: torch.dtype | None = None) -> Tensor:
+    """`sum_in_rank_order`, by the same two operations for any number of ranks."""
     size, rank = collective.size, collective.rank
-    if size == 2:
-        return _summed(collective.allgather(flat, rows=[flat.numel()] * size), flat.dtype, wide)
     chunks = flat.tensor_split(size)
     rows = [c.numel() for c in chunks]
     parts = collective.alltoall(chunks, rows=[rows[rank]] * size)
-    return torch.cat(collective.allgather(_summed(parts, flat.dtype, wide), rows=rows))
+    return torch.cat(collective.allgather(_summed(parts, wide), rows=rows))
 
 
-def _summed(parts: list[Tensor], dtype: torch.dtype, wide: torch.dtype | None) -> Tensor:
-    return saturated(in_order([parts[0].to(wide or dtype), *parts[1:]]), dtype)
+def _summed(parts: list[Tensor], wide: torch.dtype | None) -> Tensor:
+    """Tensors [n] of one type to their sum, in the memory of the first."""
+    if wide is None:
+        return in_order(parts)
+    room = _PIECE if parts[0].device.type == "cpu" else max(1, parts[0].numel())
+    for first, *others in zip(*(part.split(room) for part in parts), strict=True):
+        first.copy_(saturated(in_order([first.to(wide), *others]), first.dtype))
+    return parts[0]
 
 
 def in_order(parts: Iterable[Tensor]) -> Tensor:

@@ -84,7 +84,7 @@ class Adaptive(CompressedReducer):
     Args:
         rungs: to choose from; whether they do without memory is up to the feedback.
         feedback: whose codec has no meaning here; with a switch, none or ef.
-        rest: sums what is not compressed.
+        rest: sums what is not compressed and does not go along.
         cfg: see CompressedConfig.
         adaptive: see AdaptiveConfig.
         everyone: over whom decisions are the same; None: over those that gradients are summed over.
@@ -143,7 +143,7 @@ class Adaptive(CompressedReducer):
             UserError: the budget is too small for a tensor.
         """
         if collective.size == 1:
-            return large | small
+            return large
         self._used, self._size, self._everyone = True, collective.size, self._everyone or collective
         for name, grad in large.items():
             if name not in self.chosen:

@@ -5,11 +5,11 @@
                      these: 2 m (N - 1) / N bytes a rank, whatever N is, and a second loss, with feedback of its own
     allreduce        payloads of summable codecs are added up as numbers, never decoded between: 2 m (N - 1) / N
 
-with m the bytes of a payload. Small ones of a bucket go along in the same messages, but for `allreduce`, whose messages
-are numbers of one type, and for `allgather` with more than two ranks, where that would take more bytes. Sums go in rank
-order and every rank decodes the same bytes, so all hold the same bits, on every transport. What is remembered belongs
-to a parameter's name and, where it differs, to the rank. A turn counts when `settle` says that the step was made; else
-it is as if it had not been.
+with m the bytes of a payload. Small ones of a type go along in the messages of its first bucket, but for `allreduce`,
+whose messages are numbers of one type, and for `allgather` with more than two ranks, where that may take far more
+bytes. Sums go in rank order and every rank decodes the same bytes, so all hold the same bits, on every transport. What
+is remembered belongs to a parameter's name and, where it differs, to the rank. A turn counts when `settle` says that
+the step was made; else it is as if it had not been.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class CompressedReducer(Memory, OfLarge):
     Args:
         spec: of the codec.
         feedback: the codec with its memory.
-        rest: sums what is not compressed.
+        rest: sums what is not compressed and does not go along.
         cfg: see CompressedConfig.
     """
 
@@ -75,14 +75,14 @@ class CompressedReducer(Memory, OfLarge):
     def sum_large(
         self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
     ) -> dict[str, Tensor]:
-        """See `OfLarge.sum_large`: small ones go along where that takes no more bytes than by themselves."""
+        """See `OfLarge.sum_large`: small ones go along where that takes no more bytes (but those of a size)."""
         if collective.size == 1:
-            return large | small
+            return large
         kind = self.exchange(collective.size)
         along = small if kind == "reduce_scatter" or (kind == "allgather" and collective.size == 2) else {}
         turn = _Turn(self, large, along, collective)
         summed = {"allgather": turn.allgather, "reduce_scatter": turn.reduce_scatter, "allreduce": turn.allreduce}
-        return summed[kind]() | self.rest.reduce_bucket(small if not along else {}, collective)
+        return summed[kind]()
 
     @property
     def traits(self) -> frozenset[str]:
@@ -196,9 +196,8 @@ class _Turn:
             return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
 
     def _send(self, unit: str, x: Tensor) -> Payload:
-        if unit.startswith(_ALONG):
-            return Payload(as_bytes(x), x.shape, x.dtype)
-        payload = self.reducer.sent(unit, x, self.collective.rank)
+        exact = unit.startswith(_ALONG)
+        payload = Payload(as_bytes(x), x.shape, x.dtype) if exact else self.reducer.sent(unit, x, self.collective.rank)
         self.draws[unit] = payload.draw
         return payload
 
@@ -208,7 +207,7 @@ class _Turn:
         return along | {name: x.view(self.shapes[name]) for name, x in summed.items()}
 
     def _decoded(self, unit: str, data: Tensor, n: int) -> Tensor:
-        return self._codec(unit).decompress(Payload(data, torch.Size([n]), self.dtype, self.draws.get(unit)))
+        return self._codec(unit).decompress(Payload(data, torch.Size([n]), self.dtype, self.draws[unit]))
 
     def _totals(self, units: list[str], arrived: list[list[Tensor]], lengths: list[int]) -> list[Tensor]:
         """Of each unit, the sum of what the payloads of all ranks stand for."""

@@ -117,8 +117,7 @@ class Hierarchical(OfLarge):
         names = [f"{name}/{place}" for name in large]
         summed = self.inner.reduce_bucket(dict(zip(names, mine, strict=True)), self.across)
         whole = _gathered([summed[name] for name in names], by_place, self.inside)
-        apart = self.rest.reduce_bucket(small, collective)
-        return apart | {name: x.view(g.shape) for (name, g), x in zip(large.items(), whole, strict=True)}
+        return {name: x.view(g.shape) for (name, g), x in zip(large.items(), whole, strict=True)}
 
 
 def _scattered(by_place: Sequence[Sequence[Tensor]], inside: Subgroup) -> list[Tensor]:

@@ -4,10 +4,10 @@
     scale = the mean of the ranks' mean|x_r| (signsgd), or 1 (signsgd_unscaled)
 
 The signs of each chunk of a bucket go to the rank that counts its votes, a bit a number, and the majority comes back
-to all, a bit a number: n (N - 1) / (4 N) bytes a rank, whatever N is, and 4 bytes a tensor and rank for scales. A rank
-with 0 votes for +, and a tie goes to +. The factor N is there since who takes a sum of gradients divides it by N or by
-rows. Unscaled, a tensor that is zero on all ranks stays zero. One rank alone votes as well. Where a rank has something
-that is not finite, the whole tensor is NaN on all.
+to all, a bit a number: n (N - 1) / (4 N) bytes a rank, whatever N is, and 4 bytes a tensor and rank for scales. Small
+tensors go along with both. A rank with 0 votes for +, and a tie goes to +. The factor N is there since who takes a sum
+of gradients divides it by N or by rows. Unscaled, a tensor that is zero on all ranks stays zero. One rank alone votes
+as well. Where a rank has something that is not finite, the whole tensor is NaN on all.
 
 Reference: J. Bernstein, J. Zhao, K. Azizzadenesheli, A. Anandkumar, "signSGD with majority vote is communication
 efficient and fault tolerant", ICLR 2019, where the votes are of momenta and nothing is scaled. Feedback, if any,
@@ -41,7 +41,7 @@ class MajorityVote(CompressedReducer):
     Args:
         spec: of the codec.
         feedback: signsgd or signsgd_unscaled, with its memory: none or ef.
-        rest: sums what is not compressed.
+        rest: sums what is not compressed and does not go along.
         cfg: see CompressedConfig; `exchange` has no meaning here.
 
     Raises:

@@ -68,7 +68,7 @@ class PowerSGD(Memory, OfLarge):
 
     Args:
         cfg: see PowerSGDConfig.
-        rest: sums what is not compressed, and says how large buckets are.
+        rest: sums what is not compressed and does not go along, and says how large buckets are.
     """
 
     def __init__(self, cfg: PowerSGDConfig, rest: BucketReducer) -> None:
@@ -92,13 +92,13 @@ class PowerSGD(Memory, OfLarge):
     ) -> dict[str, Tensor]:
         """See `OfLarge.sum_large`: small ones go along with P where they are of its type."""
         if collective.size == 1:
-            return large | small
+            return large
         with self.timed("encode"):
             matrices = {name: self._matrix(name, grad) for name, grad in large.items()}
             own = [each.whole @ each.start for each in matrices.values()]
         along = small if own[0].dtype == next(iter(large.values())).dtype else {}
         sums = self._summed([*own, *along.values()], collective)
-        summed = dict(zip(along, sums[len(own) :], strict=True)) or self.rest.reduce_bucket(small, collective)
+        summed = dict(zip(along, sums[len(own) :], strict=True))
         with self.timed("encode"):
             bases = [orthonormal(p) for p in sums[: len(own)]]
             own = [each.whole.T @ basis for each, basis in zip(matrices.values(), bases, strict=True)]

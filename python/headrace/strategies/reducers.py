@@ -84,6 +84,11 @@ class BucketReducer(Stateless):
     sum_flat: SumFlat
     bucket_bytes: int = BUCKET_BYTES
 
+    @property
+    def in_rank_order(self) -> bool:
+        """Whether sums are those of `headrace.comm.sums`."""
+        return self.sum_flat is sum_in_rank_order
+
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """See `Reducer.reduce`. At one rank dense gradients come back as they are, sparse ones coalesced."""
         sparse = {name: g for name, g in grads.items() if g.is_sparse}
@@ -101,11 +106,12 @@ class BucketReducer(Stateless):
 
 
 class OfLarge:
-    """Base of reducers that have a way of their own for large dense gradients, and leave the others to another one.
+    """Base of reducers that have a way of their own for large dense gradients. Others go along in the same messages, as
+    they are, or by another reducer.
 
     Args:
-        rest: sums the others.
-        min_numel: tensors of fewer numbers are left to it.
+        rest: sums what is not large and does not go along; where its sums are not in rank order, nothing does.
+        min_numel: tensors of fewer numbers are not large.
         bucket_bytes: of gradients that are exchanged by one operation; None: as `rest` has it.
     """
 
@@ -114,34 +120,41 @@ class OfLarge:
         self.bucket_bytes = bucket_bytes or rest.bucket_bytes
 
     def fits(self, grad: Tensor) -> bool:
-        """Whether a gradient is one of those."""
+        """Whether a gradient is large."""
         return not grad.is_sparse and grad.is_floating_point() and grad.numel() >= self.min_numel
 
     def sum_large(
         self, large: dict[str, Tensor], small: dict[str, Tensor], collective: Collective
     ) -> dict[str, Tensor]:
-        """Sums of one bucket of gradients, of one type.
+        """Sums of one bucket of large gradients, and of all the small ones or none of them.
 
         Args:
-            large: one of those at least.
-            small: others, if any: their sums in rank order may go along in the same messages, else `rest` takes them.
+            large: of one type, one at least.
+            small: others of that type, whose sums in rank order may go along.
             collective: over whom.
         """
         raise NotImplementedError
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `Reducer.reduce`."""
-        dense = {name: g for name, g in grads.items() if not g.is_sparse}
-        summed = self.rest.reduce({name: g for name, g in grads.items() if g.is_sparse}, collective)
-        for bucket in buckets(dense, self.bucket_bytes):
-            summed |= self.reduce_bucket(bucket, collective)
+        """See `Reducer.reduce`. Small ones of a type are with its first bucket."""
+        large = {name: g for name, g in grads.items() if self.fits(g)}
+        small: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
+        for name, g in grads.items():
+            if name not in large and not g.is_sparse and self.rest.in_rank_order:
+                small.setdefault((g.dtype, g.device), {})[name] = g
+        summed: dict[str, Tensor] = {}
+        for bucket in buckets(large, self.bucket_bytes):
+            first = next(iter(bucket.values()))
+            summed |= self.sum_large(bucket, small.pop((first.dtype, first.device), {}), collective)
+        summed |= self.rest.reduce({name: g for name, g in grads.items() if name not in summed}, collective)
         return {name: summed[name] for name in grads}
 
     def reduce_bucket(self, bucket: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
         """Sum one bucket of dense gradients of one type."""
         large = {name: g for name, g in bucket.items() if self.fits(g)}
-        small = {name: g for name, g in bucket.items() if name not in large}
-        summed = self.sum_large(large, small, collective) if large else self.rest.reduce_bucket(small, collective)
+        small = {name: g for name, g in bucket.items() if name not in large and self.rest.in_rank_order}
+        summed = self.sum_large(large, small, collective) if large else {}
+        summed |= self.rest.reduce_bucket({n: g for n, g in bucket.items() if n not in summed}, collective)
         return {name: summed[name] for name in bucket}
 
 

@@ -11,10 +11,10 @@ N ranks, B bytes of a gradient, m of its payload, n its numbers, w bytes of a nu
     auto            2 (N - 1) / N B budget                at most
     tables          (N - 1) rows (8 + B of a row)         or, through a codec, (N - 1) (16 + 8 rows + m)
 
-Payloads whose size varies carry 8 bytes a tensor (and 8 a bucket for small tensors that go along, which are not counted
-here), and are measured by encoding the gradients given, those of sums too, which may be longer. Aggregation sends what
-an exact sum does, and some bytes a step for norms and distances that are not counted here. Means over ranks where
-chunks are unequal by a number. `Metered` counts what is sent in truth; control words of some bytes a step are not here.
+Payloads whose size varies carry 8 bytes a tensor (and for small ones that go along, which is not counted here), and are
+measured by encoding the gradients given, those of sums too, which may be longer. Aggregation sends what an exact sum
+does, and some bytes a step for norms and distances that are not counted here. Means over ranks where chunks are unequal
+by a number. `Metered` counts what is sent in truth; control words of some bytes a step are not here.
 """
 
 from __future__ import annotations
