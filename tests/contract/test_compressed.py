@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -245,6 +245,27 @@ def test_small_tensors_between_large_ones_take_one_sum_at_most(
     for found, exact, more in on_ranks(size, fn):
         assert all(torch.equal(found[n], exact[n]) for n in exact)
         assert more == (0 if along else 1 if size == 2 else 2)
+
+
+@pytest.mark.parametrize("name", ["int8", "powersgd"])
+def test_small_tensors_go_along_up_to_a_bucket(name: str) -> None:
+    """What is not compressed may be large together: no message is larger than two buckets."""
+    largest = []
+
+    class Noting(Metered):
+        def alltoall(self, chunks: Sequence[Tensor], rows: Sequence[int] | None = None) -> list[Tensor]:
+            largest.append(sum(c.nbytes for c in chunks))
+            return super().alltoall(chunks, rows)
+
+    def fn(c: LocalCollective) -> tuple[Grads, Grads]:
+        weights, biases = interleaved(c.rank, torch.float32, torch.float32)
+        many = {f"{i}.{n}": g for i in range(40) for n, g in biases.items()}
+        cfg = CompressionConfig(name=name, min_numel=100)
+        return compressed(cfg, ordered(1000), 3).reduce(weights | many, Noting(c)), ordered().reduce(many, c)
+
+    for found, exact in on_ranks(3, fn):
+        assert all(torch.equal(found[n], exact[n]) for n in exact)
+    assert max(largest) <= 2400  # the first weight as 8 bits, or its factor, and a bucket
 
 
 @pytest.mark.parametrize("name", ["qsgd", "signsgd"])

@@ -136,12 +136,15 @@ class OfLarge:
         raise NotImplementedError
 
     def reduce(self, grads: dict[str, Tensor], collective: Collective) -> dict[str, Tensor]:
-        """See `Reducer.reduce`. Small ones of a type are with its first bucket."""
+        """See `Reducer.reduce`. Small ones of a type are with its first bucket, a bucket of them at most."""
         large = {name: g for name, g in grads.items() if self.fits(g)}
         small: dict[tuple[torch.dtype, torch.device], dict[str, Tensor]] = {}
-        for name, g in grads.items():
-            if name not in large and not g.is_sparse and self.rest.in_rank_order:
-                small.setdefault((g.dtype, g.device), {})[name] = g
+        if self.rest.in_rank_order:
+            others = [(name, g) for name, g in grads.items() if name not in large and not g.is_sparse]
+            by_type = dict(sorted(others, key=lambda each: str(each[1].dtype)))
+            for bucket in buckets(by_type, self.bucket_bytes):
+                first = next(iter(bucket.values()))
+                small.setdefault((first.dtype, first.device), bucket)
         summed: dict[str, Tensor] = {}
         for bucket in buckets(large, self.bucket_bytes):
             first = next(iter(bucket.values()))
