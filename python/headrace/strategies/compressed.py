@@ -130,7 +130,12 @@ def key_of(seed: int, unit: str, rank: int) -> int:
 
 
 _ALONG = "#along"  # the unit of all small tensors, which goes as it is and leaves nothing to remember
-_EXACT = Uncompressed()
+_AS_IS = Uncompressed()
+
+
+def _exact(unit: str) -> bool:
+    """Whether it is that one, or a part of it."""
+    return unit.startswith(_ALONG)
 
 
 class _Turn:
@@ -196,8 +201,8 @@ class _Turn:
             return self._named(self._based(name, each) for name, each in zip(self.flat, decoded, strict=True))
 
     def _send(self, unit: str, x: Tensor) -> Payload:
-        exact = unit.startswith(_ALONG)
-        payload = Payload(as_bytes(x), x.shape, x.dtype) if exact else self.reducer.sent(unit, x, self.collective.rank)
+        rank = self.collective.rank
+        payload = Payload(as_bytes(x), x.shape, x.dtype) if _exact(unit) else self.reducer.sent(unit, x, rank)
         self.draws[unit] = payload.draw
         return payload
 
@@ -218,7 +223,7 @@ class _Turn:
 
     def _based(self, unit: str, received: Tensor) -> Tensor:
         """What was received, on top of what was before where the feedback accumulates."""
-        if not self.reducer.feedback.accumulates or unit.startswith(_ALONG):
+        if not self.reducer.feedback.accumulates or _exact(unit):
             return received
         unit = f"{unit}#base"
         base = self.reducer.kept(unit)
@@ -255,4 +260,4 @@ class _Turn:
         return [(self._codec(name).nbytes(n, self.dtype) or 0) if n else 0 for name, n in sizes]
 
     def _codec(self, unit: str) -> Codec:
-        return _EXACT if unit.startswith(_ALONG) else self.reducer.feedback_of(unit).codec
+        return _AS_IS if _exact(unit) else self.reducer.feedback_of(unit).codec

@@ -143,12 +143,11 @@ class OfLarge:
             others = [(name, g) for name, g in grads.items() if name not in large and not g.is_sparse]
             by_type = dict(sorted(others, key=lambda each: str(each[1].dtype)))
             for bucket in buckets(by_type, self.bucket_bytes):
-                first = next(iter(bucket.values()))
-                small.setdefault((first.dtype, first.device), bucket)
+                small.setdefault(kind_of(next(iter(bucket.values()))), bucket)
         summed: dict[str, Tensor] = {}
         for bucket in buckets(large, self.bucket_bytes):
-            first = next(iter(bucket.values()))
-            summed |= self.sum_large(bucket, small.pop((first.dtype, first.device), {}), collective)
+            along = small.pop(kind_of(next(iter(bucket.values()))), {})
+            summed |= self.sum_large(bucket, along, collective)
         summed |= self.rest.reduce({name: g for name, g in grads.items() if name not in summed}, collective)
         return {name: summed[name] for name in grads}
 
@@ -161,15 +160,20 @@ class OfLarge:
         return {name: summed[name] for name in bucket}
 
 
+def kind_of(grad: Tensor) -> tuple[torch.dtype, torch.device]:
+    """What is equal of all gradients of a bucket."""
+    return grad.dtype, grad.device
+
+
 def buckets(grads: dict[str, Tensor], bucket_bytes: int) -> Iterator[dict[str, Tensor]]:
     """Cut dense gradients, in the given order, into buckets of one dtype and device of about `bucket_bytes`."""
     bucket: dict[str, Tensor] = {}
     held, kind = 0, None
     for name, grad in grads.items():
-        if bucket and (held + grad.nbytes > bucket_bytes or kind != (grad.dtype, grad.device)):
+        if bucket and (held + grad.nbytes > bucket_bytes or kind != kind_of(grad)):
             yield bucket
             bucket, held = {}, 0
-        bucket[name], kind = grad, (grad.dtype, grad.device)
+        bucket[name], kind = grad, kind_of(grad)
         held += grad.nbytes
     if bucket:
         yield bucket
