@@ -84,6 +84,7 @@ class Job:
             "step": result.cursor.global_step,
             "skipped": result.cursor.skipped,
             "halved": 0 < 2 * strategy.figures().get("bytes_after", 0) <= strategy.figures().get("bytes_before", 0),
+            "compressed": strategy.figures().get("bytes_before", 0) > 0,
             "audits": [a.to_dict() for a in result.audits],
         }
 

@@ -175,6 +175,15 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--compression.exchange", "allreduce", *AUTO], "cannot be added up", "exchange auto"),
     (["--compression.feedback", "ef21", *AUTO], "follows what is sent", "switch false"),
     (["--compression.budget", "0", *AUTO], "budget 0", "over 0"),
+    (["--compression.budget", "0.0001", *AUTO], "0.00088 at least", "0.002"),
+    (["--compression.budget", "0.1", "--compression.codecs", "[int8_nearest,none]", *AUTO], "0.25 at least", "0.5"),
+    (
+        ["--compression.name", "bf16", "--compression.feedback", "ef21", "--compression.exchange", "allreduce"],
+        "drift away",
+        "exchange auto",
+    ),
+    (["--compression.feedback", "ef"], "feedback ef is of compressed", "--compression.name"),
+    (["--compression.exchange", "allgather"], "exchange allgather is of compressed", "--compression.name"),
     (["--compression.interval", "0", *AUTO], "interval 0", "1 or more"),
     (["--compression.error", "relativ", *AUTO], "relativ", "relative"),
     (["--compression.codecs", "[qsgd,tok]", *AUTO], "tok", "topk"),
@@ -328,8 +337,8 @@ def test_runs_from_the_command_line(tmp_path: Path) -> None:
 
 def test_strategies_are_reached_by_their_settings() -> None:
     assert isinstance(strategy(), AllReduce)
-    made = strategy("--strategy.name", "local_sgd", "--strategy.steps", "3", "--strategy.nesterov", "true")
-    assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.nesterov) == (3, True)
+    made = strategy("--strategy.name", "local_sgd", "--strategy.steps", "300", "--strategy.outer_lr", "0.7")
+    assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.outer_lr) == (300, 0.7)
     made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
     assert isinstance(made.reducer, CompressedReducer)
     made = strategy("--strategy.name", "gossip", "--strategy.graph", "one_peer", "--strategy.steps", "2")
@@ -354,6 +363,12 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.steps", "3"], "strategy allreduce has no option 'steps'"),
         (["--strategy.name", "local_sgd", "--strategy.steps", "0"], "--strategy.steps 0"),
         (["--strategy.name", "local_sgd", "--strategy.outer_momentum", "1"], "outer_momentum"),
+        (["--strategy.name", "local_sgd", "--strategy.nesterov", "true"], "--strategy.nesterov True"),
+        (["--strategy.name", "local_sgd", "--strategy.max_steps", "32"], "--strategy.max_steps 32"),
+        (
+            ["--strategy.name", "local_sgd", "--strategy.growth", "2", "--strategy.steps", "65"],
+            "--strategy.max_steps 64",
+        ),
         (["--strategy.name", "local_sgd", "--train.precision.compute", "fp16"], "fp16"),
         (["--strategy.name", "local_sgd", "--train.overlap", "on"], "while backward runs"),
         (["--strategy.name", "local_sgd", "--aggregation.name", "norm_clip", "--ranks", "4"], "all ranks' gradients"),
@@ -369,6 +384,15 @@ def test_strategies_are_reached_by_their_settings() -> None:
         (["--strategy.name", "gossip", "--strategy.steps", "0"], "--strategy.steps 0"),
         (["--strategy.name", "gossip", "--strategy.gamma", "1.5"], "--strategy.gamma 1.5"),
         (["--strategy.name", "gossip", "--strategy.gamma", "0.1"], "gamma is of compressed gossip"),
+        (["--strategy.name", "gossip", "--strategy.seed", "1"], "--strategy.seed 1"),
+        (["--strategy.name", "gossip", "--strategy.graph", "one_peer", "--strategy.seed", "1"], "--strategy.seed 1"),
+        (["--strategy.name", "gossip", "--reduction", "ring"], "no sums of gradients"),
+        (["--strategy.name", "hogwild", "--reduction", "ring"], "no sums of gradients"),
+        ([*SSP, "--reduction", "ring"], "no sums of gradients"),
+        ([*SSP, "--strategy.bound_max", "8"], "--strategy.bound_max 8"),
+        ([*SSP, "--strategy.bound_min", "1"], "--strategy.bound_min 1"),
+        ([*SSP, "--strategy.window", "8"], "--strategy.window 8"),
+        ([*SSP, "--strategy.strength", "1"], "--strategy.strength 1"),
         (["--strategy.name", "gossip", "--strategy.graph", "one_peer", *TOPK], "neighbours must stay"),
         (["--strategy.name", "gossip", "--strategy.graph", "exponential", *TOPK], "hear each other"),
         (["--strategy.name", "gossip", *POWERSGD], "powersgd sums gradients"),

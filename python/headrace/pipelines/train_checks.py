@@ -57,7 +57,7 @@ def check_compression(cfg: Config) -> None:
     """
     from headrace.compress.spec import OWN_MOMENTUM
     from headrace.optim import spec_of
-    from headrace.optim.spec import STATEFUL
+    from headrace.optim.spec import OWN_GRADIENT, STATEFUL
     from headrace.strategies.compression import check
 
     check(cfg.compression)
@@ -65,6 +65,13 @@ def check_compression(cfg: Config) -> None:
         raise UserError(
             f"{cfg.compression.name} applies momentum itself, and {cfg.optimizer.dense.name} has moments of its own",
             "--optimizer.dense.name sgd",
+        )
+    own = [name for name, traits in _used(cfg).items() if OWN_GRADIENT in traits]
+    if own and cfg.strategy.spec.synchronous and cfg.compression.name != "none":
+        raise UserError(
+            f"--compression.name {cfg.compression.name}: {own[0]} steps along gradients that it evaluates itself and "
+            "sums as they are: compressed ones would be sent for nothing, or make its estimate wrong",
+            "--compression.name none, or another --optimizer.dense.name",
         )
 
 
@@ -110,6 +117,7 @@ def check_strategy(cfg: Config) -> None:
         overlap=cfg.train.overlap,
         aggregation=cfg.aggregation.name,
         compression=cfg.compression,
+        reduction=cfg.reduction,
         device=cfg.device,
         rules=_used(cfg),
     )

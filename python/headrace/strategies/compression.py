@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from headrace.comm.base import Collective
 from headrace.compress import COMPRESSORS, CodecSpec, create
 from headrace.compress.feedback import VARIANTS, Feedback
@@ -162,6 +164,20 @@ def check(cfg: CompressionConfig) -> None:
 
 def _check_codec(cfg: CompressionConfig) -> None:
     codec = create(cfg.name, **cfg.options)
+    if cfg.name == "none":
+        for setting, usual in (("exchange", ("auto",)), ("feedback", ("auto", "none"))):
+            if getattr(cfg, setting) not in usual:
+                raise UserError(
+                    f"--compression.{setting} {getattr(cfg, setting)} is of compressed gradients, and dense ones go as "
+                    "they are",
+                    "--compression.name, or leave it out",
+                )
+    if cfg.exchange == "allreduce" and cfg.variant == "ef21" and codec.number is not None:
+        raise UserError(
+            f"--compression.exchange allreduce with {cfg.name} and feedback ef21: sums of changes would be rounded "
+            "once more in every step, and drift away",
+            "--compression.exchange auto, which sends as many bytes, or --compression.feedback ef",
+        )
     if cfg.exchange == VOTE and (not isinstance(codec, SignSGD) or cfg.variant == "ef21"):
         raise UserError(
             f"--compression.exchange vote with {cfg.name} and feedback {cfg.variant}: votes are of signs, and no sum",
@@ -185,9 +201,15 @@ def _check_powersgd(cfg: CompressionConfig) -> None:
 
 
 def _check_auto(cfg: CompressionConfig) -> None:
-    found, _ = chosen(cfg)
+    found, rungs = chosen(cfg)
     if not 0 < found.budget <= 1:
         raise UserError(f"--compression.budget {found.budget:g}", "over 0, and 1 at most: all bytes as they are")
+    least = min(rung.nbytes(_MANY, torch.float32) for rung in rungs) / (4 * _MANY)
+    if found.budget < least:
+        raise UserError(
+            f"--compression.budget {found.budget:g}: of a large tensor's bytes these codecs send {least:.2g} at least",
+            f"{2 * least:.1g} or more, or other --compression.codecs",
+        )
     if found.interval < 1:
         raise UserError(f"--compression.interval {found.interval}", "1 or more")
     known("compression.error", found.error, ERRORS)

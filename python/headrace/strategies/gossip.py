@@ -72,6 +72,11 @@ class GossipConfig:
             ("told_steps", self.told_steps >= 1, "1 or more"),
             ("gamma", 0 <= self.gamma <= 1, "above 0, up to 1; or 0: measured"),
             ("seed", self.seed >= 0, "0 or more"),
+            (
+                "seed",
+                GRAPHS[self.graph].drawn or not self.seed,
+                "with --strategy.graph random: others are not drawn",
+            ),
         ):
             if not ok:
                 raise UserError(f"--strategy.{name} {getattr(self, name)}", remedy)
@@ -194,6 +199,7 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     Raises:
         UserError: which, and what to do.
     """
+    around.refuse_ring("gossip")
     graph, compression = GRAPHS[options["graph"]], around.compression
     if compression.name == "none":
         if options["gamma"] not in (0, 1):

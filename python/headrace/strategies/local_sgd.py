@@ -45,7 +45,7 @@ class Rounds:
     Args:
         steps: H, of a round.
         growth: of H from round to round.
-        max_steps: H grows no further.
+        max_steps: where it grows, it grows no further.
         sync_steps: the first so many steps of the run are rounds of one step.
         outer_lr: lr above.
         outer_momentum: momentum above.
@@ -69,16 +69,24 @@ class Rounds:
         for name, ok, remedy in (
             ("steps", self.steps >= 1, "1 or more"),
             ("growth", self.growth >= 1, "1 or more"),
-            ("max_steps", self.max_steps >= self.steps, "--strategy.steps or more"),
+            ("max_steps", self.growth == 1 or self.max_steps >= self.steps, "--strategy.steps or more"),
+            (
+                "max_steps",
+                self.growth > 1 or self.max_steps == Rounds.max_steps,
+                "is of rounds that grow: --strategy.growth over 1",
+            ),
             ("sync_steps", self.sync_steps >= 0, "0 or more"),
             ("outer_lr", self.outer_lr > 0, "more than 0"),
             ("outer_momentum", 0 <= self.outer_momentum < 1, "from 0 to under 1"),
+            ("nesterov", self.outer_momentum > 0 or not self.nesterov, "with --strategy.outer_momentum over 0"),
         ):
             if not ok:
                 raise UserError(f"--strategy.{name} {getattr(self, name)}", remedy)
 
     def length(self, number: int) -> int:
         """H of round `number`, the rounds of one step at the beginning not counted."""
+        if self.growth == 1:
+            return self.steps
         if math.log(self.steps) + number * math.log(self.growth) > math.log(self.max_steps) + 1:
             return self.max_steps  # a power of so many rounds may be no float
         return min(self.max_steps, int(self.steps * self.growth**number))

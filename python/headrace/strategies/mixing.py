@@ -35,12 +35,14 @@ class Graph:
         hears: ranks that a rank hears in a turn.
         tells: ranks that hear it; None: those that it hears, W is symmetric.
         static: the same in every turn.
+        drawn: by a seed.
         turns: of so many ranks, so many turns in which word of every rank can reach every other, or does but by chance.
     """
 
     hears: Heard
     tells: Heard | None = None
     static: bool = True
+    drawn: bool = False
     turns: Callable[[int], int] = lambda ranks: 1
 
     @property
@@ -156,6 +158,6 @@ GRAPHS = {
     "torus": Graph(_torus),
     "exponential": Graph(_exponential(1), _exponential(-1)),
     "one_peer": Graph(_one_peer(1), _one_peer(-1), static=False, turns=lambda ranks: max(1, len(_offsets(ranks)))),
-    "random": Graph(_matched, static=False, turns=lambda ranks: 8 * ranks.bit_length()),
+    "random": Graph(_matched, static=False, drawn=True, turns=lambda ranks: 8 * ranks.bit_length()),
     "complete": Graph(_complete),
 }

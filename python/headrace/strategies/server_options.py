@@ -10,6 +10,7 @@ from headrace.strategies.compensation import KINDS
 
 STALENESS = "staleness"
 RATES = ("none", STALENESS)
+_OF_TUNING = ("bound_min", "bound_max", "window")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +48,16 @@ class ServerOptions:
             UserError: which setting.
         """
         inside = 0 <= self.bound_min <= self.bound <= self.bound_max
+        tuned = "with --strategy.tune true: of a bound that tunes itself"
         for name, ok, remedy in (
             ("servers", self.servers >= 0, "0 (all ranks) or more"),
             ("bound", inside or not self.tune, f"from {self.bound_min} to {self.bound_max} where it tunes itself"),
             ("bound_max", self.bound_max <= 64, "64 or less"),
             ("window", self.window >= 1, "1 or more"),
+            *((name, self.tune or getattr(self, name) == getattr(ServerOptions, name), tuned) for name in _OF_TUNING),
             ("compensation", self.compensation in KINDS, f"one of {', '.join(KINDS)}"),
             ("strength", 0 <= self.strength < float("inf"), "0 or more"),
+            ("strength", self.compensation != "none" or not self.strength, "with --strategy.compensation constant"),
             ("rates", self.rates in RATES, f"one of {', '.join(RATES)}"),
             ("meet_minutes", self.meet_minutes >= 0, "0 or more"),
         ):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from headrace.errors import UserError
 from headrace.strategies.compression import CompressionConfig
 
 
@@ -19,6 +20,7 @@ class Surroundings:
         overlap: of exchange and backward.
         aggregation: of ranks' gradients.
         compression: of gradients; checked.
+        reduction: of REDUCERS.
         device: auto, cpu or cuda.
         rules: traits of optimizers and wrappers by name.
     """
@@ -29,5 +31,17 @@ class Surroundings:
     overlap: str = "auto"
     aggregation: str = "none"
     compression: CompressionConfig = field(default_factory=CompressionConfig)
+    reduction: str = "ordered"
     device: str = "auto"
     rules: Mapping[str, Iterable[str]] = field(default_factory=dict)
+
+    def refuse_ring(self, strategy: str) -> None:
+        """Of strategies that sum nothing over ranks.
+
+        Raises:
+            UserError: another way of summing is asked for.
+        """
+        if self.reduction != "ordered":
+            raise UserError(
+                f"--reduction {self.reduction} with {strategy}: ranks make no sums of gradients there", "leave it out"
+            )
