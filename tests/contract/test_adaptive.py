@@ -102,6 +102,31 @@ def test_ranks_agree_keep_the_budget_and_go_on_from_a_checkpoint(exchange: str, 
             assert all(torch.equal(whole[step][n], rest[step - 5][n]) for n in SHAPES if step > 4)
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_memory_fades_under_every_codec_that_is_chosen(decay: float) -> None:
+    """e <- decay (x + e - sent), summed over ranks, whatever the codec of the tensor is at the time."""
+
+    def fn(c: LocalCollective) -> tuple[list[Grads], list[Grads], dict[str, int]]:
+        made, found, held = reducer(c, exchange="allgather", decay=decay), [], []
+        for step in range(9):
+            found += steps(c, made, step, step + 1)
+            units = made.state_dict()["units"]
+            held.append({n: units[n]["memory"].view(SHAPES[n]) for n in ("a", "b", "c")})
+        return found, held, made.labels()
+
+    results = good(on_ranks(2, fn))
+    assert len(set(results[0][2].values())) > 1, "codecs were to differ"
+    for step in range(9):
+        for n in ("a", "b", "c"):
+            given = sum(gradients(rank, step)[n] for rank in range(2))
+            before = sum(held[step - 1][n] for _, held, _ in results) if step else 0
+            now = sum(held[step][n] for _, held, _ in results)
+            scale = float(given.abs().max())  # type: ignore[union-attr]
+            torch.testing.assert_close(
+                now, decay * (given + before - results[0][0][step][n]), rtol=0, atol=1e-5 * max(1.0, scale)
+            )
+
+
 class Given:
     """A switch that does as it was told: one letter a turn, c for compressed."""
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from contract.collective_exam import on_ranks
+from contract.collective_exam import good, on_ranks
+from numpy.typing import NDArray
 from torch import Tensor
 
 from headrace.comm import LocalCollective, Metered
@@ -20,6 +23,7 @@ from headrace.compress.spec import EXACT, OWN_FEEDBACK, OWN_MOMENTUM, SUMMABLE, 
 from headrace.strategies import REDUCERS
 from headrace.strategies.compressed import EXCHANGES, CompressedConfig, CompressedReducer
 from headrace.strategies.compression import CompressionConfig, compressed
+from headrace.strategies.overlap import ByBuckets
 from headrace.strategies.reducers import BucketReducer, ordered, ring
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,7 +64,7 @@ CASES = [(n, e, v) for n in sorted(COMPRESSORS) for e in exchanges(n) for v in v
 
 
 def steps(
-    c: LocalCollective, made: CompressedReducer, count: int = 4, settle: Callable[[int], bool] = lambda step: True
+    c: LocalCollective, made: ByBuckets, count: int = 4, settle: Callable[[int], bool] = lambda step: True
 ) -> list[Grads]:
     found = []
     for step in range(count):
@@ -107,6 +111,90 @@ def test_what_was_not_sent_is_still_held(name: str, exchange: str) -> None:
             held[starts[rank] : starts[rank + 1]] += units[f"{each}#owner"]["memory"].double()
         # What is scaled up by far, as randomk_unbiased, is remembered as large numbers of float32.
         torch.testing.assert_close(got + held, given, rtol=0, atol=2e-4 + 1e-6 * float(held.abs().max()))
+
+
+Flat = NDArray[np.float32]
+
+
+def top_tenth(x: Flat) -> Flat:
+    sent = np.zeros_like(x)
+    largest = np.argsort(-np.abs(x))[: -(-len(x) // 10)]
+    sent[largest] = x[largest]
+    return sent
+
+
+CODECS: dict[str, tuple[dict[str, Any], Callable[[Flat], Flat]]] = {  # options, and the rule in NumPy
+    "topk": ({"ratio": 0.1}, top_tenth),
+    "signsgd": ({}, lambda x: np.where(x < 0, -1, 1).astype(np.float32) * np.abs(x).mean()),
+    "fp16": ({}, lambda x: x.astype(np.float16).astype(np.float32)),
+}
+MEMORIES = {"ef": ("ef", 1.0), "ef, half kept": ("ef", 0.5), "ef, nothing kept": ("ef", 0.0), "ef21": ("ef21", 1.0)}
+
+
+class Sender:
+    """What all others hold of a sender's x: C(x + e) with e <- decay (x + e - C(x + e)), or g <- g + C(x - g)."""
+
+    def __init__(self, codec: Callable[[Flat], Flat], variant: str, decay: float) -> None:
+        self.codec, self.variant, self.decay = codec, variant, decay
+        self.e = self.g = np.float32(0)
+
+    def __call__(self, x: Flat) -> Flat:
+        if self.variant == "ef21":
+            self.g = self.g + self.codec(x - self.g)
+            return self.g
+        sent = self.codec(x + self.e)
+        self.e = np.float32(self.decay) * (x + self.e - sent)
+        return sent
+
+
+def slow_sums(size: int, exchange: str, made: Callable[[], Sender], count: int) -> list[dict[str, Flat]]:
+    """Every rank's senders, and with reduce_scatter the owners' of the sums of their chunks."""
+    sender: defaultdict[tuple[str, ...], Sender] = defaultdict(made)
+    found: list[dict[str, Flat]] = []
+    for step in range(count):
+        found.append({})
+        every = [gradients(rank, step) for rank in range(size)]
+        for name in ("a", "b", "c"):
+            flat = [g[name].numpy().ravel() for g in every]
+            if exchange == "allgather":
+                found[-1][name] = np.sum([sender[name, str(r)](x) for r, x in enumerate(flat)], axis=0)
+                continue
+            parts = []
+            for j in range(size):
+                chunks = [np.array_split(x, size)[j] for x in flat]
+                total = np.sum([sender[name, str(r), str(j)](x) for r, x in enumerate(chunks)], axis=0)
+                parts.append(sender[name, "owner", str(j)](total))
+            found[-1][name] = np.concatenate(parts)
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("exchange", ["allgather", "reduce_scatter"])
+@pytest.mark.parametrize("name", sorted(CODECS))
+def test_sums_are_those_of_the_rule_with_its_memory(name: str, exchange: str, memory: str, size: int) -> None:
+    """In NumPy, over six steps of gradients that change; made of settings, as a run's are."""
+    (options, rule), (variant, decay) = CODECS[name], MEMORIES[memory]
+    cfg = CompressionConfig(
+        name=name, options=options, feedback=variant, decay=decay, exchange=exchange, min_numel=100
+    )  # fmt: skip
+    found = good(on_ranks(size, lambda c: steps(c, compressed(cfg, ordered(6000), 3), 6)))[0]
+    wanted = slow_sums(size, exchange, lambda: Sender(rule, variant, decay), 6)
+    for step, want in enumerate(wanted):
+        for each, value in want.items():
+            np.testing.assert_allclose(found[step][each].numpy().ravel(), value, rtol=0, atol=2e-5, err_msg=each)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_sums_of_casts_that_follow_changes_do_not_drift(size: int) -> None:
+    """What the sum of changes would lose by being rounded once more on the way, nobody would remember."""
+    cfg = CompressionConfig(name="fp16", feedback="ef21", min_numel=100)
+    found = good(on_ranks(size, lambda c: steps(c, compressed(cfg, ordered(6000), 3), 6)))[0]
+    kind = "allgather" if size == 2 else "reduce_scatter"
+    wanted = slow_sums(size, kind, lambda: Sender(CODECS["fp16"][1], "ef21", 1.0), 6)
+    for step, want in enumerate(wanted):
+        for each, value in want.items():
+            np.testing.assert_allclose(found[step][each].numpy().ravel(), value, rtol=0, atol=2e-5, err_msg=each)
 
 
 @pytest.mark.parametrize(("name", "exchange", "variant"), CASES)

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from contract.collective_exam import on_ranks
+from contract.collective_exam import good, on_ranks
 from torch import Tensor
 
 from headrace.comm import Collective, LocalCollective, Metered
+from headrace.comm.sums import in_order
 from headrace.compress import COMPRESSORS
 from headrace.compress.spec import EXACT, OWN_FEEDBACK, SUMMABLE, VARIABLE
 from headrace.errors import UserError
@@ -133,6 +134,64 @@ def test_bytes_are_those_of_the_formula(name: str, hosts: str) -> None:
             assert out < 4 * chunk and between == 2 * (count - 1) * out // count
         elif count == 2:
             assert out < 4 * chunk and between == out
+
+
+@pytest.mark.parametrize("hosts", ["aabb", "abab", "aabbcc", "abcabc"])
+@pytest.mark.parametrize("name", ["topk", "onebit"])
+def test_what_was_not_sent_is_still_held(name: str, hosts: str) -> None:
+    """The sum of all gradients = the sum of all results + what ranks remember of their chunks: by all-gather between
+    two hosts; between three by reduce-scatter, whose owners remember too."""
+
+    def fn(c: LocalCollective) -> tuple[list[Grads], dict[str, Any]]:
+        made = reducer(c, hosts, name, feedback="ef")
+        return steps(c, made, 4), made.state_dict()["between"]["units"]
+
+    results, apart = good(on_ranks(len(hosts), fn)), len(set(hosts))
+    for each in ("a", "b", "c"):
+        every = [gradients(rank, step)[each].double() for rank in range(len(hosts)) for step in range(4)]
+        given, got = sum(every).reshape(-1), sum(grads[each].double() for grads in results[0][0]).reshape(-1)  # type: ignore[union-attr]
+        held = torch.zeros_like(got)
+        for rank, (_, units) in enumerate(results):
+            place, host = hosts[:rank].count(hosts[rank]), sorted(set(hosts)).index(hosts[rank])
+            chunk, unit = held.tensor_split(len(hosts) // apart)[place], f"{each}/{place}"
+            if apart == 2:
+                chunk += units[unit]["memory"].double()
+                continue
+            for part, j in zip(chunk.tensor_split(apart), range(apart), strict=True):
+                part += units[f"{unit}#{j}"]["memory"].double()
+            own = chunk.tensor_split(apart)[host]
+            own += units[f"{unit}#owner"]["memory"].double()
+        assert float(held.norm()) > 0.1 * float(given.norm()), "something was left out"
+        torch.testing.assert_close(got + held, given, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(("feedback", "decay"), [("ef", 1.0), ("ef", 0.5), ("ef21", 1.0)])
+@pytest.mark.parametrize("hosts", ["abab", "aabbcc"])
+def test_between_hosts_it_is_the_sum_in_one_tier_of_each_places_chunks(hosts: str, feedback: str, decay: float) -> None:
+    """To the bit, memory included, over four steps: a rank of one tier for every host, with its host's sums."""
+    settings: dict[str, Any] = {"feedback": feedback, "decay": decay}
+    found = good(on_ranks(len(hosts), lambda c: steps(c, reducer(c, hosts, "topk", **settings), 4)))[0]
+    names, each = sorted(set(hosts)), ("a", "b", "c")
+    places = len(hosts) // len(names)
+
+    def chunks(host: str, step: int, place: int) -> Grads:
+        ranks = [gradients(rank, step) for rank, on in enumerate(hosts) if on == host]
+        return {n: in_order([g[n].reshape(-1) for g in ranks]).tensor_split(places)[place] for n in each}
+
+    def fn(c: LocalCollective) -> list[list[Grads]]:
+        sums = []
+        for place in range(places):
+            made = compressed(CompressionConfig(name="topk", min_numel=1, **settings), ordered(6000), 3)
+            sums.append([])
+            for step in range(4):
+                sums[-1].append(made.reduce(chunks(names[c.rank], step, place), c))
+                made.settle(True)
+        return sums
+
+    wanted = good(on_ranks(len(names), fn))[0]
+    for step in range(4):
+        for n in each:
+            assert torch.equal(found[step][n].reshape(-1), torch.cat([wanted[p][step][n] for p in range(places)])), n
 
 
 def test_a_step_given_up_leaves_nothing_and_a_saved_state_goes_on() -> None:

@@ -81,6 +81,23 @@ def test_what_is_pushed_and_what_is_remembered_are_the_gradients(name: str) -> N
             assert torch.equal(got[n], total[n])
 
 
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_what_was_not_pushed_comes_with_the_next_gradient(decay: float) -> None:
+    """The tenth of x + e that is largest, with e <- decay (x + e - what was sent), over five steps."""
+    options = {"ratio": 0.1}
+    pushes, parts = world(push_codecs(CompressionConfig(name="topk", options=options, decay=decay, min_numel=100), 3))
+    left = {n: torch.zeros(SHAPES[n]) for n in ("a", "b")}
+    for step in range(5):
+        grads = gradients(step)
+        found, _ = sent(pushes, grads, parts)
+        for n, e in left.items():
+            whole = grads[n] + e
+            least = whole.abs().flatten().topk(whole.numel() // 10).values[-1]
+            want = torch.where(whole.abs() >= least, whole, 0.0)
+            torch.testing.assert_close(found[n], want, rtol=0, atol=1e-5)
+            left[n] = decay * (whole - want)
+
+
 @pytest.mark.parametrize("name", sorted(n for n, spec in COMPRESSORS.items() if n != "none" and not why_not(spec)))
 def test_rows_go_through_codecs_that_need_no_memory(name: str) -> None:
     """Decoded at the server as by the codec itself; nothing of a table is lost but what the codec rounds."""

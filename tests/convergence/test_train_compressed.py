@@ -26,20 +26,23 @@ def _rule(name: str) -> str:
     return "sgd" if OWN_MOMENTUM in COMPRESSORS[name].traits else "adam"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_learns_with_far_fewer_bytes(name: str) -> None:
+RUNS = [*((name, "auto", 2) for name in NAMES), ("topk", "ef21", 2), ("topk", "ef21", 3)]  # codec, feedback, ranks
+
+
+@pytest.mark.parametrize(("name", "feedback", "ranks"), RUNS)
+def test_learns_with_far_fewer_bytes(name: str, feedback: str, ranks: int) -> None:
     exact = run(job("none") if _rule(name) == "adam" else Job(dense="sgd"))["metrics"]
-    found = run(job(name), ranks=2)
+    found = run(job(name, feedback), ranks=ranks)
     assert found["metrics"]["logloss"] < 1.05 * exact["logloss"], (found["metrics"], exact)
     assert found["halved"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_resumed_run_is_the_uninterrupted_one(name: str, tmp_path: Path) -> None:
-    whole = run(job(name), ranks=2)
-    stopped = run(job(name, directory=tmp_path, stop_at=13), ranks=2)
+@pytest.mark.parametrize(("name", "feedback", "ranks"), RUNS)
+def test_a_resumed_run_is_the_uninterrupted_one(name: str, feedback: str, ranks: int, tmp_path: Path) -> None:
+    whole = run(job(name, feedback), ranks=ranks)
+    stopped = run(job(name, feedback, directory=tmp_path, stop_at=13), ranks=ranks)
     assert stopped["stopped"] == "asked" and stopped["sha"] != whole["sha"]
-    assert run(job(name, directory=tmp_path), ranks=2)["sha"] == whole["sha"]
+    assert run(job(name, feedback, directory=tmp_path), ranks=ranks)["sha"] == whole["sha"]
 
 
 def test_a_bad_step_is_as_if_it_had_not_been() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from headrace.launch import RankFailed
 from headrace.strategies import STRATEGIES
 from headrace.strategies.compression import CompressionConfig
-from headrace.strategies.local_sgd import Rounds
+from headrace.strategies.local_sgd import LocalSGD, Rounds
 from headrace.train.fit_config import FitConfig
 
 LOCAL = {"name": "local_sgd", "steps": 4}
@@ -80,6 +80,32 @@ def test_rounds_grow_to_their_longest_and_no_further() -> None:
     rounds = Rounds(steps=3, growth=1.5, max_steps=16)
     assert [rounds.length(number) for number in (0, 1, 2, 3, 4, 5, 2000, 10**6)] == [3, 4, 6, 10, 15, 16, 16, 16]
     assert Rounds(steps=4).length(10**6) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"steps": 4}, [3, 7, 9, 13, 17, 19, 23, 27, 29]),
+        ({"steps": 3, "sync_steps": 12}, [*range(12), 14, 17, 19, 22, 25, 28, 29]),
+        ({"steps": 2, "growth": 1.5, "max_steps": 8}, [1, 4, 8, 9, 17, 19, 27, 29]),  # 2, 3, 4, 6 cut, 8, 8 cut, 8
+    ],
+    ids=["fixed", "post-local", "growing"],
+)
+def test_ranks_hold_the_same_after_these_steps_and_no_other(
+    options: dict[str, Any], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three epochs of ten steps, whose ends cut rounds short."""
+    held: dict[int, list[bytes]] = {step: [] for step in range(30)}
+    after = LocalSGD.on_parameters
+
+    def noted(self: LocalSGD, params: dict[str, Tensor], step: int, meets: bool) -> None:
+        after(self, params, step, meets)
+        held[step].append(b"".join(param.numpy().tobytes() for param in params.values()))
+
+    monkeypatch.setattr(LocalSGD, "on_parameters", noted)
+    run(job(strategy={"name": "local_sgd"} | options), ranks=2)
+    assert all(len(ranks) == 2 for ranks in held.values())
+    assert [step for step, ranks in held.items() if ranks[0] == ranks[1]] == expected
 
 
 OWN = sorted(name for name, spec in STRATEGIES.items() if not spec.synchronous and not spec.remote)

@@ -90,10 +90,15 @@ class CompressedReducer(Memory, OfLarge):
         return self.spec.traits
 
     def exchange(self, size: int) -> str:
-        """Which exchange it is for so many ranks: what `auto` stands for, or what was given."""
+        """Which exchange it is for so many ranks: what `auto` stands for, or what was given.
+
+        An all-reduce rounds sums of casts, and nobody would hold what that leaves out of a sum that feedback
+        accumulates: `auto` is none of it then, and the others take the same bytes.
+        """
         if self.cfg.exchange != "auto":
             return self.cfg.exchange
-        if SUMMABLE in self.traits:
+        drifts = self.feedback.accumulates and self.feedback.codec.number is not None
+        if SUMMABLE in self.traits and not drifts:
             return "allreduce"
         once = OWN_MOMENTUM in self.traits  # an owner's codec would apply it to the sum once more
         return "allgather" if once or size == 2 else "reduce_scatter"
