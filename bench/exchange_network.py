@@ -51,16 +51,22 @@ def enter() -> None:
     uid, gid = os.getuid(), os.getgid()
     alone = os.geteuid() == 0
     if _libc().unshare(_NEW_NET | _NEW_NAME | (0 if alone else _NEW_USER)):
-        reason = os.strerror(ctypes.get_errno())
-        raise UserError(
-            f"network namespaces are not allowed here: {reason}",
-            "run it as root, or in a container with CAP_SYS_ADMIN, or allow user namespaces",
-        )
+        raise _not_allowed(os.strerror(ctypes.get_errno()))
     if not alone:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        try:
+            Path("/proc/self/setgroups").write_text("deny")
+            Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
+            Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
+        except OSError as error:  # some systems let anybody make a namespace, and nobody be root in it
+            raise _not_allowed(str(error)) from None
     tool("ip", "link", "set", "lo", "up")
+
+
+def _not_allowed(reason: str) -> UserError:
+    return UserError(
+        f"network namespaces are not allowed here: {reason}",
+        "run it as root, or in a container with CAP_SYS_ADMIN, or allow user namespaces",
+    )
 
 
 def die_with_parent() -> None:
