@@ -100,8 +100,11 @@ class Monitor:
         self.bar.begin(event["step"] * self.job.batch_size)
 
     def _on_reset(self, event: Event) -> None:
-        why = event.get("why") or f"of {event['was']} ranks do not fit {self.cfg.ranks}"
-        self.report.warn(f"{event['what']} {why}: started anew")
+        if why := event.get("why"):
+            self.report.warn(f"{event['what']} {why}: started anew")
+            return
+        was = f"{event['was']} rank{'s' * (event['was'] != 1)}"
+        self.report.warn(f"a checkpoint of {was} goes on with {self.cfg.ranks}; started anew: {event['what']}")
 
     def _on_damaged(self, event: Event) -> None:
         self.report.warn(f"passed over a damaged checkpoint, {event['path']}: {event['reason']}")

@@ -23,6 +23,7 @@ from headrace.parallel.layout import layout
 from headrace.strategies import Remote, Strategy
 from headrace.strategies.sparse import as_coalesced
 from headrace.train import sharded_state
+from headrace.train.begun_anew import begun_anew
 from headrace.train.checkpoint import Checkpoint, CheckpointError, CheckpointStore, load
 from headrace.train.events import Event
 from headrace.train.precision import PrecisionConfig
@@ -238,10 +239,7 @@ class Replica:
         same = saved.state["ranks"] == self.collective.size
         self._load(saved, same, store.directory / name)
         if not same:
-            what = "strategy and random state"
-            what += ", and all ranks' optimizers but the first's" if self.own else ""
-            what += ", and the servers' optimizers" if self.remote is not None else ""
-            on_event({"type": "reset", "what": what, "was": saved.state["ranks"]})
+            on_event({"type": "reset", "what": begun_anew(store.directory / name), "was": saved.state["ranks"]})
         return saved.state
 
     def _load(self, saved: Checkpoint, same_ranks: bool, path: Path) -> None:
