@@ -224,16 +224,68 @@ def compressed_sums(c: Collective) -> dict[str, str]:
     found = {}
     for name, exchange in cases:
         cfg = CompressionConfig(name=name, exchange=exchange if name != "none" else "auto", min_numel=64)
-        reducer = compressed(cfg, REDUCERS["ordered"].factory(), seed=1)
-        digest = hashlib.sha256()
-        for step in range(3):
-            generator = torch.Generator().manual_seed(100 * step + c.rank)
-            own = {"a": torch.randn(60, 40, generator=generator), "b": torch.randn(1000, generator=generator)}
-            for total in reducer.reduce(own, c).values():
-                digest.update(total.numpy().tobytes())
-            reducer.settle(True)
-        found[f"{name} {exchange}"] = digest.hexdigest()
+        found[f"{name} {exchange}"] = _three_sums(compressed(cfg, REDUCERS["ordered"].factory(), seed=1), c)
     return found
+
+
+def hosts_sums(c: Collective) -> dict[str, str]:
+    """SHA-256 of three steps' sums within hosts and between them, for every way that the ranks may lie on hosts."""
+    from headrace.strategies.compression import CompressionConfig, compressed
+
+    found = {}
+    for hosts in (count for count in range(1, c.size + 1) if c.size % count == 0):
+        for name in ("none", "topk", "qsgd"):
+            cfg = CompressionConfig(name=name, hierarchical=True, min_numel=64)
+            host = f"host {c.rank % hosts}"
+            reducer = compressed(cfg, REDUCERS["ordered"].factory(), 1, c, host)
+            found[f"{name} between {hosts}"] = _three_sums(reducer, c)
+    return found
+
+
+def coded_rows_sums(c: Collective) -> dict[str, str]:
+    """SHA-256 of three steps' sums with a table whose rows go through a codec, for every codec that serves."""
+    from headrace.compress import COMPRESSORS
+    from headrace.strategies.coded_rows import why_not
+    from headrace.strategies.compression import CompressionConfig, compressed
+
+    served = [name for name, spec in COMPRESSORS.items() if name != "none" and not why_not(spec)]
+    made = {name: compressed(CompressionConfig(sparse=name), REDUCERS["ordered"].factory(), 1) for name in served}
+    return {name: _three_sums(reducer, c, table=True) for name, reducer in made.items()}
+
+
+def robust_rules(size: int) -> dict[str, dict[str, Any]]:
+    """Options by name, of the rules of aggregation that so many ranks are enough for."""
+    from headrace.strategies.aggregation import AGGREGATIONS
+
+    options = {name: dict(spec.defaults) for name, spec in AGGREGATIONS.items()}
+    options["krum"]["faulty"] = 0  # three ranks will do
+    return {name: given for name, given in options.items() if not AGGREGATIONS[name].why_not(size, given)}
+
+
+def robust_sums(c: Collective) -> dict[str, str]:
+    """SHA-256 of three steps' gradients as the rules of aggregation make them, with a table where that is defined."""
+    from headrace.strategies.aggregation import AGGREGATIONS, AggregationConfig, aggregated
+
+    found = {}
+    for name, options in robust_rules(c.size).items():
+        reducer = aggregated(AggregationConfig(name=name, options=options), REDUCERS["ordered"].factory())
+        found[name] = _three_sums(reducer, c, table=AGGREGATIONS[name].rows)
+    return found
+
+
+def _three_sums(reducer: Any, c: Collective, table: bool = False) -> str:
+    """SHA-256 of what three steps' gradients of all ranks become."""
+    digest = hashlib.sha256()
+    for step in range(3):
+        generator = torch.Generator().manual_seed(100 * step + c.rank)
+        own = {"a": torch.randn(60, 40, generator=generator), "b": torch.randn(1000, generator=generator)}
+        if table:
+            ids, rows = torch.randint(0, 50, (1, 20), generator=generator), torch.randn(20, 8, generator=generator)
+            own["t"] = torch.sparse_coo_tensor(ids, rows, (50, 8), check_invariants=False)
+        for total in reducer.reduce(own, c).values():
+            digest.update((total.to_dense() if total.is_sparse else total).numpy().tobytes())
+        reducer.settle(True)
+    return digest.hexdigest()
 
 
 def exam(worker: Any) -> dict[str, Any]:
@@ -250,6 +302,9 @@ def exam(worker: Any) -> dict[str, Any]:
         "overlapped": train(worker.collective, "ordered", overlap=True),
         "ring": train(worker.collective, "ring"),
         "compressed": compressed_sums(coded),
+        "hosts": hosts_sums(coded),
+        "coded_rows": coded_rows_sums(coded),
+        "robust": robust_sums(coded),
         "sent_coded": dict(coded.sent),
         "stop": worker.should_stop(),
     }

@@ -55,11 +55,11 @@ def fail(worker: Any) -> None:
 
 
 def by_signal(signum: int) -> Callable[[Any], None]:
-    """Rank 1 is sent a signal, the others wait for it in a collective."""
+    """Rank 1 is sent a signal, the others wait for it in a collective; they tell the time before it."""
 
     def fn(worker: Any) -> None:
         me = psutil.Process()
-        worker.emit({"pid": me.pid, "started": me.create_time()})
+        worker.emit({"pid": me.pid, "started": me.create_time(), "at": time.monotonic()})
         worker.collective.barrier()
         if worker.rank == 1:
             os.kill(os.getpid(), signum)

@@ -7,22 +7,36 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from contract.collective_exam import robust_rules
 from distributed.ctr_lake import make_ctr_lake, small_config, small_job
-from distributed.exchange_runs import HALT_AT, PLAIN, SHARDED, check_halted, compare, exchange_runs
+from distributed.exchange_runs import (
+    HALT_AT,
+    HOSTS,
+    PLAIN,
+    ROWS,
+    SHARDED,
+    check_halted,
+    compare,
+    exchange_runs,
+    has_tables,
+)
 from distributed.launch_ranks import by_signal, fail, gone_within, sit_exam
 
 from headrace.errors import UserError
 from headrace.launch import LAUNCHERS, LaunchOptions, RankFailed, launch, values
 from headrace.strategies import STRATEGIES
+from headrace.strategies.aggregation import AGGREGATIONS
 from headrace.train.job import TrainJob
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
+WITHIN_S = 60.0  # a rank's end is told, by its number
 FAST = LaunchOptions(stall_timeout_s=6.0, resume_hint="resume with: headrace train-ctr --resume")
 
 
@@ -69,9 +83,9 @@ CASES = [
 def test_every_launcher_gives_the_bits_of_threads(
     spark: SparkSession, ctr_lake: Path, tmp_path: Path, launcher: str, n: int
 ) -> None:
-    """One launch: the exam of collectives, sums of gradients, pipelines and split layers, training; its exchange during
-    backward where n = 2; runs of all strategies, in which rank 1 is stopped for some seconds, and one with sharded
-    tables; Horovod's own files."""
+    """One launch: the exam of collectives, sums of gradients (compressed, within and between hosts, of coded rows,
+    robust), pipelines and split layers, training; its exchange during backward where n = 2; runs of all strategies, in
+    which rank 1 is stopped for some seconds, of all kinds of sums, and one with sharded tables; Horovod's own files."""
     cfg = small_config(ctr_lake, ranks=n)
     runs = exchange_runs(ctr_lake, tmp_path / "runs_of_threads", n)
     together = {name: run for name, run in runs.items() if run.strategy.spec.repeatable}
@@ -84,9 +98,12 @@ def test_every_launcher_gives_the_bits_of_threads(
         assert '"allgather.headrace"' in Path(own["timeline"]).read_text()
         assert "tensor_fusion_threshold" in Path(own["autotune"]).read_text()
     check_runs(n, [g["runs"] for g in got], [e["runs"] for e in expected])
-    exams = ("checks", "ordered", "overlapped", "sent", "compressed", "sent_coded", "mailbox", "parallel")
+    sums = ("compressed", "hosts", "coded_rows", "robust")
+    exams = ("checks", "ordered", "overlapped", "sent", *sums, "sent_coded", "mailbox", "parallel")
     for key in ("rank", "size", "threads", *exams, "stopped"):
         assert [g[key] for g in got] == [e[key] for e in expected], key
+    assert all(g[key] == got[0][key] for key in sums for g in got), "ranks agree"
+    assert set(got[0]["robust"]) == {1: set(), 2: {"norm_clip"}}.get(n, set(AGGREGATIONS))
     for key in ("weights_sha256", "audits", "validation", "test", "steps"):
         assert [g["trained"][key] for g in got] == [e["trained"][key] for e in expected], key
     assert got[0]["trained"]["steps"] == 22 and got[0]["trained"]["test"]["rows"] == 200
@@ -101,13 +118,16 @@ def check_runs(n: int, got: list[dict[str, Any]], expected: list[dict[str, Any]]
         strategy, _, codec = name.partition("/")
         ranks = [rank[name] for rank in got]
         if STRATEGIES[strategy].repeatable:
-            compare(ranks, [rank[name] for rank in expected], alone=n == 1)
+            compare(ranks, [rank[name] for rank in expected], alone=n == 1, tables=has_tables(codec))
         if codec == PLAIN and n > 1:
             check_halted(strategy, ranks)
         if codec == SHARDED:
             replicated = [rank[f"{strategy}/{PLAIN}"] for rank in got]
             assert [run["weights_sha256"] for run in ranks] == [run["weights_sha256"] for run in replicated]
             assert n == 1 or all(run["lookups"]["rows_served"] > 0 for run in ranks)
+        if codec in (HOSTS, ROWS, *robust_rules(n)) and n > 1:  # all ranks are on one host, whose sums are exact
+            plain = got[0][f"{strategy}/{PLAIN}"]
+            assert (ranks[0]["weights_sha256"] == plain["weights_sha256"]) == (codec == HOSTS)
     print({name: [len(run["curve"]), run["bytes_of_tables"], run["bytes_sent"]] for name, run in got[0].items()})
 
 
@@ -136,11 +156,14 @@ def test_a_dead_or_stopped_rank_is_named_and_nothing_is_left(
     spark: SparkSession, launcher: str, signum: int, words: str
 ) -> None:
     processes: dict[int, tuple[int, float]] = {}
+    before: dict[int, float] = {}  # the signal, by the clock of the machine
 
     def on_event(rank: int, event: dict[str, Any]) -> None:
         processes[rank] = (event["pid"], event["started"])
+        before[rank] = event["at"]
 
     results = launch(by_signal(signum), 2, launcher=launcher, spark=spark, on_event=on_event, options=FAST)
+    assert 0 < time.monotonic() - before[1] < WITHIN_S
     assert results[0].released
     error = str(results[1].error)
     assert error.startswith("rank 1 (host ") and f"pid {processes[1][0]})" in error and words in error
