@@ -11,9 +11,10 @@ from headrace.strategies import STRATEGIES
 
 BASE = 2  # ranks of the learning rate's choice and of most codecs
 BOTH = ("criteo", "cifar10")
+CRITEO_1M = "criteo_1m"
 NONE, EF, EF21 = "none", "ef", "ef21"
 # Parts of the study in the order in which they run; each with all its seeds before the next begins.
-FIRST, STEPS, CODECS, RANKS, LONGER, RATES = range(6)
+FIRST, STEPS, CODECS, RANKS, LONGER, RATES, LARGE = range(7)
 JITTER = 0.3  # of steps' times where ranks do not wait for each other: see bench.studies.ranks
 _FOUR_BITS = {"name": "qsgd", "options": {"levels": 7, "norm": "max"}, "feedback": NONE}
 
@@ -214,9 +215,18 @@ def rates() -> Iterator[Cell]:
         yield from _codec(label, RATES, name, (feedback,), options, factors=lower, tasks=tasks)
 
 
+def large() -> Iterator[Cell]:
+    """Whether it is the same with five times the rows."""
+    more: dict[str, Any] = {"tasks": (CRITEO_1M,)}
+    yield replace(DENSE_RUN, part=LARGE, ranks=(BASE,), **more)
+    yield from _codec("QSGD 4 bits, by largest", LARGE, "qsgd", (NONE, EF), {"levels": 7, "norm": "max"}, **more)
+    yield from _codec("top 1 %", LARGE, "topk", (NONE, EF), {"ratio": 0.01}, **more)
+    yield from _codec("1 bit", LARGE, "onebit", (NONE, EF), {}, **more)
+
+
 def cells(task: str, total: int) -> list[Cell]:
     """All that are run on a task whose runs have `total` steps, in order."""
-    made = [*first(), *steps(total), *codecs(total), *votes(), *longer(), *rates()]
+    made = [*first(), *steps(total), *codecs(total), *votes(), *longer(), *rates(), *large()]
     return [cell for cell in made if task in cell.tasks]
 
 

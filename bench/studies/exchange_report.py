@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from bench.studies.exchange_cells import (
@@ -15,6 +16,7 @@ from bench.studies.exchange_cells import (
     EF,
     EF21,
     FIRST,
+    LARGE,
     LONGER,
     NONE,
     RANKS,
@@ -69,6 +71,7 @@ _TITLES = {
     RANKS: "Signs at 4 ranks",
     LONGER: "Three times the epochs",
     RATES: "With a rate of their own",
+    LARGE: "4 bits, the top 1 % and 1 bit with five times the rows",
 }
 
 
@@ -167,7 +170,7 @@ def _with(result: Result) -> str:
 
 
 def reason(result: Result) -> str:
-    """Why a cell may lose, by what its codec and strategy are."""
+    """Why a cell may lose, by what its codec and strategy are, and by how late it was seen to send."""
     cell = result.cell
     said = []
     if "jitter" in cell.strategy:
@@ -196,7 +199,20 @@ def reason(result: Result) -> str:
         said.append(
             "what lies outside of the approximation is " + ("sent late" if cell.feedback == EF else "never sent")
         )
-    return "; ".join(said) or "not explained"
+    return "; ".join([*said, *_measured(result)]) or "not explained"
+
+
+def _measured(result: Result) -> list[str]:
+    """How late its codec sent, in the mean over the runs that looked (see bench/studies/lag.py)."""
+    found = [line["lag"] for line in result.lines if line.get("lag")]
+    if not found:
+        return []
+    at_once, held = (fmean(each[name] for each in found) for name in ("at_once", "held"))
+    steps = fmean(line["steps"] for line in result.lines)
+    memory = f", and its memory is as long as {held:.3g} gradients" if result.cell.feedback == EF else ""
+    return [
+        f"measured: a turn sends {100 * at_once:.3g} % of the energy that it is given{memory}, of {steps:.0f} steps"
+    ]
 
 
 def _links(found: Sequence[Result]) -> list[str]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.studies.clicks import Rows
+from bench.studies.lag import EVERY, Energy, Measured
 from bench.studies.task import DIVERGED, DONE, REFUSED, TIME, Setting, Trained, Watch
 from headrace.comm.base import Collective
 from headrace.comm.clock import Clock, WallClock
@@ -35,6 +36,8 @@ from headrace.optim import Optimizer, create_parts, row_sparse_parameters
 from headrace.optim.layer_decay import like_groups
 from headrace.optim.schedules import ScheduleConfig
 from headrace.strategies import REDUCERS, STRATEGIES, Equipment, Reducer, Strategy, create
+from headrace.strategies.adaptive import Adaptive
+from headrace.strategies.compressed import CompressedReducer
 from headrace.strategies.compression import CompressionConfig, check, compressed
 from headrace.strategies.pushes import push_codecs
 from headrace.strategies.strategy_config import StrategyConfig, check_strategy
@@ -148,8 +151,8 @@ def _told(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What ranks say of their exchange, for the run's line."""
     figures = [result.get("figures", {}) for result in results]
     sent = {kind: [result.get("sent", {}).get(kind, 0) for result in results] for kind in KINDS}
-    chosen = results[0].get("chosen")
-    return {"sent": sent, "ratio": ratio(figures), "exchange": figures} | ({"chosen": chosen} if chosen else {})
+    more = {name: results[0][name] for name in ("chosen", "lag") if results[0].get(name)}
+    return {"sent": sent, "ratio": ratio(figures), "exchange": figures} | more
 
 
 @dataclass(frozen=True)
@@ -204,11 +207,16 @@ class Apart:
 
     Attributes:
         dense_bytes: sent.
+        energy: of what one codec sends and keeps, every EVERY steps.
     """
 
     def __init__(self, inner: Reducer) -> None:
         self.inner = inner
-        self.dense_bytes = 0
+        self.dense_bytes, self.steps = 0, 0
+        self.energy = Energy()
+        if isinstance(inner, CompressedReducer) and not isinstance(inner, Adaptive):
+            own = inner.feedback
+            inner.feedback = Measured(own.codec, own.variant, own.decay, self.energy)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # as isinstance sees it
@@ -221,6 +229,8 @@ class Apart:
         """See `Reducer.reduce`."""
         assert isinstance(collective, Metered)
         before = collective.sent_bytes
+        self.steps += 1
+        self.energy.looks = self.steps % EVERY == 0
         summed = self.inner.reduce({name: grad for name, grad in grads.items() if not grad.is_sparse}, collective)
         self.dense_bytes += collective.sent_bytes - before
         summed |= self.inner.reduce({name: grad for name, grad in grads.items() if grad.is_sparse}, collective)
@@ -278,7 +288,8 @@ class _Rank:
         except UserError as error:
             outcome, why = REFUSED, str(error)
         figures = self.strategy.figures() if self.strategy else {}
-        return {"outcome": outcome, "why": why, "sent": self._kinds(), "figures": figures, "chosen": self.chosen}
+        return {"outcome": outcome, "why": why, "sent": self._kinds(), "figures": figures, "chosen": self.chosen,
+                "lag": self.reducer.energy.told}  # fmt: skip
 
     @property
     def compression(self) -> CompressionConfig:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench.studies import exchange, exchange_report
+from bench.studies import exchange, exchange_report, ranks
 from bench.studies.clicks import ClickTask
 from bench.studies.exchange_cells import (
     ASKED,
@@ -33,12 +33,13 @@ from bench.studies.exchange_cells import (
 )  # fmt: skip
 from bench.studies.exchange_found import interval, milliseconds, pays_below
 from bench.studies.images import ImageTask
+from bench.studies.lag import Energy, Measured
 from bench.studies.lines import Lines, identity, read
 from bench.studies.ranks import POINTS, Exchange, Ranked
 from bench.studies.resnet import MOVED, ResNet, ResNetTask, moved
 from bench.studies.running import Call, go_on
 from bench.studies.task import DIVERGED, DONE, REFUSED, TIME, Setting, Trained, Watch
-from headrace.compress import COMPRESSORS
+from headrace.compress import COMPRESSORS, create
 from headrace.data.batch import Batch
 from headrace.strategies import STRATEGIES
 from headrace.strategies.compression import CompressionConfig, check
@@ -130,6 +131,25 @@ def test_outcomes_of_ranks(clicks: Ranked) -> None:
         json.dumps([watch.curve, trained.more], allow_nan=False)
         assert all(len(sent) == 2 for sent in trained.more["sent"].values())
     assert watch.steps == 1 and watch.curve[-1]["test_loss"] is not None
+
+
+def test_how_late_a_codec_sends_is_measured(clicks: Ranked, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 4 of (3, 4) goes at once, the 3 waits in memory and goes along with (1, 0). Runs do not change by it."""
+    energy = Energy(looks=True)
+    feedback = Measured(create("topk", ratio=0.5), "ef", 1.0, energy)
+    assert energy.told == {}
+    sent = feedback.send(torch.tensor([3.0, 4.0]), feedback.init(torch.zeros(2)))
+    assert energy.told == pytest.approx({"at_once": 16 / 25, "held": 0.0})
+    feedback.send(torch.tensor([1.0, 0.0]), sent.state)
+    assert energy.told == pytest.approx({"at_once": 1 - 9 / (25 + 16), "held": (9 / 26) ** 0.5})
+
+    topk = next(cell for cell in cells("criteo", 10) if (cell.label, cell.feedback) == ("top 1 %", EF))
+    found, watch = ran(clicks, setting(topk))
+    assert 0 < found.more["lag"]["at_once"] < 1 and found.more["lag"]["held"] > 0.1
+    assert "lag" not in ran(clicks, setting())[0].more
+    monkeypatch.setattr(ranks, "EVERY", 99)
+    unseen, other = ran(clicks, setting(topk))
+    assert "lag" not in unseen.more and without_seconds(watch) == without_seconds(other)
 
 
 def test_images_are_moved_by_row_and_epoch(images: Ranked) -> None:
@@ -284,7 +304,7 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     lines += [line(DENSE_RUN, seed, loss) for seed, loss in ((1, 1.0), (2, 2.0), (3, 4.0))]
     lines += [line(top, seed, loss, bytes=20_000) for seed, loss in ((1, 1.02), (2, 2.06), (3, 4.16))]
     lines += [line(four, seed, loss, bytes=50_000) for seed, loss in ((1, 1.001), (2, 2.004), (3, 4.012))]
-    lines += [line(bit, 1, 1.5), line(bit, 2, None, outcome=DIVERGED)]
+    lines += [line(bit, 1, 1.5) | {"lag": {"at_once": 0.25, "held": 0.0}}, line(bit, 2, None, outcome=DIVERGED)]
     exchange_report.write(lines, tmp_path / "s.md")
     text = (tmp_path / "s.md").read_text()
     rows = rows_of(text)
@@ -297,7 +317,7 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     assert rows["1 bit", NONE, "2"][3:6] == ["1.5000 (1 diverged)", "+50.00", "no"]
     assert rows["dense", "", "2"][3:6] == ["2.3333 ± 1.5275", "", ""] and rows["dense", "", "2"][11] == ""
     assert set(rows["1 bit", EF, "2"][3:]) == {""} and set(rows["dense", "", "4"][3:]) == {""}
-    assert "- 1 bit without feedback, 2 ranks: biased, and what is left out is never sent." in text
+    assert "biased, and what is left out is never sent; measured: a turn sends 25 % of the energy" in text
     assert "0.1: 1.3000, 1: diverged" in text
     assert f"{len(lines)} runs" in text and "3 began on a busy machine" in text
     # 201 bytes, 3 ms of codec; dense sends 4,001.
