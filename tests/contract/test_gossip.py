@@ -85,7 +85,7 @@ def test_parameters_are_those_of_the_matrix(graph: str) -> None:
 
     def fn(c: LocalCollective) -> list[dict[str, Tensor]]:
         params = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        strategy = gossip(c, graph=graph, seed=4)
+        strategy = gossip(c, graph=graph, seed=4 if GRAPHS[graph].drawn else 0)
         step = lambda turn, _: {n: 0.1 * starting(c.rank, *shape, seed=turn) for n, shape in shapes.items()}  # noqa: E731
         return turns(c, strategy, params, 6, step)
 
