@@ -168,6 +168,12 @@ def slow_sums(size: int, exchange: str, made: Callable[[], Sender], count: int) 
     return found
 
 
+def same_sums(found: list[Grads], wanted: list[dict[str, Flat]]) -> None:
+    for step, want in enumerate(wanted):
+        for each, value in want.items():
+            np.testing.assert_allclose(found[step][each].numpy().ravel(), value, rtol=0, atol=2e-5, err_msg=each)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("memory", MEMORIES)
 @pytest.mark.parametrize("exchange", ["allgather", "reduce_scatter"])
@@ -179,10 +185,7 @@ def test_sums_are_those_of_the_rule_with_its_memory(name: str, exchange: str, me
         name=name, options=options, feedback=variant, decay=decay, exchange=exchange, min_numel=100
     )  # fmt: skip
     found = good(on_ranks(size, lambda c: steps(c, compressed(cfg, ordered(6000), 3), 6)))[0]
-    wanted = slow_sums(size, exchange, lambda: Sender(rule, variant, decay), 6)
-    for step, want in enumerate(wanted):
-        for each, value in want.items():
-            np.testing.assert_allclose(found[step][each].numpy().ravel(), value, rtol=0, atol=2e-5, err_msg=each)
+    same_sums(found, slow_sums(size, exchange, lambda: Sender(rule, variant, decay), 6))
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -191,10 +194,7 @@ def test_sums_of_casts_that_follow_changes_do_not_drift(size: int) -> None:
     cfg = CompressionConfig(name="fp16", feedback="ef21", min_numel=100)
     found = good(on_ranks(size, lambda c: steps(c, compressed(cfg, ordered(6000), 3), 6)))[0]
     kind = "allgather" if size == 2 else "reduce_scatter"
-    wanted = slow_sums(size, kind, lambda: Sender(CODECS["fp16"][1], "ef21", 1.0), 6)
-    for step, want in enumerate(wanted):
-        for each, value in want.items():
-            np.testing.assert_allclose(found[step][each].numpy().ravel(), value, rtol=0, atol=2e-5, err_msg=each)
+    same_sums(found, slow_sums(size, kind, lambda: Sender(CODECS["fp16"][1], "ef21", 1.0), 6))
 
 
 @pytest.mark.parametrize(("name", "exchange", "variant"), CASES)

@@ -339,6 +339,9 @@ def test_strategies_are_reached_by_their_settings() -> None:
     assert isinstance(strategy(), AllReduce)
     made = strategy("--strategy.name", "local_sgd", "--strategy.steps", "300", "--strategy.outer_lr", "0.7")
     assert isinstance(made, LocalSGD) and (made.rounds.steps, made.rounds.outer_lr) == (300, 0.7)
+    argv = ["--strategy.name", "local_sgd", "--strategy.steps", "3", "--strategy.outer_momentum", "0.5"]
+    rounds = strategy(*argv, "--strategy.nesterov", "true").rounds
+    assert (rounds.steps, rounds.outer_momentum, rounds.nesterov) == (3, 0.5, True)
     made = strategy("--strategy.name", "local_sgd", "--compression.name", "bf16")
     assert isinstance(made.reducer, CompressedReducer)
     made = strategy("--strategy.name", "gossip", "--strategy.graph", "one_peer", "--strategy.steps", "2")

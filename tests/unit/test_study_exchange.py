@@ -317,7 +317,10 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     assert rows["1 bit", NONE, "2"][3:6] == ["1.5000 (1 diverged)", "+50.00", "no"]
     assert rows["dense", "", "2"][3:6] == ["2.3333 ± 1.5275", "", ""] and rows["dense", "", "2"][11] == ""
     assert set(rows["1 bit", EF, "2"][3:]) == {""} and set(rows["dense", "", "4"][3:]) == {""}
-    assert "biased, and what is left out is never sent; measured: a turn sends 25 % of the energy" in text
+    why = (
+        "- 1 bit without feedback, 2 ranks: biased, and what is left out is never sent; measured: a turn sends 25 % of "
+    )
+    assert f"{why}the energy that it is given, of 100 steps." in text
     assert "0.1: 1.3000, 1: diverged" in text
     assert f"{len(lines)} runs" in text and "3 began on a busy machine" in text
     # 201 bytes, 3 ms of codec; dense sends 4,001.

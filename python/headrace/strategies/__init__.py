@@ -98,6 +98,7 @@ class StrategySpec:
         defaults: options and their values where none are given.
         check: `check(**options)` refuses with a UserError what makes no sense.
         fits: `fits(options, around)` refuses settings of the run that do not go with it.
+        sums: over ranks, by the reducer, of gradients or of changes.
         repeatable: the same seed and number of ranks give the same bits.
         remote: it is `Remote`, and the factory takes an Equipment after the collective.
         lead: `lead(options)` of strategies that are not synchronous: the most steps that a rank may be ahead of another
@@ -110,6 +111,7 @@ class StrategySpec:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     check: Callable[..., object] = lambda **options: None
     fits: Callable[[Mapping[str, Any], Surroundings], None] = lambda options, around: None
+    sums: bool = True
     repeatable: bool = True
     remote: bool = False
     lead: Callable[[Mapping[str, Any]], int | None] | None = None
@@ -144,16 +146,24 @@ def _made(strategy: Callable[..., Strategy], usual: Any, **traits: Any) -> Strat
 def _served(usual: ServerOptions) -> StrategySpec:
     return _made(
         lambda reducer, *around: parameter_server.ParameterServer(*around), usual, stateful=True,
-        fits=parameter_server.fits, repeatable=False, remote=True, lead=parameter_server.lead,
+        fits=parameter_server.fits, sums=False, repeatable=False, remote=True, lead=parameter_server.lead,
     )  # fmt: skip
 
 
 STRATEGIES = {
     "allreduce": StrategySpec(AllReduce, synchronous=True, stateful=False),
     "local_sgd": _made(local_sgd.LocalSGD, local_sgd.Rounds(), stateful=True, fits=local_sgd.fits, lead=local_sgd.lead),
-    "gossip": _made(gossip.Gossip, gossip.GossipConfig(), stateful=True, fits=gossip.fits, lead=gossip.lead),
+    "gossip": _made(
+        gossip.Gossip, gossip.GossipConfig(), stateful=True, fits=gossip.fits, sums=False, lead=gossip.lead
+    ),
     "hogwild": _made(
-        hogwild.Hogwild, hogwild.HogwildConfig(), stateful=False, fits=hogwild.fits, repeatable=False, lead=hogwild.lead
+        hogwild.Hogwild,
+        hogwild.HogwildConfig(),
+        stateful=False,
+        fits=hogwild.fits,
+        sums=False,
+        repeatable=False,
+        lead=hogwild.lead,
     ),
     "parameter_server": _served(ServerOptions()),
     "ssp": _served(ServerOptions(bound=4)),

@@ -199,7 +199,6 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     Raises:
         UserError: which, and what to do.
     """
-    around.refuse_ring("gossip")
     graph, compression = GRAPHS[options["graph"]], around.compression
     if compression.name == "none":
         if options["gamma"] not in (0, 1):

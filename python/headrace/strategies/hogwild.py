@@ -153,7 +153,6 @@ def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     from headrace.optim import WRAPPERS
     from headrace.optim.spec import NEEDS_CLOSURE
 
-    around.refuse_ring("hogwild")
     if around.compression.compresses or around.compression.hierarchical:
         raise UserError("--compression with hogwild: nothing is sent", "leave --compression.* out")
     if around.device == "cuda":

@@ -259,7 +259,6 @@ def check_servers(servers: int, ranks: int) -> None:
 
 def fits(options: Mapping[str, Any], around: Surroundings) -> None:
     """See `check_servers` and `check_pushes`."""
-    around.refuse_ring("a parameter server")
     check_servers(options["servers"], around.ranks)
     check_pushes(around.compression)
 

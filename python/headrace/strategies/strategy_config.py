@@ -67,6 +67,10 @@ def check_strategy(cfg: StrategyConfig, around: Surroundings) -> None:
     spec = cfg.spec
     options = choose(f"strategy {cfg.name}", spec.defaults, cfg.options)
     spec.check(**options)
+    if not spec.sums and around.reduction != "ordered":
+        raise UserError(
+            f"--reduction {around.reduction} with {cfg.name}: ranks make no sums of gradients there", "leave it out"
+        )
     spec.fits(options, around)
     if spec.synchronous:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from headrace.errors import UserError
 from headrace.strategies.compression import CompressionConfig
 
 
@@ -34,14 +33,3 @@ class Surroundings:
     reduction: str = "ordered"
     device: str = "auto"
     rules: Mapping[str, Iterable[str]] = field(default_factory=dict)
-
-    def refuse_ring(self, strategy: str) -> None:
-        """Of strategies that sum nothing over ranks.
-
-        Raises:
-            UserError: another way of summing is asked for.
-        """
-        if self.reduction != "ordered":
-            raise UserError(
-                f"--reduction {self.reduction} with {strategy}: ranks make no sums of gradients there", "leave it out"
-            )
