@@ -52,7 +52,8 @@ order) is at the top of `bench/studies/exchange.py`.
 
 Losses are of the test rows at the end of a run, mean and deviation over seeds. "to dense" is the mean of the
 differences to the dense run with the same seed and ranks, with the {CONFIDENCE:.0%} interval of Student's t over seeds;
-"within {WITHIN:g} %" is yes where the whole interval lies under {WITHIN:g} %, no where it lies above, else open.
+"within {WITHIN:g} %" is yes where the whole interval lies under {WITHIN:g} %, no where it lies above, else open. A cell
+of six seeds got the last three because the first three left it open (question 8): a second look, not a larger plan.
 
 Bytes are those that `Metered` counts, a step, of the rank that sends most: dense gradients, and rows of tables with
 their ids; all are these with control words, which stand with the dense ones where ranks send each other parameters or

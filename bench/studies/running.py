@@ -71,6 +71,7 @@ def record(task: Task, setting: Setting, limit_s: float, threads: int) -> Line:
         "load_before": round(load, 2),
         "noisy": load > NOISY_LOAD,
         "cores": os.cpu_count(),
+        "cpu": torch.backends.cpu.get_cpu_capability(),  # rounding, and so a run's bits, goes by it
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "numpy")},
     }

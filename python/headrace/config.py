@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import os
 import re
@@ -45,18 +46,13 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
         UserError: an unknown key, a missing or ill-typed value, an unreadable file.
         SystemExit: after `--help` and `--print_config`.
     """
-    from jsonargparse import ArgumentParser
-
     keys = dict(_all_keys(sections))
     free = FreeOptions(free_dictionaries(sections), keys)
     from_environment = os.environ.get(_ENV_CONFIG)
     args = _normalize(["--config", from_environment, *argv] if from_environment else argv, keys, free)
     sources = _check_arguments(args, keys, free) | _check_files(args, keys, free)
     args = free.take(args, os.environ, ENV_PREFIX)
-    parser = ArgumentParser(prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file of settings; may be given again, later ones win")
-    for key, cls in sections.items():
-        parser.add_class_arguments(cls, key or None)
+    parser = _parser(prog, tuple(sections.items()))
     try:
         with _unset(_ENV_CONFIG):  # its file is among the arguments
             namespace = parser.instantiate(parser.parse_args(args))
@@ -72,6 +68,17 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     for config in made.values():
         _restore_dots(config)
     return made
+
+
+@functools.cache  # to read the signatures takes longer than to parse; a parser keeps nothing of what it parsed
+def _parser(prog: str, sections: tuple[tuple[str, type], ...]) -> Any:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=prog, default_env=True, env_prefix=ENV_PREFIX, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file of settings; may be given again, later ones win")
+    for key, cls in sections:
+        parser.add_class_arguments(cls, key or None)
+    return parser
 
 
 def to_yaml(config: Any) -> str:

@@ -249,13 +249,20 @@ def test_runs_go_part_by_part_and_seed_by_seed(tmp_path: Path, monkeypatch: pyte
     count = sum(len(cell.ranks) for cell in few)
     tuning = {ranks: sum(len(c.factors) for c in few if c.part == RATES and ranks in c.ranks) for ranks in (2, 4)}
     assert tuning[2] >= 6 and tuning[4] >= 3
-    for runs, whole in ((20, 20), (0, 5 + 3 * count + tuning[2] + tuning[4])):
+    more = 2 * len(exchange.MORE_SEEDS)  # dense and 4 bits with feedback
+    for runs, whole in ((20, 20), (0, 5 + 3 * count + tuning[2] + tuning[4] + more)):
         lines = Lines(path)
         go_on(lines, lambda kept=lines: exchange.due(tasks, kept), Call(60.0, runs))
         assert len(lines.all) == whole
         lines.close()
     made = [line["run"] for line in read(path)]
     assert len({identity(run) for run in made}) == len(made)
+    made, last = made[:-more], made[-more:]
+    assert [(run["seed"], run["compression"]["name"]) for run in last] == [
+        (seed, name) for seed in exchange.MORE_SEEDS for name in ("none", "qsgd")
+    ]
+    assert all((run["ranks"], run["options"]["lr"]) == (2, 0.0316) for run in last)
+    assert {run["compression"]["feedback"] for run in last} == {"none", "ef"}
     assert [run["options"]["lr"] for run in made[:5]] == list(exchange.RATES_TRIED)
     part_of = {(c.key, ranks, c.longer): c.part for c in few if c.part != RATES for ranks in c.ranks}
     order = [
