@@ -12,7 +12,7 @@ from headrace.strategies import STRATEGIES
 BASE = 2  # ranks of the learning rate's choice and of most codecs
 BOTH = ("criteo", "cifar10")
 CRITEO_1M = "criteo_1m"
-NONE, EF, EF21 = "none", "ef", "ef21"
+NONE, EF, EF21, OWN = "none", "ef", "ef21", "own"
 # Parts of the study in the order in which they run; each with all its seeds before the next begins.
 FIRST, STEPS, CODECS, RANKS, LONGER, RATES, LARGE = range(7)
 JITTER = 0.3  # of steps' times where ranks do not wait for each other: see bench.studies.ranks
@@ -82,7 +82,7 @@ class Cell:
     def feedback(self) -> str:
         """In tables: powersgd and dgc have one of their own."""
         if self.compression["name"] == "dgc":
-            return "own"
+            return OWN
         if self.compression["name"] == "powersgd":
             return EF if self.compression["decay"] else NONE
         return str(self.compression["feedback"]) if self.compression["name"] != "none" else ""

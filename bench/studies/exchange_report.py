@@ -19,6 +19,7 @@ from bench.studies.exchange_cells import (
     LARGE,
     LONGER,
     NONE,
+    OWN,
     RANKS,
     RATES,
     STEPS,
@@ -204,16 +205,16 @@ def reason(result: Result) -> str:
 
 
 def _measured(result: Result) -> list[str]:
-    """How late its codec sent, in the mean over the runs that looked (see bench/studies/lag.py)."""
+    """How late its codec sent, in the mean over the runs that looked (see bench/studies/lag.py); of a codec that is
+    given what it keeps itself nothing can be said."""
     found = [line["lag"] for line in result.lines if line.get("lag")]
-    if not found:
+    if not found or result.cell.feedback == OWN:
         return []
     at_once, held = (fmean(each[name] for each in found) for name in ("at_once", "held"))
     steps = fmean(line["steps"] for line in result.lines)
+    sends = f"sends {100 * at_once:.3g} % of" if at_once > 0 else f"is off by {1 - at_once:.3g} times"
     memory = f", and its memory is as long as {held:.3g} gradients" if result.cell.feedback == EF else ""
-    return [
-        f"measured: a turn sends {100 * at_once:.3g} % of the energy that it is given{memory}, of {steps:.0f} steps"
-    ]
+    return [f"measured: a turn {sends} the energy that it is given{memory}, of {steps:.0f} steps"]
 
 
 def _links(found: Sequence[Result]) -> list[str]:

@@ -26,6 +26,7 @@ from headrace.free_options import FreeOptions, free_dictionaries, merged
 T = TypeVar("T")
 ENV_PREFIX = "HEADRACE"
 _ENV_CONFIG = f"{ENV_PREFIX}_CONFIG"
+_TYPED = "_typed"  # beside a configuration's fields: no setting, not compared, lost in a copy
 _BUILT_IN = {"config", "help", "print_config"}
 _DOT = "\ue000"  # stands for a dot inside a free dictionary's key, which jsonargparse would take for nesting
 _SECRET = re.compile(r"^secret:([\w.-]+)/([\w.-]+)$")
@@ -50,7 +51,8 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     free = FreeOptions(free_dictionaries(sections), keys)
     from_environment = os.environ.get(_ENV_CONFIG)
     args = _normalize(["--config", from_environment, *argv] if from_environment else argv, keys, free)
-    sources = _check_arguments(args, keys, free) | _check_files(args, keys, free)
+    named = _check_arguments(args, keys, free)
+    sources = named | _check_files(args, keys, free)
     args = free.take(args, os.environ, ENV_PREFIX)
     parser = _parser(prog, tuple(sections.items()))
     try:
@@ -59,15 +61,22 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     except UserError:  # a dataclass that checks itself
         raise
     except (ValueError, TypeError, KeyError, OSError) as error:
-        raise _in_the_users_words(error, sources) from None
+        raise _in_the_users_words(error, sources, keys) from None
     except Exception as error:  # argparse.ArgumentError is no ValueError
         if type(error).__name__ != "ArgumentError":
             raise
-        raise _in_the_users_words(error, sources) from None
+        raise _in_the_users_words(error, sources, keys) from None
     made = {key: getattr(namespace, key) if key else _pick(cls, namespace) for key, cls in sections.items()}
-    for config in made.values():
+    for key, config in made.items():
         _restore_dots(config)
+        start = f"{key}." if key else ""
+        vars(config)[_TYPED] = [name.removeprefix(start) for name in named if name.startswith(start)]
     return made
+
+
+def typed(config: Any, name: str) -> bool:
+    """Whether the command line named a setting of what `parse` made, or one below it: a default may be meant, too."""
+    return any(f"{each}.".startswith(f"{name}.") for each in vars(config).get(_TYPED, ()))
 
 
 @functools.cache  # to read the signatures takes longer than to parse; a parser keeps nothing of what it parsed
@@ -256,8 +265,13 @@ def _nodes(node: Any, prefix: str, path: str, keys: Mapping[str, Any]) -> Iterat
             yield from _nodes(value, key + ".", path, keys)
 
 
-def _in_the_users_words(error: Exception, sources: Mapping[str, str]) -> UserError:
+def _in_the_users_words(error: Exception, sources: Mapping[str, str], keys: Mapping[str, Any]) -> UserError:
     text = " ".join(str(error).split())
+    if match := re.search(r'Parser key "([\w.]+)": Unable to load config [\'"](.*?)[\'"]', text):
+        key, value = match.groups()
+        below = [name for name in keys if name.startswith(f"{key}.")]
+        like = f"did you mean --{key}.name {value}?" if f"{key}.name" in below else f"--help lists --{key}.*"
+        return UserError(f"--{key} {value}: {key} is a group of settings", like)
     if match := re.match(r"the following arguments are required: (.*)", text):
         names = [name.strip(" -") for name in match[1].split(",")]
         return UserError("missing: " + ", ".join(f"--{n}" for n in names), "give it on the command line or in --config")

@@ -39,3 +39,7 @@ def test_list_and_show() -> None:
     assert "Alistarh et al. 2017" in said and "levels=7" in said and "omega" in said
     with pytest.raises(UserError, match="did you mean qsgd"):
         run(name="qsdg")
+    for name in ("powersgd", "auto"):
+        with pytest.raises(UserError, match=f"{name} is no codec of one tensor") as error:
+            run(name=name)
+        assert "docs/exchange.md" in error.value.remedy

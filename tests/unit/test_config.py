@@ -10,6 +10,7 @@ import yaml
 
 from headrace.config import nearest, parse, secret, to_yaml
 from headrace.errors import UserError
+from headrace.pipelines import train_ctr
 
 
 @dataclass(kw_only=True)
@@ -144,6 +145,19 @@ def test_secrets_resolve_late_and_missing_ones_name_the_variable(tmp_path, monke
     assert secret("secret:ml/other") == "o"
     with pytest.raises(UserError, match="HEADRACE_SECRET__ML__NONE"):
         secret("secret:ml/none")
+
+
+@pytest.mark.parametrize(
+    ("argv", "remedy"),
+    [
+        (["--compression", "topk"], "did you mean --compression.name topk?"),
+        (["--train=3"], "--help lists --train.*"),
+    ],
+)
+def test_a_group_of_settings_is_no_setting(argv: list[str], remedy: str) -> None:
+    with pytest.raises(UserError, match="is a group of settings") as error:
+        parse({"": train_ctr.Config}, ["--lake", "x", *argv], "headrace train-ctr")
+    assert error.value.remedy == remedy
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from bench.studies.exchange_cells import (
     EF,
     FIRST,
     NONE,
+    OWN,
     RANKS,
     RATES,
     STEPS,
@@ -31,7 +32,7 @@ from bench.studies.exchange_cells import (
     key_of,
     missing,
 )  # fmt: skip
-from bench.studies.exchange_found import interval, milliseconds, pays_below
+from bench.studies.exchange_found import Result, interval, milliseconds, pays_below
 from bench.studies.images import ImageTask
 from bench.studies.lag import Energy, Measured
 from bench.studies.lines import Lines, identity, read
@@ -337,6 +338,26 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
     exchange_report.write(lines, tmp_path / "s.md")
     assert (tmp_path / "s_cifar10.svg").read_bytes() == first and b"PowerSGD" not in first and b"top 1 %" in first
     assert all(name in text for name in missing())
+
+
+@pytest.mark.parametrize(
+    ("label", "feedback", "lag", "said"),
+    [
+        (
+            "top 1 %",
+            EF,
+            (0.07, 4.1),
+            "a turn sends 7 % of the energy that it is given, and its memory is as long as 4.1 ",
+        ),
+        ("TernGrad", NONE, (-1.25, 0.0), "a turn is off by 2.25 times the energy that it is given, of 100 steps"),
+        ("DGC 1 %", OWN, (-17.0, 0.0), ""),
+    ],
+)
+def test_how_late_a_codec_sends_is_told(label: str, feedback: str, lag: tuple[float, float], said: str) -> None:
+    cell = next(c for c in cells("cifar10", 350) if c.label == label and c.feedback == feedback)
+    found = line(cell, 1, 1.5) | {"lag": {"at_once": lag[0], "held": lag[1]}}
+    text = exchange_report.reason(Result(cell, 2, {1: found}, {}))
+    assert said in text and ("measured" in text) == bool(said)
 
 
 def test_figures_by_formula() -> None:

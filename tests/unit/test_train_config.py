@@ -119,6 +119,23 @@ def test_what_is_saved_reads_back_the_same(tmp_path: Path) -> None:
         resumed(load("--train.schedule.name", "linear"), tmp_path)
 
 
+def test_a_default_that_is_typed_at_a_resume_is_meant(tmp_path: Path) -> None:
+    cfg = load("--ranks", "4", "--compression.name", "qsgd", "--strategy.name", "local_sgd", "--train.log_every", "7")
+    (tmp_path / "config.yaml").write_text(to_yaml(cfg))
+    usual = train_ctr.Config(lake="x")
+    assert (usual.ranks, usual.train.log_every, resumed(load(), tmp_path)) == (1, 20, cfg)
+    changed = resumed(load("--ranks", "1", "--train.log_every=20"), tmp_path)
+    assert (changed.ranks, changed.train.log_every) == (1, 20)
+    assert changed.compression == cfg.compression and changed.strategy == cfg.strategy
+    for group, was in (("compression", "name qsgd"), ("strategy", "name local_sgd")):
+        name = getattr(usual, group).name
+        with pytest.raises(UserError, match=f"--{group} differs from that of the run .*: {was}\n"):
+            resumed(load(f"--{group}.name", name), tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(load("--train.scaling", "linear", "--train.base_batch", "64")))
+    with pytest.raises(UserError, match=r"--train\.scaling cannot change"):
+        resumed(load("--train.scaling", "none"), tmp_path)
+
+
 def test_a_run_of_before_is_told_apart_from_a_broken_one() -> None:
     with pytest.raises(UserError, match="another version"):
         from_dict(train_ctr.Config, {"lake": "x", "train": {"schedule": "linear", "warmup": 3}})

@@ -42,6 +42,23 @@ def permutation(n: int, *seed: int) -> Int64Array:
     return (keys & low).astype(np.int64)
 
 
+def check_shares(batch_size: int, lanes: int) -> None:
+    """Refuse a batch that lanes cannot share equally.
+
+    Raises:
+        UserError: with the nearest that can be.
+    """
+    if lanes < 1 or lanes & (lanes - 1):
+        lower = 1 << max(0, lanes.bit_length() - 1)
+        raise UserError(f"data.lanes is {lanes}, not a power of two", f"set data.lanes to {lower}")
+    if batch_size < 1 or batch_size % lanes:
+        raise UserError(
+            f"a batch of {batch_size} rows cannot be shared equally by {lanes} lanes",
+            f"set the batch size to {max(1, round(batch_size / lanes)) * lanes}, "
+            f"or data.lanes to {max(1, batch_size & -batch_size)}",
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
     """What fixes the order of samples for every epoch.
@@ -64,15 +81,7 @@ class PlanSpec:
     shuffle: bool = True
 
     def __post_init__(self) -> None:
-        if self.lanes < 1 or self.lanes & (self.lanes - 1):
-            lower = 1 << max(0, self.lanes.bit_length() - 1)
-            raise UserError(f"data.lanes is {self.lanes}, not a power of two", f"set data.lanes to {lower}")
-        if self.batch_size < 1 or self.batch_size % self.lanes:
-            raise UserError(
-                f"a batch of {self.batch_size} rows cannot be shared equally by {self.lanes} lanes",
-                f"set the batch size to {max(1, round(self.batch_size / self.lanes)) * self.lanes}, "
-                f"or data.lanes to {max(1, self.batch_size & -self.batch_size)}",
-            )
+        check_shares(self.batch_size, self.lanes)
         if self.remainder not in REMAINDERS:
             raise UserError(f"data.remainder is {self.remainder!r}", f"choose one of {', '.join(REMAINDERS)}")
         assert all(rows >= 0 for rows in self.group_rows)

@@ -20,7 +20,7 @@ _HEAD = """# Codecs of gradients
 Written from the specifications in `headrace.compress.COMPRESSORS` by `headrace codecs --page docs/codecs.md`: change a
 specification, run it again, and commit both (a test compares). Choose with `--compression.name`; an option is a setting
 by its own name (`--compression.levels 7`). `headrace codecs NAME` shows one. How codecs are used in training, and what
-goes over the wire: [exchange](exchange.md).
+goes over the wire: [exchange](exchange.md), where `powersgd` and `auto` are, which have exchanges of their own.
 
 x is a tensor of n numbers, a bucket a stretch of it. Omega and delta are those of 1,000,000 numbers with the default
 options: `E |C(x) - x|^2 <= omega |x|^2` where C is unbiased, `<= (1 - delta) |x|^2` where it contracts.
@@ -64,8 +64,15 @@ def _family() -> SpecPage:
 
 def _spec_of(name: str) -> CodecSpec:
     from headrace.compress import COMPRESSORS
+    from headrace.errors import UserError
     from headrace.options import known
+    from headrace.strategies.compression import AUTO, POWERSGD
 
+    if name in (AUTO, POWERSGD):
+        raise UserError(
+            f"--compression.name {name} is no codec of one tensor: it has an exchange of its own",
+            "docs/exchange.md tells what it does, headrace train-ctr --help its options",
+        )
     known("name", name, COMPRESSORS)
     return COMPRESSORS[name]
 

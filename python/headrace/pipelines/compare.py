@@ -25,6 +25,8 @@ _COLUMNS = (
     _Column("run", "run_id", "{}"),
     _Column("model", "model", "{}"),
     _Column("optimizer", "optimizer", "{}"),
+    _Column("strategy", "strategy", "{}"),
+    _Column("compression", "compression", "{}"),
     _Column("launcher", "launcher", "{}"),
     _Column("ranks", "ranks", "{}"),
     _Column("test AUC", "test_auc", "{:.4f}"),

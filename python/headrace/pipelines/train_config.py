@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from headrace.config import typed
 from headrace.errors import UserError
 from headrace.free_options import FREE
 from headrace.optim import OPTIMIZERS, WRAPPERS
@@ -285,24 +286,36 @@ def resumed(cfg: Any, run: Path) -> Any:
     saved = from_dict(type(cfg), yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     default = type(cfg)(lake=cfg.lake)
     for name in (f.name for f in dataclasses.fields(cfg)):
-        given, usual = getattr(cfg, name), getattr(default, name)
-        if name in ("lake", "resume", "horovod") or (name in RESUMABLE and given != usual):
+        given, usual, before = (getattr(each, name) for each in (cfg, default, saved))
+        if name in ("lake", "resume", "horovod"):
             setattr(saved, name, given)
         elif name == "train":
-            _take(saved.train, given, usual, _RESUMABLE_TRAIN)
-        elif given not in (usual, getattr(saved, name)):
+            _take(saved.train, cfg, usual)
+        elif given == before or (given == usual and not typed(cfg, name)):
+            continue
+        elif name in RESUMABLE:
+            setattr(saved, name, given)
+        else:
             raise UserError(
-                f"--{name} differs from that of the run being resumed, {run.name}: {getattr(saved, name)}",
+                f"--{name} differs from that of the run being resumed, {run.name}: {_difference(before, given)}",
                 "leave it out, or start a new run without --resume",
             )
     return saved
 
 
-def _take(saved: LoopSettings, given: LoopSettings, usual: LoopSettings, names: tuple[str, ...]) -> None:
-    for name in (f.name for f in dataclasses.fields(given)):
-        value = getattr(given, name)
-        if value in (getattr(usual, name), getattr(saved, name)):
+def _take(saved: LoopSettings, cfg: Any, usual: LoopSettings) -> None:
+    for name in (f.name for f in dataclasses.fields(usual)):
+        value = getattr(cfg.train, name)
+        if value == getattr(saved, name) or (value == getattr(usual, name) and not typed(cfg, f"train.{name}")):
             continue
-        if name not in names:
+        if name not in _RESUMABLE_TRAIN:
             raise UserError(f"--train.{name} cannot change when a run is resumed", "leave it out, or start a new run")
         setattr(saved, name, value)
+
+
+def _difference(before: Any, given: Any) -> str:
+    """What a setting was, of a group the members that differ."""
+    if not dataclasses.is_dataclass(before):
+        return str(before)
+    names = [f.name for f in dataclasses.fields(before) if getattr(before, f.name) != getattr(given, f.name)]
+    return ", ".join(f"{name} {getattr(before, name)}" for name in names)

@@ -150,6 +150,7 @@ def run(spark: SparkSession, cfg: Config, report: Report) -> Report:
     (directory / "config.yaml").write_text(to_yaml(dataclasses.replace(cfg, resume="")), encoding="utf-8")
     report.results |= {"run_id": directory.name, "model": cfg.model.name, "launcher": cfg.launcher, "ranks": cfg.ranks}
     report.results |= {"optimizer": f"{cfg.optimizer.dense.name}+{cfg.optimizer.sparse.name}"}
+    report.results |= {"strategy": cfg.strategy.name}
     report.results |= {"table": str(tables["train"])}
     report.paths["run"] = str(directory)
     return _train(spark, cfg, job, directory, report)
@@ -161,6 +162,7 @@ def check(cfg: Config) -> None:
     Raises:
         UserError: naming the setting.
     """
+    from headrace.data.plan import check_shares
     from headrace.models import MODELS
     from headrace.optim.scaling import SCALINGS
     from headrace.strategies import OVERLAP, REDUCERS
@@ -174,6 +176,7 @@ def check(cfg: Config) -> None:
     ):
         if value not in known:
             raise UserError(f"--{setting} {value!r} is not one of {', '.join(known)}")
+    check_shares(cfg.train.batch_size or cfg.data.lanes, cfg.data.lanes)
     if cfg.ranks < 1 or cfg.ranks > cfg.data.lanes:
         raise UserError(f"--ranks {cfg.ranks} with {cfg.data.lanes} lanes", "1 rank or more, at most --data.lanes")
     if cfg.train.base_batch < 0 or (cfg.train.scaling == "none") != (cfg.train.base_batch == 0):

@@ -120,7 +120,7 @@ def tell_of_compression(
         report.results |= {"compression_layers": decisions.layers, "compression_switches": decisions.changes}
         report.results["compression_off_share"] = figures[0]["turns_as_is"] / max(1.0, figures[0]["turns"])
         if decisions.switched:
-            report.warn(f"{what} is off at the end: {decisions.switched}")
+            report.warn(f"{what} is off at the end: {decisions.switched} (--compression.switch false keeps it on)")
     for name in ("encode_seconds", "exchange_seconds", "decode_seconds"):
         report.results[name] = max(each.get(name, 0.0) for each in figures)
     report.results["codec_kernels"] = kernels_said()
@@ -157,8 +157,9 @@ def _why_not_engaged(cfg: Config) -> str:
 
     if cfg.ranks == 1:
         return "one rank sends nothing"
+    least = f"--compression.min_numel {cfg.compression.min_numel}"
     if cfg.compression.name == POWERSGD:
-        return "no dense gradient is a matrix of --compression.min_numel numbers with 2 rank (n + m) <= n m"
+        return f"no dense gradient is a matrix of {least} numbers with 2 rank (n + m) <= n m"
     if cfg.compression.hierarchical:
-        return "all ranks are on one host, or no dense gradient has --compression.min_numel numbers"
-    return "no dense gradient has --compression.min_numel numbers"
+        return f"all ranks are on one host, or no dense gradient has {least} numbers"
+    return f"no dense gradient has {least} numbers"

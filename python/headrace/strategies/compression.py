@@ -113,7 +113,8 @@ CompressionConfig.__doc__ = f"""How gradients are compressed on their way betwee
             keep it themselves or send no sizes, and for those that are right in the mean with errors larger than the
             gradient.
         decay: of what was not sent, in ef: 1 keeps all of it.
-        exchange: {", ".join(EXCHANGES)}; auto: by the fewest bytes. Of signs also {VOTE}: the majority of the ranks.
+        exchange: {", ".join(EXCHANGES)}; auto: allreduce where payloads can be added up, else allgather for two ranks
+            and reduce_scatter for more. Of signs also {VOTE}: the majority of the ranks.
         min_numel: tensors of fewer numbers go as they are.
         hierarchical: dense gradients are summed as they are within a host, and compressed between hosts, which must
             have equal numbers of ranks.
@@ -137,10 +138,10 @@ def check(cfg: CompressionConfig) -> None:
     others = {POWERSGD: _check_powersgd, AUTO: _check_auto}
     others.get(cfg.name, _check_codec)(cfg)
     if cfg.exchange == "allreduce" and SUMMABLE not in traits:
-        sums = ", ".join(name for name, each in COMPRESSORS.items() if SUMMABLE in each.traits)
+        sums = ", ".join(name for name, each in COMPRESSORS.items() if SUMMABLE in each.traits and name != "none")
         raise UserError(
             f"--compression.exchange allreduce: what {cfg.name} sends cannot be added up",
-            f"--compression.exchange auto, or one of {sums}",
+            f"--compression.exchange auto, or --compression.name with one of {sums}",
         )
     if OWN_FEEDBACK in traits and cfg.variant != "none":
         raise UserError(f"{cfg.name} keeps what it does not send by itself", "--compression.feedback none")
@@ -165,11 +166,13 @@ def check(cfg: CompressionConfig) -> None:
 def _check_codec(cfg: CompressionConfig) -> None:
     codec = create(cfg.name, **cfg.options)
     if cfg.name == "none":
-        for setting, usual in (("exchange", ("auto",)), ("feedback", ("auto", "none"))):
-            if getattr(cfg, setting) not in usual:
+        default = CompressionConfig()
+        of_tiers = () if cfg.compresses or cfg.hierarchical else ("min_numel",)
+        for setting in ("exchange", "feedback", *of_tiers):
+            value = getattr(cfg, setting)
+            if value != getattr(default, setting) and (setting, value) != ("feedback", "none"):
                 raise UserError(
-                    f"--compression.{setting} {getattr(cfg, setting)} is of compressed gradients, and dense ones go as "
-                    "they are",
+                    f"--compression.{setting} {value} is of compressed gradients, and dense ones go as they are",
                     "--compression.name, or leave it out",
                 )
     if cfg.exchange == "allreduce" and cfg.variant == "ef21" and codec.number is not None:

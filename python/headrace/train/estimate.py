@@ -52,6 +52,7 @@ class Estimate:
     minutes: float
     not_in_it: tuple[str, ...] = ()
     shard_bytes: int = 0
+    strategy: str = "allreduce"
 
     def lines(self) -> list[str]:
         """For people."""
@@ -64,7 +65,8 @@ class Estimate:
             + (f", {self.shard_bytes / 1e6:,.1f} MB a rank" if self.shard_bytes else ""),
             f"memory          {self.memory_bytes / 1e6:,.0f} MB a rank (model, gradients, optimizer, data, exact AUC)",
             f"on the wire     {self.wire_bytes_per_step / 1e6:,.2f} MB a step sent by a rank, "
-            f"{self.wire_table_bytes_per_step / 1e6:,.2f} of them of embedding tables",
+            f"{self.wire_table_bytes_per_step / 1e6:,.2f} of them of embedding tables"
+            + (f", were it all-reduce and not {self.strategy}" if self.strategy != "allreduce" else ""),
             f"measured        {1e3 * self.seconds_per_step:,.1f} ms a step on this machine, without the wire",
             f"estimated       {self.minutes:,.1f} minutes",
             *(f"not in it       {text}" for text in self.not_in_it),
@@ -117,6 +119,7 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         minutes=total / 60.0,
         not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
         shard_bytes=sum(p.nbytes for p in model.sparse_parameters()) if job.parallel.sharded else 0,
+        strategy=job.strategy.name,
     )
 
 
@@ -155,8 +158,10 @@ def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str
 def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
     """What strategy and hosts change of the bytes, and what each rule does beside what was measured; a pass over all
     rows takes so many minutes, the first step so many seconds."""
-    if not job.strategy.spec.synchronous:
-        yield f"what {job.strategy.name} sends: bytes are those of all-reduce in every step with this compression"
+    if job.strategy.name != "allreduce":
+        yield f"what {job.strategy.name} sends and keeps: bytes are those of all-reduce in every step"
+    if job.compression.compresses and job.compression.variant != "none":
+        yield "memory of feedback: 4 bytes for every number that is compressed"
     if job.compression.hierarchical:
         yield "what ranks of one host send each other: bytes are those of one rank a host"
     for part in optimizer.parts:
