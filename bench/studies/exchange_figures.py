@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.studies.exchange_cells import EF, EF21, FIRST, LONGER, NONE, RATES, STEPS
+from bench.studies.exchange_cells import EF, EF21, FIRST, LARGE, LONGER, NONE, OWN, RATES, STEPS
 from bench.studies.exchange_found import WITHIN, Result
 from bench.studies.figures import figure_of, save
 
@@ -26,7 +26,7 @@ def against_bytes(found: Sequence[Result], path: Path) -> bool:
     axes = figure.subplots(2, len(columns), squeeze=False)
     for (above, below), some in zip(axes.T, columns, strict=True):
         _scatter(above, some)
-        _curves(below, [r for r in some if r.cell.part in (FIRST, STEPS, LONGER)])
+        _curves(below, [r for r in some if r.cell.part in (FIRST, STEPS, LONGER, LARGE)])
     save(figure, path)
     return True
 
@@ -90,7 +90,7 @@ def _named(axis: Any, places: Sequence[tuple[float, float, str, Any]]) -> None:
 
 def _curves(axis: Any, shown: Sequence[Result]) -> None:
     """Validation loss against all bytes that rank 0 had sent: of each cell with feedback, or of a strategy."""
-    chosen = [r for r in shown if r.cell.feedback in ("", EF, "own") or r.cell.part == STEPS]
+    chosen = [r for r in shown if r.cell.feedback in ("", EF, OWN) or r.cell.part == STEPS]
     for number, result in enumerate(chosen):
         runs = [line["curve"] for line in result.lines if line["curve"]]
         points = [some for some in zip(*runs, strict=False) if all(p["validation_loss"] is not None for p in some)]

@@ -41,7 +41,7 @@ from bench.studies.found import TUNING_SEED, final, final_loss, spread
 from bench.studies.lines import Line
 from bench.studies.task import TIME
 from headrace.compress import COMPRESSORS
-from headrace.compress.spec import CONTRACTION, UNBIASED
+from headrace.compress.spec import CONTRACTION, NO_SIZES, UNBIASED
 from headrace.strategies import STRATEGIES
 
 LINKS = (100, 1000)  # Mbit/s
@@ -206,9 +206,9 @@ def reason(result: Result) -> str:
 
 def _measured(result: Result) -> list[str]:
     """How late its codec sent, in the mean over the runs that looked (see bench/studies/lag.py); of a codec that is
-    given what it keeps itself nothing can be said."""
+    given what it keeps itself, or sends no sizes, nothing can be said."""
     found = [line["lag"] for line in result.lines if line.get("lag")]
-    if not found or result.cell.feedback == OWN:
+    if not found or result.cell.feedback == OWN or NO_SIZES in COMPRESSORS[result.cell.compression["name"]].traits:
         return []
     at_once, held = (fmean(each[name] for each in found) for name in ("at_once", "held"))
     steps = fmean(line["steps"] for line in result.lines)

@@ -351,6 +351,7 @@ def test_the_report_is_of_the_lines(tmp_path: Path) -> None:
         ),
         ("TernGrad", NONE, (-1.25, 0.0), "a turn is off by 2.25 times the energy that it is given, of 100 steps"),
         ("DGC 1 %", OWN, (-17.0, 0.0), ""),
+        ("sign by vote, own rate", NONE, (-40.0, 0.0), ""),
     ],
 )
 def test_how_late_a_codec_sends_is_told(label: str, feedback: str, lag: tuple[float, float], said: str) -> None:
