@@ -81,7 +81,7 @@ def _spec(scaled: bool, rule: str, use: str, delta: Bound | None = None) -> Code
 SCALED = _spec(
     True,
     "mean|x| sign(x)",
-    "The fewest bits that all numbers can have; with error feedback (short runs: try both), or as a vote of many ranks.",
+    "The fewest bits that all numbers can have; with error feedback (short runs: try both), or as a vote of ranks.",
     lambda n, options: 1 / n,
 )
 UNSCALED = _spec(
