@@ -174,7 +174,6 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--compression.exchange", "vote", *AUTO], "votes are of signs", "exchange auto"),
     (["--compression.exchange", "allreduce", *AUTO], "cannot be added up", "exchange auto"),
     (["--compression.feedback", "ef21", *AUTO], "follows what is sent", "switch false"),
-    (["--compression.min_numel", "10"], "min_numel 10 is of compressed gradients", "--compression.name"),
     (["--train.batch_size", "200"], "200 rows cannot be shared equally by 16 lanes", "192, or data.lanes to 8"),
     (["--compression.budget", "0", *AUTO], "budget 0", "over 0"),
     (["--compression.budget", "0.0001", *AUTO], "0.00088 at least", "0.002"),

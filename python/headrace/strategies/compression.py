@@ -167,8 +167,7 @@ def _check_codec(cfg: CompressionConfig) -> None:
     codec = create(cfg.name, **cfg.options)
     if cfg.name == "none":
         default = CompressionConfig()
-        of_tiers = () if cfg.compresses or cfg.hierarchical else ("min_numel",)
-        for setting in ("exchange", "feedback", *of_tiers):
+        for setting in ("exchange", "feedback"):
             value = getattr(cfg, setting)
             if value != getattr(default, setting) and (setting, value) != ("feedback", "none"):
                 raise UserError(
