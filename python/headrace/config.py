@@ -55,6 +55,7 @@ def parse(sections: Mapping[str, type], argv: Sequence[str], prog: str) -> dict[
     sources = named | _check_files(args, keys, free)
     args = free.take(args, os.environ, ENV_PREFIX)
     parser = _parser(prog, tuple(sections.items()))
+    vars(parser).pop("print_config", None)  # all that is left of a call that failed
     try:
         with _unset(_ENV_CONFIG):  # its file is among the arguments
             namespace = parser.instantiate(parser.parse_args(args))
@@ -79,7 +80,7 @@ def typed(config: Any, name: str) -> bool:
     return any(f"{each}.".startswith(f"{name}.") for each in vars(config).get(_TYPED, ()))
 
 
-@functools.cache  # to read the signatures takes longer than to parse; a parser keeps nothing of what it parsed
+@functools.cache  # to read the signatures takes longer than to parse
 def _parser(prog: str, sections: tuple[tuple[str, type], ...]) -> Any:
     from jsonargparse import ArgumentParser
 
@@ -267,17 +268,25 @@ def _nodes(node: Any, prefix: str, path: str, keys: Mapping[str, Any]) -> Iterat
 
 def _in_the_users_words(error: Exception, sources: Mapping[str, str], keys: Mapping[str, Any]) -> UserError:
     text = " ".join(str(error).split())
-    if match := re.search(r'Parser key "([\w.]+)": Unable to load config [\'"](.*?)[\'"]', text):
-        key, value = match.groups()
+    inner = re.findall(r'Parser key "([\w.]+)"', text)
+    match = re.search(r'Parser key "([\w.]+)": Unable to load config ([\'"])(.*?)\2', text)
+    if match and match[1] == inner[-1]:
+        key, value = match[1], match[3]
+        where = _where(key, sources)
         below = [name for name in keys if name.startswith(f"{key}.")]
         like = f"did you mean --{key}.name {value}?" if f"{key}.name" in below else f"--help lists --{key}.*"
-        return UserError(f"--{key} {value}: {key} is a group of settings", like)
+        return UserError(f"{key}: {value} ({where}), but {key} is a group of settings", like)
     if match := re.match(r"the following arguments are required: (.*)", text):
         names = [name.strip(" -") for name in match[1].split(",")]
         return UserError("missing: " + ", ".join(f"--{n}" for n in names), "give it on the command line or in --config")
     if match := re.search(r'(?:Parser key|key) "?([\w.]+)"?:? *(.*)', text):
         key, detail = match.groups()
         detail = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", detail)
-        where = sources.get(key) or f"environment variable {ENV_PREFIX}_{key.upper().replace('.', '__')}"
+        where = _where(key, sources)
         return UserError(f"{key}: {detail} ({where})", "--help shows what it takes")
     return UserError(text, "--help lists the options")
+
+
+def _where(key: str, sources: Mapping[str, str]) -> str:
+    """Where a setting was given."""
+    return sources.get(key) or f"environment variable {ENV_PREFIX}_{key.upper().replace('.', '__')}"

@@ -152,12 +152,33 @@ def test_secrets_resolve_late_and_missing_ones_name_the_variable(tmp_path, monke
     [
         (["--compression", "topk"], "did you mean --compression.name topk?"),
         (["--train=3"], "--help lists --train.*"),
+        (["--compression", "it's"], "did you mean --compression.name it's?"),
     ],
 )
 def test_a_group_of_settings_is_no_setting(argv: list[str], remedy: str) -> None:
-    with pytest.raises(UserError, match="is a group of settings") as error:
-        parse({"": train_ctr.Config}, ["--lake", "x", *argv], "headrace train-ctr")
+    with pytest.raises(UserError, match=r"\(command line\), but \w+ is a group of settings") as error:
+        of_train(*argv)
     assert error.value.remedy == remedy
+
+
+def of_train(*argv: str) -> train_ctr.Config:
+    made: train_ctr.Config = parse({"": train_ctr.Config}, ["--lake", "x", *argv], "headrace train-ctr")[""]
+    return made
+
+
+def test_a_group_in_a_file_is_named_with_its_line_and_its_members_with_theirs(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("ranks: 2\ncompression: topk\n")
+    with pytest.raises(UserError, match=r"topk \(.*a\.yaml:2\), but compression is a group"):
+        of_train("--config", str(tmp_path / "a.yaml"))
+    with pytest.raises(UserError, match=r"train\.epochs\": Expected a int.*\(command line\)"):
+        of_train("--train", '{"epochs": "x"}')
+    assert of_train("--train", '{"epochs": 2}').train.epochs == 2
+
+
+def test_a_call_that_failed_leaves_nothing_to_the_next() -> None:
+    with pytest.raises(UserError, match="epochs"):
+        of_train("--print_config", "--train.epochs", "abc")
+    assert of_train().train.epochs == train_ctr.Config(lake="x").train.epochs
 
 
 @pytest.mark.parametrize(

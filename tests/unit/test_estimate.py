@@ -18,6 +18,7 @@ from headrace.pipelines.train_config import (
     ModelConfig,
     OptimizerConfig,
     PrecisionConfig,
+    StrategyConfig,
 )
 from headrace.train.estimate import Estimate, estimate
 
@@ -46,6 +47,23 @@ def test_gradients_are_float32_whatever_parameters_are(lake: Path, tmp_path: Pat
     dense = a.parameters - a.embedding_bytes // 4
     assert b.memory_bytes == a.memory_bytes + 2 * dense  # parameters 2 bytes less, masters 4 more, gradients as before
     assert a.not_in_it == b.not_in_it == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wire", "kept"),
+    [
+        ({"strategy": StrategyConfig(name="hogwild")}, "were it all-reduce and not hogwild", "what hogwild sends"),
+        ({"compression": CompressionConfig(name="topk")}, "of them of embedding tables", "memory that topk keeps"),
+        ({"compression": CompressionConfig(name="dgc")}, "of them of embedding tables", "memory that dgc keeps"),
+    ],
+)
+def test_what_is_not_counted_is_said(lake: Path, tmp_path: Path, changes: dict[str, Any], wire: str, kept: str) -> None:
+    cfg = small_config(lake, train=LoopSettings(batch_size=64), **changes)
+    lines = estimate(small_job(cfg, tmp_path / "two"), ranks=2, threads=1, launcher="local").lines()
+    assert any(line.startswith("on the wire") and line.endswith(wire) for line in lines)
+    assert any(line.startswith(f"not in it       {kept}") for line in lines)
+    alone = estimate(small_job(cfg, tmp_path / "one"), ranks=1, threads=1, launcher="local")
+    assert "memory" not in " ".join(alone.not_in_it)
 
 
 def test_bytes_are_those_of_the_settings(lake: Path, tmp_path: Path) -> None:

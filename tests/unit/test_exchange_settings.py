@@ -174,6 +174,7 @@ def test_overlap_is_around_what_goes_by_buckets_only() -> None:
     (["--compression.exchange", "vote", *AUTO], "votes are of signs", "exchange auto"),
     (["--compression.exchange", "allreduce", *AUTO], "cannot be added up", "exchange auto"),
     (["--compression.feedback", "ef21", *AUTO], "follows what is sent", "switch false"),
+    (["--train.batch_size", "-5"], "-5 rows cannot be shared", "set the batch size to 16"),
     (["--train.batch_size", "200"], "200 rows cannot be shared equally by 16 lanes", "192, or data.lanes to 8"),
     (["--compression.budget", "0", *AUTO], "budget 0", "over 0"),
     (["--compression.budget", "0.0001", *AUTO], "0.00088 at least", "0.002"),
@@ -217,7 +218,7 @@ def test_a_saved_run_keeps_them_and_refuses_others(tmp_path: Path) -> None:
         assert from_dict(train_ctr.Config, saved) == cfg
         (tmp_path / "config.yaml").write_text(to_yaml(dataclasses.replace(cfg, lake="x")))
         assert resumed(load("--resume", "r"), tmp_path).aggregation == cfg.aggregation
-        with pytest.raises(UserError, match="--aggregation differs"):
+        with pytest.raises(UserError, match=r"--aggregation\.name differs"):
             resumed(load("--resume", "r", "--aggregation.name", "norm_clip"), tmp_path)
 
 

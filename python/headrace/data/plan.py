@@ -54,8 +54,8 @@ def check_shares(batch_size: int, lanes: int) -> None:
     if batch_size < 1 or batch_size % lanes:
         raise UserError(
             f"a batch of {batch_size} rows cannot be shared equally by {lanes} lanes",
-            f"set the batch size to {max(1, round(batch_size / lanes)) * lanes}, "
-            f"or data.lanes to {max(1, batch_size & -batch_size)}",
+            f"set the batch size to {max(1, round(batch_size / lanes)) * lanes}"
+            + (f", or data.lanes to {batch_size & -batch_size}" if batch_size > 0 else ""),
         )
 
 

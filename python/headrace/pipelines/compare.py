@@ -27,6 +27,7 @@ _COLUMNS = (
     _Column("optimizer", "optimizer", "{}"),
     _Column("strategy", "strategy", "{}"),
     _Column("compression", "compression", "{}"),
+    _Column("of tables", "compression_sparse", "{}"),
     _Column("launcher", "launcher", "{}"),
     _Column("ranks", "ranks", "{}"),
     _Column("test AUC", "test_auc", "{:.4f}"),

@@ -4,9 +4,10 @@ report.json."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,13 @@ __all__ = [
 RESUMABLE = (
     "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
 )  # fmt: skip
-_RESUMABLE_TRAIN = (
-    "epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "on_nonfinite", "overlap",
+_RESUMABLE_TRAIN = tuple(
+    f"train.{name}"
+    for name in (
+        "epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "on_nonfinite", "overlap",
+    )
 )  # fmt: skip
+_CHOSEN = ("train.batch_size", "threads", "table_version")  # by the run, where they are at their defaults
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -285,37 +290,30 @@ def resumed(cfg: Any, run: Path) -> Any:
     """
     saved = from_dict(type(cfg), yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")))
     default = type(cfg)(lake=cfg.lake)
-    for name in (f.name for f in dataclasses.fields(cfg)):
-        given, usual, before = (getattr(each, name) for each in (cfg, default, saved))
-        if name in ("lake", "resume", "horovod"):
-            setattr(saved, name, given)
-        elif name == "train":
-            _take(saved.train, cfg, usual)
-        elif given == before or (given == usual and not typed(cfg, name)):
+    for name in ("lake", "resume", "horovod"):
+        setattr(saved, name, getattr(cfg, name))
+    for path, before, given, usual in _members(saved, cfg, default):
+        left_out = given == usual and (path in _CHOSEN or not typed(cfg, path))
+        if given == before or left_out or (isinstance(given, dict) and given.items() <= before.items()):
             continue
-        elif name in RESUMABLE:
-            setattr(saved, name, given)
-        else:
+        if path not in _RESUMABLE_TRAIN and path.split(".")[0] not in RESUMABLE:
+            if isinstance(given, dict):  # free options, which are named beside their group's settings
+                option = next(name for name, value in given.items() if before.get(name) != value)
+                path, before = f"{path.rpartition('.')[0]}.{option}", before.get(option, "its default")
             raise UserError(
-                f"--{name} differs from that of the run being resumed, {run.name}: {_difference(before, given)}",
+                f"--{path} differs from that of the run being resumed, {run.name}: {before}",
                 "leave it out, or start a new run without --resume",
             )
+        *groups, name = path.split(".")
+        setattr(functools.reduce(getattr, groups, saved), name, given)
     return saved
 
 
-def _take(saved: LoopSettings, cfg: Any, usual: LoopSettings) -> None:
-    for name in (f.name for f in dataclasses.fields(usual)):
-        value = getattr(cfg.train, name)
-        if value == getattr(saved, name) or (value == getattr(usual, name) and not typed(cfg, f"train.{name}")):
-            continue
-        if name not in _RESUMABLE_TRAIN:
-            raise UserError(f"--train.{name} cannot change when a run is resumed", "leave it out, or start a new run")
-        setattr(saved, name, value)
-
-
-def _difference(before: Any, given: Any) -> str:
-    """What a setting was, of a group the members that differ."""
-    if not dataclasses.is_dataclass(before):
-        return str(before)
-    names = [f.name for f in dataclasses.fields(before) if getattr(before, f.name) != getattr(given, f.name)]
-    return ", ".join(f"{name} {getattr(before, name)}" for name in names)
+def _members(saved: Any, given: Any, usual: Any, path: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
+    """Every setting by its path, as it was, is, and is by default; of free options those that have a dictionary."""
+    for name in (f.name for f in dataclasses.fields(saved)):
+        each = [getattr(of, name) for of in (saved, given, usual)]
+        if dataclasses.is_dataclass(each[0]):
+            yield from _members(each[0], each[1], each[2], f"{path}{name}.")
+        else:
+            yield f"{path}{name}", each[0], each[1], each[2]

@@ -113,8 +113,9 @@ CompressionConfig.__doc__ = f"""How gradients are compressed on their way betwee
             keep it themselves or send no sizes, and for those that are right in the mean with errors larger than the
             gradient.
         decay: of what was not sent, in ef: 1 keeps all of it.
-        exchange: {", ".join(EXCHANGES)}; auto: allreduce where payloads can be added up, else allgather for two ranks
-            and reduce_scatter for more. Of signs also {VOTE}: the majority of the ranks.
+        exchange: {", ".join(EXCHANGES)}; auto: allreduce where payloads can be added up (with ef21 no casts), else
+            allgather for two ranks (dgc: any number) and reduce_scatter for more. Of signs also {VOTE}: the majority of
+            the ranks.
         min_numel: tensors of fewer numbers go as they are.
         hierarchical: dense gradients are summed as they are within a host, and compressed between hosts, which must
             have equal numbers of ranks.

@@ -18,6 +18,7 @@ import torch
 
 from headrace import optim
 from headrace.comm.local import LocalGroup
+from headrace.compress.spec import OWN_FEEDBACK
 from headrace.data.batch import Batch
 from headrace.models.embedding import PADDING_ID
 from headrace.optim import OPTIMIZERS, WRAPPERS, Combined, NonFiniteStepError, Optimizer, StepContext
@@ -25,6 +26,7 @@ from headrace.optim.clipping import clip
 from headrace.optim.spec import NEEDS_CLOSURE, NEEDS_FULL_PASS, NEEDS_KEYS
 from headrace.parallel.parallel_config import ParallelConfig
 from headrace.strategies import REDUCERS, STRATEGIES
+from headrace.strategies.compression import POWERSGD
 from headrace.strategies.traffic import Traffic, traffic
 from headrace.train.job import TrainJob, choose_device
 from headrace.train.loop import NONFINITE_REMEDY, NonFiniteError
@@ -117,7 +119,7 @@ def _estimate(job: TrainJob, ranks: int, launcher: str) -> Estimate:
         wire_table_bytes_per_step=round(sent.tables),
         seconds_per_step=per_step,
         minutes=total / 60.0,
-        not_in_it=tuple(_not_in_it(job, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
+        not_in_it=tuple(_not_in_it(job, ranks, optimizer, one_pass / 60.0, seconds[0] if seconds else 0.0)),
         shard_bytes=sum(p.nbytes for p in model.sparse_parameters()) if job.parallel.sharded else 0,
         strategy=job.strategy.name,
     )
@@ -155,20 +157,21 @@ def _update(replica: Replica, context: StepContext, step: int, on_nonfinite: str
             ) from error
 
 
-def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
+def _not_in_it(job: TrainJob, ranks: int, optimizer: Combined, minutes: float, first: float) -> Iterator[str]:
     """What strategy and hosts change of the bytes, and what each rule does beside what was measured; a pass over all
     rows takes so many minutes, the first step so many seconds."""
     if job.strategy.name != "allreduce":
         yield f"what {job.strategy.name} sends and keeps: bytes are those of all-reduce in every step"
-    if job.compression.compresses and job.compression.variant != "none":
-        yield "memory of feedback: 4 bytes for every number that is compressed"
+    given = job.compression
+    if ranks > 1 and (given.variant != "none" or given.name == POWERSGD or OWN_FEEDBACK in given.traits):
+        yield f"memory that {given.name} keeps of what it did not send: 4 to 10 bytes a number"
     if job.compression.hierarchical:
         yield "what ranks of one host send each other: bytes are those of one rank a host"
     for part in optimizer.parts:
-        given = job.optimizers[part]
-        name = given["name"]
-        rule, around = OPTIMIZERS[name], [WRAPPERS[wrapper] for wrapper in given.get("wrappers", {})]
-        options = {**rule.defaults, **given}
+        own = job.optimizers[part]
+        name = own["name"]
+        rule, around = OPTIMIZERS[name], [WRAPPERS[wrapper] for wrapper in own.get("wrappers", {})]
+        options = {**rule.defaults, **own}
         if NEEDS_FULL_PASS in rule.traits:
             yield f"passes over all rows, about {minutes:,.1f} minutes each or more ({name}: {rule.cost})"
         if NEEDS_FULL_PASS in rule.traits and NEEDS_KEYS in rule.traits:
@@ -181,10 +184,10 @@ def _not_in_it(job: TrainJob, optimizer: Combined, minutes: float, first: float)
                 f"{1e3 * first:,.1f} ms"
             )
         if NEEDS_CLOSURE in rule.traits.union(*(spec.traits for spec in around)):
-            yield f"what {_with(name, given)} exchanges beside the gradient"
+            yield f"what {_with(name, own)} exchanges beside the gradient"
             if job.fit.accumulate > 1:
                 yield (
-                    f"memory of a rank's whole batch: {_with(name, given)} evaluates it in one piece, whatever "
+                    f"memory of a rank's whole batch: {_with(name, own)} evaluates it in one piece, whatever "
                     "--train.accumulate"
                 )
 
