@@ -272,18 +272,15 @@ def _in_the_users_words(error: Exception, sources: Mapping[str, str], keys: Mapp
     match = re.search(r'Parser key "([\w.]+)": Unable to load config ([\'"])(.*?)\2', text)
     if match and match[1] == inner[-1]:
         key, value = match[1], match[3]
-        where = _where(key, sources)
-        below = [name for name in keys if name.startswith(f"{key}.")]
-        like = f"did you mean --{key}.name {value}?" if f"{key}.name" in below else f"--help lists --{key}.*"
-        return UserError(f"{key}: {value} ({where}), but {key} is a group of settings", like)
+        like = f"did you mean --{key}.name {value}?" if f"{key}.name" in keys else f"--help lists --{key}.*"
+        return UserError(f"{key}: {value} ({_where(key, sources)}), but {key} is a group of settings", like)
     if match := re.match(r"the following arguments are required: (.*)", text):
         names = [name.strip(" -") for name in match[1].split(",")]
         return UserError("missing: " + ", ".join(f"--{n}" for n in names), "give it on the command line or in --config")
     if match := re.search(r'(?:Parser key|key) "?([\w.]+)"?:? *(.*)', text):
         key, detail = match.groups()
         detail = re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", detail)
-        where = _where(key, sources)
-        return UserError(f"{key}: {detail} ({where})", "--help shows what it takes")
+        return UserError(f"{key}: {detail} ({_where(key, sources)})", "--help shows what it takes")
     return UserError(text, "--help lists the options")
 
 

@@ -35,13 +35,9 @@ __all__ = [
     "ScheduleConfig", "StrategyConfig", "TrackingConfig",
 ]  # fmt: skip
 RESUMABLE = (
-    "lake", "ranks", "launcher", "resume", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s",
-)  # fmt: skip
-_RESUMABLE_TRAIN = tuple(
-    f"train.{name}"
-    for name in (
-        "epochs", "checkpoint_every", "checkpoint_minutes", "keep_checkpoints", "log_every", "on_nonfinite", "overlap",
-    )
+    "ranks", "launcher", "device", "plan", "fast", "tracking", "timeout_minutes", "stall_timeout_s", "train.epochs",
+    "train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.log_every",
+    "train.on_nonfinite", "train.overlap",
 )  # fmt: skip
 _CHOSEN = ("train.batch_size", "threads", "table_version")  # by the run, where they are at their defaults
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -296,7 +292,7 @@ def resumed(cfg: Any, run: Path) -> Any:
         left_out = given == usual and (path in _CHOSEN or not typed(cfg, path))
         if given == before or left_out or (isinstance(given, dict) and given.items() <= before.items()):
             continue
-        if path not in _RESUMABLE_TRAIN and path.split(".")[0] not in RESUMABLE:
+        if not any(f"{path}.".startswith(f"{each}.") for each in RESUMABLE):
             if isinstance(given, dict):  # free options, which are named beside their group's settings
                 option = next(name for name, value in given.items() if before.get(name) != value)
                 path, before = f"{path.rpartition('.')[0]}.{option}", before.get(option, "its default")

@@ -167,12 +167,11 @@ def check(cfg: CompressionConfig) -> None:
 def _check_codec(cfg: CompressionConfig) -> None:
     codec = create(cfg.name, **cfg.options)
     if cfg.name == "none":
-        default = CompressionConfig()
-        for setting in ("exchange", "feedback"):
-            value = getattr(cfg, setting)
-            if value != getattr(default, setting) and (setting, value) != ("feedback", "none"):
+        for setting, usual in (("exchange", ("auto",)), ("feedback", ("auto", "none"))):
+            if getattr(cfg, setting) not in usual:
                 raise UserError(
-                    f"--compression.{setting} {value} is of compressed gradients, and dense ones go as they are",
+                    f"--compression.{setting} {getattr(cfg, setting)} is of compressed gradients, and dense ones go as "
+                    "they are",
                     "--compression.name, or leave it out",
                 )
     if cfg.exchange == "allreduce" and cfg.variant == "ef21" and codec.number is not None:

@@ -162,16 +162,16 @@ def _not_in_it(job: TrainJob, ranks: int, optimizer: Combined, minutes: float, f
     rows takes so many minutes, the first step so many seconds."""
     if job.strategy.name != "allreduce":
         yield f"what {job.strategy.name} sends and keeps: bytes are those of all-reduce in every step"
-    given = job.compression
-    if ranks > 1 and (given.variant != "none" or given.name == POWERSGD or OWN_FEEDBACK in given.traits):
-        yield f"memory that {given.name} keeps of what it did not send: 4 to 10 bytes a number"
-    if job.compression.hierarchical:
+    codec = job.compression
+    if ranks > 1 and (codec.variant != "none" or codec.name == POWERSGD or OWN_FEEDBACK in codec.traits):
+        yield f"memory that {codec.name} keeps of what it did not send: 4 to 10 bytes a number"
+    if codec.hierarchical:
         yield "what ranks of one host send each other: bytes are those of one rank a host"
     for part in optimizer.parts:
-        own = job.optimizers[part]
-        name = own["name"]
-        rule, around = OPTIMIZERS[name], [WRAPPERS[wrapper] for wrapper in own.get("wrappers", {})]
-        options = {**rule.defaults, **own}
+        given = job.optimizers[part]
+        name = given["name"]
+        rule, around = OPTIMIZERS[name], [WRAPPERS[wrapper] for wrapper in given.get("wrappers", {})]
+        options = {**rule.defaults, **given}
         if NEEDS_FULL_PASS in rule.traits:
             yield f"passes over all rows, about {minutes:,.1f} minutes each or more ({name}: {rule.cost})"
         if NEEDS_FULL_PASS in rule.traits and NEEDS_KEYS in rule.traits:
@@ -184,10 +184,10 @@ def _not_in_it(job: TrainJob, ranks: int, optimizer: Combined, minutes: float, f
                 f"{1e3 * first:,.1f} ms"
             )
         if NEEDS_CLOSURE in rule.traits.union(*(spec.traits for spec in around)):
-            yield f"what {_with(name, own)} exchanges beside the gradient"
+            yield f"what {_with(name, given)} exchanges beside the gradient"
             if job.fit.accumulate > 1:
                 yield (
-                    f"memory of a rank's whole batch: {_with(name, own)} evaluates it in one piece, whatever "
+                    f"memory of a rank's whole batch: {_with(name, given)} evaluates it in one piece, whatever "
                     "--train.accumulate"
                 )
 
